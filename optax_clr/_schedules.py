@@ -1,0 +1,750 @@
+"""Schedules: pure functions from the optimizer step to the value of a hyperparameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from optax_clr._arguments import (
+    INT32_MAX,
+    as_step,
+    float_dtype,
+    function,
+    is_traced,
+    known_float,
+    real_scalar,
+    whole_number,
+)
+from optax_clr._cycles import Cycles, end_of_all, pick, table
+from optax_clr._cycles import length as cycle_length
+
+Wave = Callable[[jax.Array], ArrayLike]
+Envelope = Callable[[jax.Array, jax.Array], ArrayLike]
+
+
+# ------------------------------------------------------------------------------------------ waves
+
+
+def linear(height: jax.Array) -> jax.Array:
+    r"""Return the height itself: the triangle of Smith.
+
+    .. math:: w(h) = h
+
+    Args:
+      height: float of any shape in [0, 1]; 0 at the base, 1 at the peak, linear in steps.
+
+    Returns:
+      The shaped height in [0, 1], same shape and dtype.
+
+    Example:
+      >>> print(linear(jnp.array([0.0, 0.5, 1.0])))
+      [0.  0.5 1. ]
+
+    References:
+      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+    """
+    return height
+
+
+def cosine(height: jax.Array) -> jax.Array:
+    r"""Return the height along half a cosine; up and down together are the Hann window.
+
+    .. math:: w(h) = \tfrac12 (1 - \cos \pi h) = \sin^2 (\pi h / 2)
+
+    Args:
+      height: float of any shape in [0, 1]; 0 at the base, 1 at the peak, linear in steps.
+
+    Returns:
+      The shaped height in [0, 1], same shape and dtype.
+
+    Example:
+      >>> [f"{cosine(jnp.float32(height)):.3f}" for height in (0.0, 0.25, 0.5, 1.0)]
+      ['0.000', '0.146', '0.500', '1.000']
+
+    References:
+      Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, 2017, equation 5.
+    """
+    # 1 - cos would lose its digits near the base, where the rate is small.
+    return jnp.square(jnp.sin(height * (math.pi / 2)))
+
+
+def welch(height: jax.Array) -> jax.Array:
+    r"""Return the height along a parabola, steep at the base and flat at the peak.
+
+    .. math:: w(h) = 1 - (1 - h)^2 = h (2 - h)
+
+    Args:
+      height: float of any shape in [0, 1]; 0 at the base, 1 at the peak, linear in steps.
+
+    Returns:
+      The shaped height in [0, 1], same shape and dtype.
+
+    Example:
+      >>> print(welch(jnp.array([0.0, 0.5, 1.0])))
+      [0.   0.75 1.  ]
+
+    References:
+      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+    """
+    return height * (2 - height)
+
+
+# 1 - wave(height), written in the depth 1 - height so that it keeps its digits near the peak: a
+# momentum, or a rate that starts high, has its small values there.
+_COMPLEMENTS: dict[Wave, Wave] = {linear: linear, cosine: cosine, welch: jnp.square}
+
+
+# -------------------------------------------------------------------------------------- envelopes
+
+
+def halving(cycle: jax.Array, step: jax.Array) -> jax.Array:
+    r"""Return the amplitude that halves after every cycle, the envelope of ``triangular2``.
+
+    .. math:: e(i, t) = 2^{-i}
+
+    Args:
+      cycle: int32 of any shape, the cycle counted from 0.
+      step: int32 of the same shape, not used.
+
+    Returns:
+      float32 of the same shape in (0, 1]; 0 once it is below the smallest normal float.
+
+    Example:
+      >>> print(halving(jnp.arange(4), jnp.arange(4)))
+      [1.    0.5   0.25  0.125]
+
+    References:
+      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+    """
+    del step
+    # The bits of the float with that exponent: exact, where XLA's exp2 is not.
+    exponent_bits = jnp.maximum(127 - as_step(cycle, "cycle"), 0) << 23
+    return lax.bitcast_convert_type(exponent_bits, jnp.float32)
+
+
+class exponential:  # noqa: N801 (used as a function)
+    r"""Return the envelope that decays with every step, as in ``exp_range``.
+
+    .. math:: e(i, t) = \gamma^t
+
+    The logarithm of a ``gamma`` known when the object is built is taken in float64 and the power
+    is right to a few float32 roundings at every step; that of a traced ``gamma`` is a float32,
+    and the power is then right to about ``1e-7 * abs(t * log(gamma))``.
+
+    Args:
+      gamma: positive scalar, may be traced; a little below 1.
+
+    Raises:
+      TypeError: if ``gamma`` is not a real number.
+      ValueError: if it is not positive, finite and a scalar.
+
+    Example:
+      >>> envelope = exponential(0.9)
+      >>> [f"{envelope(0, t):.3f}" for t in range(4)]
+      ['1.000', '0.900', '0.810', '0.729']
+
+    References:
+      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+    """
+
+    def __init__(self, gamma: ArrayLike) -> None:
+        self.gamma = real_scalar("gamma", gamma, positive=True)
+
+    def __repr__(self) -> str:
+        return f"exponential({self.gamma})"
+
+    def __call__(self, cycle: ArrayLike, step: ArrayLike) -> jax.Array:
+        """Return ``gamma ** step``: a float of the shape of ``step``; ``cycle`` is not used."""
+        del cycle
+        return self.power_and_complement(step, float_dtype(self.gamma))[0]
+
+    def power_and_complement(
+        self, step: ArrayLike, dtype: DTypeLike
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return ``gamma ** step`` and ``1 - gamma ** step``, without cancellation at small steps.
+
+        The exponent is kept as a float and what its rounding leaves over: halves of the step times
+        the head of the logarithm, 16 by 8 bits, are exact in float32.
+        """
+        step = as_step(step)
+        head, tail = self._logarithm(dtype)
+        lower_half = step & 0xFFFF
+        upper = (step - lower_half).astype(dtype) * head
+        lower = lower_half.astype(dtype) * head
+        exponent = upper + lower
+        rounding = lower - (exponent - upper)  # exact: upper is the larger one, or 0
+        # The rest is under 1% of the exponent; the bound only matters where the power is 0 anyway.
+        rest = jnp.expm1(jnp.clip(rounding + step.astype(dtype) * tail, -8, 8))
+        power = jnp.exp(exponent)
+        return power * (1 + rest), -jnp.expm1(exponent) - power * rest
+
+    def _logarithm(self, dtype: DTypeLike) -> tuple[ArrayLike, ArrayLike]:
+        """Return the logarithm of gamma as a head of 8 significant bits and the tail."""
+        gamma = known_float(self.gamma)
+        if gamma is None:
+            logarithm = jnp.log1p(jnp.asarray(self.gamma, dtype) - 1)
+            exponent_bits = 8 if dtype == jnp.float32 else 11
+            traced_head = lax.reduce_precision(logarithm, exponent_bits, 7)
+            return traced_head, logarithm - traced_head
+        exact = math.log(gamma)
+        mantissa, exponent = math.frexp(exact)
+        head = math.ldexp(round(mantissa * 2**8), exponent - 8)
+        return jnp.asarray(head, dtype), jnp.asarray(exact - head, dtype)
+
+
+# ------------------------------------------------------------------------------- times and values
+
+
+class _Moment(NamedTuple):
+    """A moment that may fall between two steps: ``whole + rest``, where ``abs(rest) <= 1/2``.
+
+    Kept apart so that the distance from a step to it is right to a float32 rounding. Either
+    Python numbers or arrays of equal shape.
+    """
+
+    whole: Any
+    rest: Any
+
+
+def _moment(numerator: int, denominator: int = 1) -> _Moment:
+    """Return the moment ``numerator / denominator``, the whole part held to int32."""
+    whole = min((2 * numerator + denominator) // (2 * denominator), INT32_MAX)
+    return _Moment(whole, (numerator - whole * denominator) / denominator)
+
+
+def _time_between(earlier: _Moment, later: _Moment, dtype: DTypeLike) -> jax.Array:
+    whole, rest = later.whole - earlier.whole, later.rest - earlier.rest
+    return jnp.asarray(whole, dtype) + jnp.asarray(rest, dtype)
+
+
+def _climb(
+    position: jax.Array, peak: _Moment, end: _Moment, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the height at ``position`` in a cycle, the depth ``1 - height``, and if it rises."""
+    now = _Moment(position, 0.0)
+    until_peak = _time_between(now, peak, dtype)
+    rising = until_peak > 0
+    rise, fall = _time_between(_Moment(0, 0.0), peak, dtype), _time_between(peak, end, dtype)
+    above_base = jnp.where(rising, position.astype(dtype), _time_between(now, end, dtype))
+    slope = jnp.where(rising, rise, fall)
+    return above_base / slope, jnp.abs(until_peak) / slope, rising
+
+
+def _shaped(wave: Wave, height: jax.Array, depth: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return ``wave(height)`` and ``1 - wave(height)``."""
+    shaped = jnp.broadcast_to(jnp.asarray(wave(height), height.dtype), height.shape)
+    complement = _COMPLEMENTS.get(wave)
+    return shaped, 1 - shaped if complement is None else jnp.asarray(complement(depth))
+
+
+def _between(low: ArrayLike, high: ArrayLike, up: jax.Array, down: jax.Array) -> jax.Array:
+    """Return the value ``up`` of the way from ``low`` to ``high``, where ``down`` is ``1 - up``.
+
+    This form meets both ends exactly and keeps its digits near the smaller one.
+    """
+    return jnp.asarray(low, up.dtype) * down + jnp.asarray(high, up.dtype) * up
+
+
+def _scaled(
+    envelope: Envelope | None, cycle: jax.Array, step: jax.Array, up: jax.Array, down: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return ``up * scale`` and ``1 - up * scale`` for the scale that the envelope gives."""
+    if envelope is None:
+        return up, down
+    if isinstance(envelope, exponential):
+        scale, lost = envelope.power_and_complement(step, up.dtype)
+    else:
+        scale = jnp.broadcast_to(jnp.asarray(envelope(cycle, step), up.dtype), up.shape)
+        lost = 1 - scale
+    return up * scale, down + up * lost
+
+
+def _locator(
+    cycles: Cycles, peak_of: Callable[[int], _Moment]
+) -> Callable[[ArrayLike], tuple[jax.Array, jax.Array, jax.Array, _Moment, _Moment]]:
+    """Return a function from the step to where it is: step, cycle, position, peak and end.
+
+    After the last cycle every step is at the end of that cycle. ``peak_of`` says when a cycle of
+    a given length peaks; position, peak and end count from the start of the cycle.
+    """
+    last_moment = end_of_all(cycles)
+    if cycles.mult == 1:
+        peaks, ends = peak_of(cycles.steps), _moment(cycles.steps)
+    else:
+        starts, lengths = table(cycles).starts, table(cycles).exact_lengths
+        peaks, ends = (
+            _Moment(np.array(wholes, np.int32), np.array(rests, np.float64))
+            for wholes, rests in (
+                zip(*map(peak_of, lengths), strict=True),
+                zip(*map(_moment, lengths), strict=True),
+            )
+        )
+
+    def locate(step: ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array, _Moment, _Moment]:
+        step = as_step(step)
+        if last_moment is not None:
+            step = jnp.minimum(step, last_moment)
+        cycle = cycles.index(step)
+        if cycles.num_cycles is not None:
+            cycle = jnp.minimum(cycle, cycles.num_cycles - 1)
+        if cycles.mult == 1:
+            return step, cycle, step - cycle * cycles.steps, peaks, ends
+        start, peak, end = jax.tree.map(lambda column: pick(column, cycle), (starts, peaks, ends))
+        return step, cycle, step - start, peak, end
+
+    return locate
+
+
+# -------------------------------------------------------------------------------------- schedules
+
+
+def cyclical_schedule(
+    base_value: ArrayLike,
+    peak_value: ArrayLike,
+    rise_steps: int,
+    fall_steps: int | None = None,
+    *,
+    wave: Wave = linear,
+    envelope: Envelope | None = None,
+    mult: float = 1,
+    num_cycles: int | None = None,
+) -> optax.Schedule:
+    r"""Return a schedule that swings between two values, in any wave, envelope and cycle length.
+
+    In cycle :math:`i` at step :math:`t`, with the height :math:`h` climbing from 0 to 1 for the
+    first ``rise_steps`` of every ``rise_steps + fall_steps`` parts of the cycle and falling to 0
+    for the rest,
+
+    .. math:: \text{base} + (\text{peak} - \text{base}) \cdot \text{wave}(h)
+              \cdot \text{envelope}(i, t)
+
+    Args:
+      base_value: scalar at both ends of every cycle; any hyperparameter, may be traced.
+      peak_value: scalar at the peak; the smaller of the two for a momentum, may be traced.
+      rise_steps: optimizer steps (not epochs) from base to peak in cycle 0, a Python integer.
+      fall_steps: steps back; ``None`` means as many as ``rise_steps``.
+      wave: pure function from heights to heights, both in [0, 1]: :func:`linear`,
+        :func:`cosine`, :func:`welch` or your own.
+      envelope: pure function ``(cycle, step) -> scale`` of the amplitude: :func:`halving`,
+        :func:`exponential` or your own; ``None`` leaves it at 1.
+      mult: how many times longer each cycle is than the one before, as in :class:`Cycles`.
+      num_cycles: after so many cycles the value with which the last one ends is held.
+
+    Returns:
+      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
+      float32 (float64 where the values are float64 arrays).
+
+    Raises:
+      TypeError: if a count is not an integer, a value not a real number, a function not callable.
+      ValueError: if a count is below 1, a value is not finite, or ``mult`` is out of range.
+
+    Example:
+      >>> schedule = cyclical_schedule(0.0, 1.0, 2, wave=welch, mult=2, num_cycles=2)
+      >>> print(schedule(jnp.arange(14)))
+      [0.     0.75   1.     0.75   0.     0.4375 0.75   0.9375 1.     0.9375
+       0.75   0.4375 0.     0.    ]
+
+    References:
+      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+    """
+    base_value = real_scalar("base_value", base_value)
+    peak_value = real_scalar("peak_value", peak_value)
+    rise_steps = whole_number("rise_steps", rise_steps)
+    fall_steps = rise_steps if fall_steps is None else whole_number("fall_steps", fall_steps)
+    steps = whole_number("rise_steps + fall_steps", rise_steps + fall_steps)
+    wave = function("wave", wave, form="height -> height")
+    if envelope is not None:
+        envelope = function("envelope", envelope, form="(cycle, step) -> scale")
+    cycles = Cycles(steps, mult, num_cycles)
+    locate = _locator(cycles, lambda length: _moment(length * rise_steps, steps))
+    dtype = float_dtype(base_value, peak_value)
+
+    def schedule(step: ArrayLike) -> jax.Array:
+        step, cycle, position, peak, end = locate(step)
+        height, depth, _ = _climb(position, peak, end, dtype)
+        up, down = _shaped(wave, height, depth)
+        up, down = _scaled(envelope, cycle, step, up, down)
+        return _between(base_value, peak_value, up, down)
+
+    return schedule
+
+
+def triangular_schedule(
+    base_value: ArrayLike,
+    peak_value: ArrayLike,
+    rise_steps: int,
+    fall_steps: int | None = None,
+) -> optax.Schedule:
+    r"""Return a schedule that climbs linearly from base to peak, back, and so on without end.
+
+    With the position :math:`p = t \bmod (r + f)` in the cycle of :math:`r` steps up and
+    :math:`f` down,
+
+    .. math:: \text{base} + (\text{peak} - \text{base}) \cdot
+              \min\left(\frac{p}{r}, \frac{r + f - p}{f}\right)
+
+    Args:
+      base_value: scalar at both ends of every cycle; any hyperparameter, may be traced.
+      peak_value: scalar at the peak; the smaller of the two for a momentum, may be traced.
+      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises 2 to 10 epochs'.
+      fall_steps: steps back; ``None`` means as many as ``rise_steps``.
+
+    Returns:
+      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
+      float32 (float64 where the values are float64 arrays).
+
+    Raises:
+      TypeError: if a count is not an integer or a value not a real number.
+      ValueError: if a count is below 1 or a value is not finite.
+
+    Example:
+      >>> schedule = triangular_schedule(0.1, 0.5, rise_steps=4)
+      >>> [f"{schedule(step):.1f}" for step in (0, 2, 4, 6, 8)]
+      ['0.1', '0.3', '0.5', '0.3', '0.1']
+
+      The momentum that goes with it is a cycle whose peak is the smaller value:
+
+      >>> momentum = triangular_schedule(0.95, 0.85, rise_steps=4)
+      >>> [f"{momentum(step):.2f}" for step in (0, 2, 4, 6, 8)]
+      ['0.95', '0.90', '0.85', '0.90', '0.95']
+
+    References:
+      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3;
+      values as of ``torch.optim.lr_scheduler.CyclicLR(mode="triangular")``.
+    """
+    return cyclical_schedule(base_value, peak_value, rise_steps, fall_steps)
+
+
+def triangular2_schedule(
+    base_value: ArrayLike,
+    peak_value: ArrayLike,
+    rise_steps: int,
+    fall_steps: int | None = None,
+) -> optax.Schedule:
+    r"""Return the triangular schedule whose height halves after every cycle.
+
+    With :math:`h` the height of the triangle at step :math:`t` and :math:`i` the cycle, from 0,
+
+    .. math:: \text{base} + (\text{peak} - \text{base}) \cdot h \cdot 2^{-i}
+
+    Args:
+      base_value: scalar at both ends of every cycle; any hyperparameter, may be traced.
+      peak_value: scalar at the peak of cycle 0, may be traced.
+      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises 2 to 10 epochs'.
+      fall_steps: steps back; ``None`` means as many as ``rise_steps``.
+
+    Returns:
+      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
+      float32 (float64 where the values are float64 arrays).
+
+    Raises:
+      TypeError: if a count is not an integer or a value not a real number.
+      ValueError: if a count is below 1 or a value is not finite.
+
+    Example:
+      >>> schedule = triangular2_schedule(0.1, 0.5, rise_steps=2)
+      >>> [f"{schedule(step):.1f}" for step in (0, 2, 4, 6, 8, 10)]
+      ['0.1', '0.5', '0.1', '0.3', '0.1', '0.2']
+
+    References:
+      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3;
+      values as of ``torch.optim.lr_scheduler.CyclicLR(mode="triangular2")``.
+    """
+    return cyclical_schedule(base_value, peak_value, rise_steps, fall_steps, envelope=halving)
+
+
+def exp_range_schedule(
+    base_value: ArrayLike,
+    peak_value: ArrayLike,
+    rise_steps: int,
+    fall_steps: int | None = None,
+    *,
+    gamma: ArrayLike,
+) -> optax.Schedule:
+    r"""Return the triangular schedule whose height decays a little with every step.
+
+    With :math:`h` the height of the triangle at step :math:`t`, counted from 0 over all cycles,
+
+    .. math:: \text{base} + (\text{peak} - \text{base}) \cdot h \cdot \gamma^t
+
+    Args:
+      base_value: scalar at both ends of every cycle; any hyperparameter, may be traced.
+      peak_value: scalar towards which cycle 0 climbs, may be traced.
+      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises 2 to 10 epochs'.
+      fall_steps: steps back; ``None`` means as many as ``rise_steps``.
+      gamma: positive scalar a little below 1, such as 0.99994; may be traced, see
+        :class:`exponential` for the precision.
+
+    Returns:
+      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
+      float32 (float64 where the values are float64 arrays).
+
+    Raises:
+      TypeError: if a count is not an integer or a value not a real number.
+      ValueError: if a count is below 1, a value is not finite, or ``gamma`` is not positive.
+
+    Example:
+      >>> schedule = exp_range_schedule(0.0, 1.0, rise_steps=1, gamma=0.9)
+      >>> [f"{schedule(step):.3f}" for step in range(6)]
+      ['0.000', '0.900', '0.000', '0.729', '0.000', '0.590']
+
+    References:
+      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3;
+      values as of ``torch.optim.lr_scheduler.CyclicLR(mode="exp_range")``.
+    """
+    return cyclical_schedule(
+        base_value, peak_value, rise_steps, fall_steps, envelope=exponential(gamma)
+    )
+
+
+def warm_restarts_schedule(
+    peak_value: ArrayLike,
+    steps: int,
+    *,
+    base_value: ArrayLike = 0.0,
+    mult: float = 1,
+    peak_decay: ArrayLike = 1.0,
+    warmup_steps: int = 0,
+    num_cycles: int | None = None,
+) -> optax.Schedule:
+    r"""Return SGDR: in every cycle fall from the peak along a cosine, then restart at the peak.
+
+    At position :math:`p` of cycle :math:`i` of length :math:`T_i`, with :math:`w` steps of warm-up,
+
+    .. math:: \text{base} + (\text{peak}_i - \text{base}) \cdot
+              \tfrac12 \left(1 + \cos \pi \frac{p - w}{T_i - w}\right), \quad
+              \text{peak}_i = \max(\text{peak} \cdot \text{peak\_decay}^i, \text{base})
+
+    and during the warm-up a line from the base to :math:`\text{peak}_i`.
+
+    Args:
+      peak_value: scalar at which cycle 0 starts (after its warm-up), may be traced.
+      steps: optimizer steps (not epochs) of cycle 0, warm-up included, a Python integer.
+      base_value: scalar towards which every cycle falls, may be traced.
+      mult: how many times longer each cycle is than the one before; a float or below 1 is fine,
+        as in :class:`Cycles`.
+      peak_decay: positive scalar by which the peak is multiplied at each restart, may be traced;
+        no peak falls below ``base_value``. Other than 1 it needs ``peak_value >= base_value``.
+      warmup_steps: steps of linear climb at the start of each cycle, fewer than any cycle has.
+      num_cycles: after so many cycles the value stays at ``base_value``; ``None``: without end.
+
+    Returns:
+      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
+      float32 (float64 where the values are float64 arrays).
+
+    Raises:
+      TypeError: if a count is not an integer or a value not a real number.
+      ValueError: if a count or value is out of range, or a cycle is not longer than its warm-up.
+
+    Example:
+      >>> schedule = warm_restarts_schedule(1.0, 2, mult=2, peak_decay=0.5)
+      >>> [f"{schedule(step):.3f}" for step in range(7)]
+      ['1.000', '0.500', '0.500', '0.427', '0.250', '0.073', '0.250']
+
+    References:
+      Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, 2017; with
+      ``peak_decay=1, warmup_steps=0`` the values are those that
+      ``torch.optim.lr_scheduler.CosineAnnealingWarmRestarts`` reaches step by step.
+    """
+    peak_value = real_scalar("peak_value", peak_value)
+    base_value = real_scalar("base_value", base_value)
+    decay = exponential(real_scalar("peak_decay", peak_decay, positive=True))
+    constant_peak = known_float(peak_decay) == 1
+    if not constant_peak:
+        _check_decaying_peak(known_float(peak_value), known_float(base_value))
+    warmup_steps = whole_number("warmup_steps", warmup_steps, minimum=0)
+    cycles = Cycles(steps, mult, num_cycles)
+    _check_warmup(warmup_steps, cycles)
+    locate = _locator(cycles, lambda length: _moment(warmup_steps))
+    dtype = float_dtype(base_value, peak_value, peak_decay)
+
+    def schedule(step: ArrayLike) -> jax.Array:
+        _, cycle, position, peak, end = locate(step)
+        height, depth, rising = _climb(position, peak, end, dtype)
+        up, down = (
+            jnp.where(rising, part, shaped)
+            for part, shaped in zip((height, depth), _shaped(cosine, height, depth), strict=True)
+        )
+        base, top = jnp.asarray(base_value, dtype), jnp.asarray(peak_value, dtype)
+        if constant_peak:
+            return _between(base, top, up, down)
+        decayed = top * decay.power_and_complement(cycle, dtype)[0]
+        return _between(base, jnp.maximum(decayed, base), up, down)
+
+    return schedule
+
+
+def one_cycle_schedule(
+    init_value: ArrayLike,
+    peak_value: ArrayLike,
+    end_value: ArrayLike,
+    total_steps: int,
+    *,
+    rise_fraction: float = 0.3,
+    wave: Wave = cosine,
+    three_phase: bool = False,
+) -> optax.Schedule:
+    r"""Return one cycle over the whole run: up to the peak, then down to a much lower end.
+
+    With :math:`N` = ``total_steps`` the peak is at :math:`m = \text{rise\_fraction} \cdot N - 1`.
+    Before it the value goes from ``init_value`` to ``peak_value``, from it to ``end_value`` at
+    step :math:`N - 1`, the last that a run of :math:`N` steps uses; both along ``wave``. With
+    ``three_phase`` it returns to ``init_value`` at :math:`2m` and goes to ``end_value`` from there.
+
+    Args:
+      init_value: scalar at step 0, may be traced; torch's default is ``peak_value / 25``.
+      peak_value: scalar at the peak, may be traced.
+      end_value: scalar at step ``total_steps - 1`` and ever after, may be traced; torch's default
+        is ``init_value / 1e4``.
+      total_steps: optimizer steps (not epochs) of the run, a Python integer.
+      rise_fraction: fraction of the run that rises, a Python number from 0 (step 0 has the peak)
+        to 1 (the last step has the peak, and ``end_value`` comes after the run). At most 0.5
+        with ``three_phase``.
+      wave: pure function from heights to heights, both in [0, 1], 1 at the larger end of a phase
+        as the phases are named above: :func:`cosine`, :func:`linear`, :func:`welch` or your own.
+      three_phase: whether to fall as long as to rise, and only then to ``end_value``.
+
+    Returns:
+      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
+      float32 (float64 where the values are float64 arrays).
+
+    Raises:
+      TypeError: if ``total_steps`` is not an integer or a value not a real number.
+      ValueError: if a value is not finite or ``rise_fraction`` leaves no room for its phases.
+
+    Example:
+      >>> schedule = one_cycle_schedule(0.04, 1.0, 4e-6, total_steps=10)
+      >>> [f"{schedule(step):.3f}" for step in (0, 1, 2, 6, 9, 10)]
+      ['0.040', '0.520', '1.000', '0.389', '0.000', '0.000']
+
+      Its momentum moves the other way:
+
+      >>> momentum = one_cycle_schedule(0.95, 0.85, 0.95, total_steps=10)
+      >>> [f"{momentum(step):.3f}" for step in (0, 1, 2, 6, 9, 10)]
+      ['0.950', '0.900', '0.850', '0.911', '0.950', '0.950']
+
+    References:
+      Smith and Topin, `Super-Convergence <https://arxiv.org/abs/1708.07120>`_, 2018; values as of
+      ``torch.optim.lr_scheduler.OneCycleLR``, whose phases end at the same moments.
+    """
+    init_value = real_scalar("init_value", init_value)
+    peak_value = real_scalar("peak_value", peak_value)
+    end_value = real_scalar("end_value", end_value)
+    total_steps = whole_number("total_steps", total_steps)
+    wave = function("wave", wave, form="height -> height")
+    phases = _one_cycle_phases(
+        (init_value, peak_value, end_value), total_steps, rise_fraction, three_phase
+    )
+    dtype = float_dtype(init_value, peak_value, end_value)
+
+    def schedule(step: ArrayLike) -> jax.Array:
+        step = as_step(step)
+        value = jnp.full(step.shape, end_value, dtype)
+        for phase in reversed(phases):
+            now, length = _Moment(step, 0.0), _time_between(phase.start, phase.end, dtype)
+            done = _time_between(phase.start, now, dtype) / length
+            left = _time_between(now, phase.end, dtype) / length
+            height, depth = (done, left) if phase.rises else (left, done)
+            within = _between(phase.low, phase.high, *_shaped(wave, height, depth))
+            value = jnp.where(step <= phase.last_step, within, value)
+        return value
+
+    return schedule
+
+
+def every_epoch(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedule:
+    r"""Return a schedule that sees the epoch number instead of the step.
+
+    .. math:: t \mapsto \text{schedule}(\lfloor t / \text{steps\_per\_epoch} \rfloor)
+
+    Args:
+      schedule: pure function of an integer, from this library, Optax or your own.
+      steps_per_epoch: optimizer steps of one epoch, a positive Python integer.
+
+    Returns:
+      A pure function from the step, an integer of any dtype and shape, to the value.
+
+    Raises:
+      TypeError: if ``schedule`` is not callable or ``steps_per_epoch`` not an integer.
+      ValueError: if ``steps_per_epoch`` is below 1.
+
+    Example:
+      >>> schedule = every_epoch(triangular_schedule(0.0, 1.0, rise_steps=2), steps_per_epoch=3)
+      >>> print(schedule(jnp.arange(9)))
+      [0.  0.  0.  0.5 0.5 0.5 1.  1.  1. ]
+    """
+    schedule = function("schedule", schedule, form="step -> value")
+    steps_per_epoch = whole_number("steps_per_epoch", steps_per_epoch)
+    return lambda step: schedule(lax.div(as_step(step), steps_per_epoch))
+
+
+# ------------------------------------------------------------------------- parts of the factories
+
+
+class _Phase(NamedTuple):
+    """One stretch of the one-cycle schedule, from ``start`` to ``end``."""
+
+    start: _Moment
+    end: _Moment
+    last_step: int
+    low: ArrayLike
+    high: ArrayLike
+    rises: bool
+
+
+def _one_cycle_phases(
+    values: tuple[ArrayLike, ArrayLike, ArrayLike],
+    total_steps: int,
+    rise_fraction: float,
+    three_phase: bool,
+) -> Sequence[_Phase]:
+    """Return the phases in order; those that no step falls in are left out."""
+    most = 0.5 if three_phase else 1.0
+    if is_traced(rise_fraction) or not 0 <= rise_fraction <= most:
+        raise ValueError(
+            f"rise_fraction must be a Python number from 0 to {most:g}"
+            f"{' where three_phase=True' if three_phase else ''}, got {rise_fraction!r}."
+        )
+    init_value, peak_value, end_value = values
+    # At a fraction of 0 torch's formula would put the peak one step before the run.
+    peak_time = float(rise_fraction) * total_steps - 1 if rise_fraction else 0.0
+    times = [0.0, peak_time, float(total_steps - 1)]
+    slopes = [(init_value, peak_value, True), (end_value, peak_value, False)]
+    if three_phase:
+        times.insert(2, 2 * peak_time)
+        slopes[1:] = [(init_value, peak_value, False), (end_value, init_value, False)]
+    return [
+        _Phase(
+            _moment(*start.as_integer_ratio()), _moment(*end.as_integer_ratio()),
+            math.floor(end), low, high, rises,
+        )
+        for start, end, (low, high, rises) in zip(times[:-1], times[1:], slopes, strict=True)
+        if start < end
+    ]  # fmt: skip
+
+
+def _check_decaying_peak(peak_value: float | None, base_value: float | None) -> None:
+    if peak_value is not None and base_value is not None and peak_value < base_value:
+        raise ValueError(
+            f"peak_value={peak_value} must not be below base_value={base_value} where peak_decay "
+            "is not 1: a decaying peak stops at the base. Swap the two, or leave peak_decay out."
+        )
+
+
+def _check_warmup(warmup_steps: int, cycles: Cycles) -> None:
+    """Raise unless every cycle is longer than the warm-up."""
+    last = (cycles.num_cycles or 1) - 1
+    shortest = cycle_length(cycles, last) if cycles.mult < 1 else cycles.steps
+    if warmup_steps >= shortest:
+        raise ValueError(
+            f"warmup_steps={warmup_steps} must be less than the steps of every cycle, the shortest "
+            f"of which has {shortest} (steps={cycles.steps}, mult={cycles.mult})."
+        )

@@ -1,0 +1,40 @@
+"""JAX made strict, for every test: what it would forgive in silence is an error here."""
+
+import os
+
+import hypothesis
+import jax
+import pytest
+from jax import numpy as jnp
+
+import optax_clr
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The same examples in every run: a failure is for everyone, and not gone tomorrow.
+hypothesis.settings.register_profile(
+    "default", derandomize=True, deadline=None, max_examples=100, print_blob=True
+)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=5000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def _names_in_doctests(doctest_namespace):
+    doctest_namespace.update(jax=jax, jnp=jnp, optax_clr=optax_clr)
+
+
+@pytest.fixture
+def optax_promotion():
+    """JAX's ordinary promotion, for tests that run Optax's optimizers, which rely on it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """A context manager that turns 64-bit types on; its name changed in JAX 0.8."""
+    if hasattr(jax, "enable_x64"):
+        return lambda: jax.enable_x64(True)
+    return jax.experimental.enable_x64

@@ -1,0 +1,169 @@
+"""Cycles against walking them one by one in Python integers."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import exact
+from optax_clr import Cycles
+
+LAST = 2**31 - 1
+
+lengths = st.one_of(st.integers(1, 20), st.integers(1, 10_000), st.integers(1, LAST))
+mults = st.one_of(st.sampled_from([1, 1.0, 2, 3, 1.5, 1.01, 10, 1e4]), st.floats(0.3, 4))
+
+
+@st.composite
+def some_cycles(draw):
+    mult = draw(mults)
+    assume(mult == 1 or abs(mult - 1) > 1e-3)
+    finite = st.integers(1, 60)
+    num_cycles = draw(finite if mult < 1 else st.one_of(st.none(), finite))
+    return Cycles(draw(lengths), mult, num_cycles)
+
+
+def walk(cycles):
+    """First steps of the cycles, the end of the last one included."""
+    return exact.boundaries(cycles.steps, cycles.mult, cycles.num_cycles)
+
+
+@given(some_cycles(), st.data())
+def test_cycles_are_where_walking_finds_them(cycles, data):
+    near = st.tuples(st.sampled_from(walk(cycles)), st.integers(-2, 2)).map(sum)
+    steps = data.draw(st.lists(st.one_of(near, st.integers(0, LAST)), min_size=8, max_size=8))
+    steps = [min(max(step, 0), LAST) for step in steps]
+    for step, index, fraction, is_end in zip(
+        steps,
+        np.asarray(cycles.index(np.array(steps))),
+        np.asarray(cycles.fraction(np.array(steps))),
+        np.asarray(cycles.is_end(np.array(steps))),
+        strict=True,
+    ):
+        cycle, position, length = exact.locate(step, cycles.steps, cycles.mult, cycles.num_cycles)
+        if position == length:  # after the last cycle
+            assert (index, fraction, is_end) == (cycles.num_cycles, 0, False)
+        else:
+            assert (index, is_end) == (cycle, position == length - 1)
+            assert 0 <= fraction < 1
+            np.testing.assert_allclose(fraction, position / length, rtol=3e-7)
+
+
+@given(some_cycles(), st.integers(0, 100))
+def test_starts_follow_lengths(cycles, cycle):
+    start = exact_length = 0
+    for i in range(cycle):
+        if i == cycles.num_cycles or start > LAST:
+            break
+        start += max(1, round(cycles.steps * cycles.mult**i))
+    exists = cycles.num_cycles is None or cycle < cycles.num_cycles
+    assert cycles.start(cycle) == min(start, LAST)
+    if exists and start <= LAST:
+        exact_length = max(1, round(cycles.steps * cycles.mult**cycle))
+    if start <= LAST:
+        assert cycles.length(cycle) == min(exact_length, LAST)
+
+
+@pytest.mark.parametrize(
+    ("cycles", "total"),
+    [
+        (Cycles(5), None),
+        (Cycles(5, 2), None),
+        (Cycles(5, num_cycles=3), 15),
+        (Cycles(5, 2, 3), 5 + 10 + 20),
+        (Cycles(10, 1.5, 3), 10 + 15 + 22),
+        (Cycles(10, 0.5, 6), 10 + 5 + 2 + 1 + 1 + 1),
+        (Cycles(2000, num_cycles=10**7), 2 * 10**10),
+        (Cycles(1, 2, 100), 2**100 - 1),
+    ],
+)
+def test_total_steps(cycles, total):
+    assert cycles.total_steps == total
+
+
+def test_cycles_by_eye():
+    cycles = Cycles(4, mult=0.5, num_cycles=3)
+    #                                 4 steps     2     1  after
+    np.testing.assert_array_equal(
+        cycles.index(jnp.arange(9)), [0, 0, 0, 0, 1, 1, 2, 3, 3]
+    )  # fmt: skip
+    np.testing.assert_array_equal(
+        cycles.is_end(jnp.arange(9)), [0, 0, 0, 1, 0, 1, 1, 0, 0]
+    )  # fmt: skip
+    np.testing.assert_array_equal(
+        cycles.fraction(jnp.arange(9)), [0, 0.25, 0.5, 0.75, 0, 0.5, 0, 0, 0]
+    )
+    np.testing.assert_array_equal(cycles.start(jnp.arange(5)), [0, 4, 6, 7, 7])
+    np.testing.assert_array_equal(cycles.length(jnp.arange(5)), [4, 2, 1, 0, 0])
+
+
+@pytest.mark.parametrize("cycles", [Cycles(7), Cycles(7, 1.5), Cycles(7, 0.5, 3)])
+def test_cycles_work_inside_transformations(cycles):
+    steps = jnp.arange(40)
+    for query in (cycles.index, cycles.fraction, cycles.is_end):
+        expected = query(steps)
+        np.testing.assert_array_equal(jax.jit(query)(steps), expected)
+        np.testing.assert_array_equal(jax.vmap(query)(steps), expected)
+        np.testing.assert_array_equal(
+            jax.lax.scan(lambda _, step, query=query: (None, query(step)), None, steps)[1], expected
+        )
+
+
+def test_dtypes_and_shapes():
+    cycles, steps = Cycles(7, 1.5, 3), np.zeros((2, 3), np.uint8)
+    assert cycles.index(steps).dtype == cycles.start(steps).dtype == jnp.int32
+    assert cycles.length(steps).dtype == jnp.int32
+    assert cycles.fraction(steps).dtype == jnp.float32
+    assert cycles.is_end(steps).dtype == bool
+    assert all(
+        query(steps).shape == (2, 3)
+        for query in (cycles.index, cycles.fraction, cycles.is_end, cycles.start, cycles.length)
+    )
+
+
+def test_cycles_are_values():
+    cycles = Cycles(np.int64(5), 1.5, 3)
+    assert cycles == Cycles(5, 1.5, 3) == pickle.loads(pickle.dumps(cycles))
+    assert len({cycles, Cycles(5, 1.5, 3), Cycles(5)}) == 2
+    with pytest.raises(AttributeError):
+        cycles.steps = 6
+    static = jax.jit(lambda step, cycles: cycles.index(step), static_argnames="cycles")
+    assert static(6, cycles=cycles) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0,), ValueError, "steps must be .* got 0"),
+        ((-3,), ValueError, "steps must be .* got -3"),
+        ((2.5,), TypeError, "steps must be .* got 2.5"),
+        ((True,), TypeError, "steps must be .* got True"),
+        (("3",), TypeError, "steps must be .* got '3'"),
+        ((2**31,), ValueError, "steps must be .* got 2147483648"),
+        ((3, 0), ValueError, "mult must be .* got 0"),
+        ((3, -1.5), ValueError, "mult must be .* got -1.5"),
+        ((3, float("nan")), ValueError, "mult must be .* got nan"),
+        ((3, float("inf")), ValueError, "mult must be .* got inf"),
+        ((3, True), TypeError, "mult must be .* got True"),
+        ((3, "2"), TypeError, "mult must be .* got '2'"),
+        ((3, 0.5), ValueError, "mult=0.5 .* num_cycles"),
+        ((3, 1 + 1e-9), ValueError, "mult=1.000000001 makes over 1,048,576 cycles"),
+        ((3, 2, 0), ValueError, "num_cycles must be .* got 0"),
+        ((3, 2, 1.0), TypeError, "num_cycles must be .* got 1.0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Cycles(*arguments)
+
+
+@pytest.mark.parametrize("query", ["index", "fraction", "is_end"])
+def test_a_step_that_is_not_an_integer_is_refused(query):
+    with pytest.raises(TypeError, match="step must be an integer"):
+        getattr(Cycles(5), query)(1.5)
+    with pytest.raises(TypeError, match="cycle must be an integer"):
+        Cycles(5).start(1.5)

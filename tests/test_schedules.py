@@ -1,0 +1,517 @@
+"""Schedules against exact arithmetic, against torch's recorded values, and against JAX itself."""
+
+import functools
+import json
+import math
+import pathlib
+from decimal import Decimal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+import exact
+import optax_clr
+
+LAST = 2**31 - 1
+WAVES = {
+    optax_clr.linear: exact.linear,
+    optax_clr.cosine: exact.cosine,
+    optax_clr.welch: exact.welch,
+}
+GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "torch.json").read_text())
+
+any_step = st.one_of(
+    st.integers(0, LAST),
+    st.integers(0, 10_000),
+    st.sampled_from([0, 1, 2**24, 2**24 + 1, LAST - 1, LAST]),
+)
+length = st.one_of(st.integers(1, 20), st.integers(1, 10_000), st.integers(1, 2**30 - 1))
+# A rate, a momentum, their float32 value being the one that both sides use.
+value = st.floats(1e-6, 10.0).map(lambda v: float(np.float32(v)))
+
+
+def steps_near(draw, boundaries):
+    """Steps anywhere, and within three of a boundary."""
+    near = st.tuples(st.sampled_from(boundaries), st.integers(-3, 3)).map(sum)
+    steps = draw(st.lists(st.one_of(any_step, near), min_size=12, max_size=12))
+    return [min(max(step, 0), LAST) for step in steps]
+
+
+def assert_close(schedule, steps, expected, rtol):
+    # Not under jit: a compilation per example would cost minutes. Another test compares the two.
+    got = np.asarray(schedule(np.array(steps, np.int64)), np.float64)
+    wanted = np.array([float(each) for each in expected])
+    # A power below the smallest normal float32, 1.2e-38, is 0 in XLA, and peaks go up to 10.
+    np.testing.assert_allclose(got, wanted, rtol=rtol, atol=2e-37)
+
+
+# ----------------------------------------------------------------- against exact arithmetic
+
+
+@given(st.data(), value, value, length, length)
+def test_triangular_is_the_formula_of_the_paper(data, base, peak, rise, fall):
+    steps = steps_near(data.draw, exact.boundaries(rise + fall))
+    assert_close(
+        optax_clr.triangular_schedule(base, peak, rise, fall),
+        steps,
+        [exact.cyclical(t, base, peak, rise, fall) for t in steps],
+        rtol=1e-6,
+    )
+
+
+@given(st.data(), value, value, length, length)
+def test_triangular2_is_the_formula_of_the_paper(data, base, peak, rise, fall):
+    steps = steps_near(data.draw, exact.boundaries(rise + fall))
+    halved = lambda cycle, step: Decimal(2) ** -cycle
+    assert_close(
+        optax_clr.triangular2_schedule(base, peak, rise, fall),
+        steps,
+        [exact.cyclical(t, base, peak, rise, fall, scale=halved) for t in steps],
+        rtol=1e-6,
+    )
+
+
+@given(st.data(), st.one_of(value, st.just(0.0)), value, length, length, st.floats(1e-8, 0.5))
+def test_exp_range_is_the_formula_of_the_paper(data, base, peak, rise, fall, loss_per_step):
+    gamma = 1 - loss_per_step
+    steps = steps_near(data.draw, exact.boundaries(rise + fall))
+    power = lambda cycle, step: exact.as_decimal(gamma) ** step
+    assert_close(
+        optax_clr.exp_range_schedule(base, peak, rise, fall, gamma=gamma),
+        steps,
+        [exact.cyclical(t, base, peak, rise, fall, scale=power) for t in steps],
+        rtol=2e-6,
+    )
+
+
+@st.composite
+def multiples(draw):
+    """(mult, num_cycles), legal together."""
+    mult = draw(st.one_of(st.sampled_from([1, 2, 3, 1.5, 1.01, 1.1, 10, 1e4]), st.floats(0.5, 4)))
+    assume(mult == 1 or abs(mult - 1) > 1e-3)
+    finite = st.integers(1, 60)
+    return mult, draw(finite if mult < 1 else st.one_of(st.none(), finite))
+
+
+@given(st.data(), value, value, length, length, multiples(), st.sampled_from(list(WAVES)))
+def test_cyclical_stretches_every_wave(data, base, peak, rise, fall, multiple, wave):
+    mult, num_cycles = multiple
+    steps = steps_near(data.draw, exact.boundaries(rise + fall, mult, num_cycles))
+    assert_close(
+        optax_clr.cyclical_schedule(
+            base, peak, rise, fall, wave=wave, mult=mult, num_cycles=num_cycles
+        ),
+        steps,
+        [
+            exact.cyclical(t, base, peak, rise, fall, WAVES[wave], None, mult, num_cycles)
+            for t in steps
+        ],
+        rtol=1e-6,
+    )
+
+
+@given(
+    st.data(), value, value, length, multiples(), st.floats(0.3, 1.0), st.floats(0, 0.99)
+)  # fmt: skip
+@example(None, 1.0, 0.0, 1, (3, None), 1.0, 0.0)  # torch gives 0 at some of its restarts
+def test_warm_restarts_is_the_formula_of_the_paper(
+    data, base, peak, length, multiple, decay, warmup_part
+):
+    mult, num_cycles = multiple
+    decay = float(np.float32(decay))
+    base, peak = min(base, peak), max(base, peak)
+    lengths = [max(1, round(length * mult**i)) for i in range(num_cycles or 1)]
+    warmup = int(warmup_part * min(length, *lengths))
+    bounds = exact.boundaries(length, mult, num_cycles)
+    steps = [b for b in bounds if b <= LAST] if data is None else steps_near(data.draw, bounds)
+    assert_close(
+        optax_clr.warm_restarts_schedule(
+            peak, length, base_value=base, mult=mult, peak_decay=decay, warmup_steps=warmup,
+            num_cycles=num_cycles,
+        ),
+        steps,
+        [
+            exact.warm_restarts(t, peak, length, base, mult, decay, warmup, num_cycles)
+            for t in steps
+        ],
+        rtol=2e-6 if decay != 1 else 1e-6,
+    )  # fmt: skip
+
+
+@given(
+    st.data(), value, value, value, st.integers(1, LAST), st.floats(0.01, 0.5), st.booleans(),
+    st.sampled_from(list(WAVES)),
+)  # fmt: skip
+def test_one_cycle_has_the_phases_of_torch(
+    data, init, peak, end, total, rise_fraction, three_phase, wave
+):
+    top = rise_fraction * total - 1
+    phase_ends = [0, int(top), int(2 * top), total - 1, total]
+    steps = steps_near(data.draw, phase_ends)
+    assert_close(
+        optax_clr.one_cycle_schedule(
+            init, peak, end, total, rise_fraction=rise_fraction, wave=wave, three_phase=three_phase
+        ),
+        steps,
+        [
+            exact.one_cycle(t, init, peak, end, total, rise_fraction, WAVES[wave], three_phase)
+            for t in steps
+        ],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0])
+@pytest.mark.parametrize("gamma", [0.5, 0.99994, 1.0, 1.0001, 1 - 1e-8])
+def test_exponential_keeps_its_digits_until_it_underflows(gamma, scale):
+    last = LAST if gamma == 1 else min(LAST, int(80 / abs(math.log(gamma)) * scale))
+    steps = np.unique(np.linspace(0, last, 500).astype(np.int64))
+    expected = [float(exact.as_decimal(gamma) ** int(t)) for t in steps]
+
+    power, complement = optax_clr.exponential(gamma).power_and_complement(steps, jnp.float32)
+
+    np.testing.assert_allclose(power, expected, rtol=5e-7)
+    lost = [float(1 - exact.as_decimal(gamma) ** int(t)) for t in steps]
+    np.testing.assert_allclose(complement, lost, rtol=5e-7)
+
+
+@pytest.mark.parametrize("wave", WAVES)
+def test_waves_keep_their_digits_near_the_base(wave):
+    heights = np.float32([0, 1e-30, 1e-7, 1e-3, 0.5, 1 - 1e-7, 1])
+    expected = [float(WAVES[wave](float(height))) for height in heights]
+    np.testing.assert_allclose(wave(jnp.asarray(heights)), expected, rtol=5e-7, atol=2e-38)
+
+
+# ------------------------------------------------------------------------------ against torch
+
+
+@pytest.mark.parametrize(
+    "record",
+    GOLDEN["records"],
+    ids=[f"{i}-{r['factory']}" for i, r in enumerate(GOLDEN["records"])],
+)
+def test_values_are_those_recorded_from_torch(record):
+    kwargs = dict(record["kwargs"])
+    if "wave" in kwargs:
+        kwargs["wave"] = getattr(optax_clr, kwargs["wave"])
+    schedule = getattr(optax_clr, record["factory"])(*record["args"], **kwargs)
+
+    values = schedule(np.arange(len(record["values"])))
+
+    np.testing.assert_allclose(values, record["values"], rtol=2e-6)
+
+
+def test_triangular2_by_eye():
+    # torch.optim.lr_scheduler.CyclicLR(0.1, 1.0, 2, 3, "triangular2")
+    expected = [0.1, 0.55, 1.0, 0.7, 0.4,
+                0.1, 0.325, 0.55, 0.4, 0.25,
+                0.1, 0.2125]  # fmt: skip
+    schedule = optax_clr.triangular2_schedule(0.1, 1.0, 2, 3)
+    np.testing.assert_allclose(schedule(np.arange(12)), expected, rtol=1e-6)
+
+
+def test_restarts_where_the_closed_form_of_torch_is_wrong():
+    # CosineAnnealingWarmRestarts(T_0=1, T_mult=3).step(121) and .step(29524) give 0.
+    schedule = optax_clr.warm_restarts_schedule(1.0, 1, mult=3)
+    assert schedule(121) == schedule(29524) == 1.0
+
+
+@pytest.mark.parametrize("first", [1, 7, 1000])
+def test_restarts_where_the_float_logarithm_of_keras_is_wrong(first):
+    # With t_mul=2 its float32 formula gives 0 at the 13th and the 15th restart.
+    schedule = optax_clr.warm_restarts_schedule(1.0, first, mult=2)
+    restarts = np.array([first * (2**n - 1) for n in range(20)])
+    np.testing.assert_array_equal(schedule(restarts), 1.0)
+
+
+def test_triangular2_underflows_where_torch_overflows():
+    # After 1024 halvings torch raises OverflowError (pytorch issue 52989).
+    schedule = optax_clr.triangular2_schedule(0.1, 1.0, 1)
+    np.testing.assert_array_equal(schedule(np.array([2049, 20_001, LAST])), np.float32(0.1))
+
+
+@pytest.mark.parametrize("three_phase", [False, True])
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 10, 1000])
+def test_one_cycle_ends_at_its_last_step_and_stays_there(total_steps, three_phase):
+    # Where torch goes back up at step N, and raises after it.
+    schedule = optax_clr.one_cycle_schedule(0.04, 1.0, 4e-6, total_steps, three_phase=three_phase)
+    after = np.array([total_steps - 1, total_steps, total_steps + 1, 10 * total_steps, LAST])
+    np.testing.assert_array_equal(schedule(after), np.float32(4e-6))
+
+
+def test_one_cycle_that_only_falls_or_only_rises():
+    falls = optax_clr.one_cycle_schedule(0.1, 1.0, 0.0, 5, rise_fraction=0, wave=optax_clr.linear)
+    rises = optax_clr.one_cycle_schedule(0.0, 1.0, 0.5, 5, rise_fraction=1, wave=optax_clr.linear)
+    np.testing.assert_allclose(falls(np.arange(6)), [1, 0.75, 0.5, 0.25, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(rises(np.arange(6)), [0, 0.25, 0.5, 0.75, 1, 0.5], rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------ against itself
+
+EVERY_SCHEDULE = {
+    "triangular": optax_clr.triangular_schedule(0.1, 1.0, 3, 5),
+    "triangular2": optax_clr.triangular2_schedule(0.1, 1.0, 3, 5),
+    "exp_range": optax_clr.exp_range_schedule(0.1, 1.0, 3, 5, gamma=0.99),
+    "momentum": optax_clr.triangular_schedule(0.95, 0.85, 3),
+    "cyclical": optax_clr.cyclical_schedule(
+        0.1, 1.0, 3, wave=lambda height: height**2,
+        envelope=lambda cycle, step: jnp.power(0.9, cycle.astype(float)), mult=1.3, num_cycles=20,
+    ),
+    "warm_restarts": optax_clr.warm_restarts_schedule(
+        1.0, 10, mult=0.8, num_cycles=4, peak_decay=0.9, warmup_steps=2
+    ),
+    "one_cycle": optax_clr.one_cycle_schedule(0.1, 1.0, 0.01, 50),
+    "every_epoch": optax_clr.every_epoch(optax_clr.triangular_schedule(0.1, 1.0, 3), 7),
+}  # fmt: skip
+SOME_STEPS = np.array([*range(100), 2**24 + 1, 10**9, LAST - 1, LAST])
+
+
+@pytest.fixture(params=EVERY_SCHEDULE)
+def schedule(request):
+    return EVERY_SCHEDULE[request.param]
+
+
+def test_all_ways_of_calling_agree(schedule):
+    one_by_one = np.array([schedule(int(step)) for step in SOME_STEPS])
+    scanned = jax.lax.scan(lambda _, step: (None, schedule(step)), None, jnp.asarray(SOME_STEPS))[1]
+    for values in (
+        schedule(SOME_STEPS),
+        schedule(jnp.asarray(SOME_STEPS)),
+        schedule(SOME_STEPS.reshape(2, -1)).ravel(),
+        jax.jit(schedule)(SOME_STEPS),
+        jax.vmap(schedule)(jnp.asarray(SOME_STEPS)),
+        scanned,
+    ):
+        np.testing.assert_allclose(values, one_by_one, rtol=5e-7)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "uint32", "int64", "uint64"])
+def test_a_step_of_any_integer_dtype_gives_strong_float32(schedule, dtype):
+    values = schedule(np.array([[0, 1, 100]], dtype))
+    assert values.shape == (1, 3)
+    assert values.dtype == jnp.float32
+    assert not values.weak_type
+    np.testing.assert_array_equal(values, schedule(np.array([[0, 1, 100]])))
+
+
+def test_a_step_that_int32_cannot_count_is_the_last_that_it_can(schedule):
+    # Optax's counters saturate there. A step that wrapped around would restart the schedule.
+    beyond = [schedule(2**31), schedule(np.uint32(2**32 - 1)), schedule(np.int64(2**40))]
+    assert all(value == schedule(LAST) for value in beyond)
+    assert schedule(-1) == schedule(0)
+
+
+@pytest.mark.parametrize(
+    "step", [1.0, np.float32(1), jnp.ones(3), True, np.array([False]), 1j, "1"]
+)
+def test_a_step_that_is_not_an_integer_is_refused(schedule, step):
+    with pytest.raises(TypeError, match="step must be an integer"):
+        schedule(step)
+
+
+@pytest.mark.parametrize("num_cycles", [3, 10**6])
+@pytest.mark.parametrize(
+    "factory",
+    [
+        functools.partial(optax_clr.cyclical_schedule, 0.1, 1.0, 2000),
+        functools.partial(
+            optax_clr.cyclical_schedule, 0.1, 1.0, 2, wave=optax_clr.cosine,
+            envelope=optax_clr.exponential(0.99), mult=1.001,
+        ),
+        functools.partial(
+            optax_clr.warm_restarts_schedule, 1.0, 50, mult=1.5, peak_decay=0.9, warmup_steps=5
+        ),
+    ],
+)  # fmt: skip
+def test_the_traced_size_does_not_grow_with_the_cycles(factory, num_cycles):
+    count = lambda cycles: len(jax.make_jaxpr(factory(num_cycles=cycles))(0).jaxpr.eqns)
+    assert count(num_cycles) == count(2) < 80
+
+
+def test_the_ends_of_a_cycle_are_met_exactly():
+    schedule = optax_clr.triangular_schedule(0.3, 0.7, 3, 5)
+    np.testing.assert_array_equal(schedule(np.array([0, 8])), np.float32(0.3))
+    np.testing.assert_array_equal(schedule(np.array([3, 11])), np.float32(0.7))
+
+
+@pytest.mark.parametrize("mult", [1, 2, 1.5])
+def test_after_the_last_cycle_its_last_value_is_held(mult):
+    raised_cosine = lambda height: 0.25 + 0.75 * height
+    schedule = optax_clr.cyclical_schedule(
+        0.0, 1.0, 4, wave=raised_cosine, envelope=optax_clr.halving, mult=mult, num_cycles=3
+    )
+    total = optax_clr.Cycles(8, mult, 3).total_steps
+    assert schedule(total - 1) > 0.25 * 0.25
+    np.testing.assert_array_equal(schedule(np.array([total, total + 1, LAST])), 0.25 * 0.25)
+
+
+def test_the_values_may_be_batched_by_vmap():
+    peaks = jnp.array([0.1, 1.0, 10.0])
+    curves = jax.vmap(lambda peak: optax_clr.triangular_schedule(peak / 10, peak, 3)(np.arange(9)))(
+        peaks
+    )
+    for peak, curve in zip(peaks, curves, strict=True):
+        expected = optax_clr.triangular_schedule(float(peak) / 10, float(peak), 3)(np.arange(9))
+        np.testing.assert_allclose(curve, expected, rtol=5e-7)
+
+
+def test_a_traced_gamma_is_a_value_like_the_others():
+    gammas = jnp.array([0.9, 0.99, 0.999])
+    steps = np.arange(50)
+    curves = jax.vmap(lambda gamma: optax_clr.exp_range_schedule(0.1, 1.0, 3, gamma=gamma)(steps))(
+        gammas
+    )
+    for gamma, curve in zip(gammas, curves, strict=True):
+        expected = optax_clr.exp_range_schedule(0.1, 1.0, 3, gamma=float(gamma))(steps)
+        np.testing.assert_allclose(curve, expected, rtol=2e-6)
+
+
+def test_schedules_are_differentiable_in_their_values():
+    def value(base, peak, gamma):
+        return optax_clr.exp_range_schedule(base, peak, 4, gamma=gamma)(2)
+
+    # base + (peak - base) * 1/2 * gamma**2
+    got = jax.grad(value, argnums=(0, 1, 2))(0.1, 1.0, 0.9)
+    np.testing.assert_allclose(got, [1 - 0.5 * 0.81, 0.5 * 0.81, 0.9 * 0.5 * 2 * 0.9], rtol=1e-5)
+
+
+def test_float64_values_give_float64_under_x64(x64):
+    with x64():
+        double = optax_clr.warm_restarts_schedule(jnp.float64(0.3), 10, peak_decay=0.9, mult=1.5)
+        single = optax_clr.warm_restarts_schedule(0.3, 10, peak_decay=0.9, mult=1.5)
+        assert double(np.int64(3)).dtype == jnp.float64
+        assert single(np.int64(3)).dtype == jnp.float32
+        expected = float(exact.warm_restarts(12, 0.3, 10, 0.0, 1.5, 0.9, 0, None))
+        np.testing.assert_allclose(double(12), expected, rtol=1e-14)
+
+
+def test_one_program_serves_every_step(schedule):
+    chex.clear_trace_counter()
+    traced = jax.jit(chex.assert_max_traces(schedule, n=1))
+    for step in range(5):
+        traced(jnp.int32(step))
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion"])
+def test_schedules_drive_the_optimizers_of_optax(name):
+    rate = optax_clr.triangular_schedule(0.01, 0.1, rise_steps=2)
+    optimizer = getattr(optax, name)(rate)
+    by_hand = lambda step: getattr(optax, name)(float(rate(step)))
+    params = expected = jnp.ones(3)
+    state = expected_state = optimizer.init(params)
+    for step in range(6):
+        updates, state = optimizer.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+        chain = by_hand(step)
+        updates, _ = chain.update(expected, _with_constant_rate(chain, expected_state), expected)
+        expected = optax.apply_updates(expected, updates)
+        expected_state = state
+        np.testing.assert_allclose(params, expected, rtol=1e-6)
+
+
+def _with_constant_rate(optimizer, state):
+    """The state of a scheduled optimizer in the form of the same one with a constant rate."""
+    template = optimizer.init(jnp.ones(3))
+    is_counter = lambda node: isinstance(node, optax.ScaleByScheduleState)
+    return tuple(
+        old if jax.tree.structure(old) == jax.tree.structure(new) else new
+        for old, new in zip(state, template, strict=True)
+        if not is_counter(new)
+    )
+
+
+def test_warm_up_before_and_cool_down_after_are_joined():
+    cycles = optax_clr.triangular_schedule(0.1, 1.0, rise_steps=2)
+    joined = optax.join_schedules(
+        [optax.linear_schedule(0.0, 0.1, 2), cycles, optax.linear_schedule(0.1, 0.0, 2)], [2, 6]
+    )
+    expected = [0, 0.05, 0.1, 0.55, 1.0, 0.55, 0.1, 0.05, 0]
+    np.testing.assert_allclose([joined(t) for t in range(9)], expected, rtol=1e-6)
+
+
+# --------------------------------------------------------------------------------- bad input
+
+NAN, INF = float("nan"), float("inf")
+triangular, cyclical = optax_clr.triangular_schedule, optax_clr.cyclical_schedule
+restarts, one_cycle = optax_clr.warm_restarts_schedule, optax_clr.one_cycle_schedule
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: triangular(0.1, 1, 0), ValueError, "rise_steps must be .* got 0"),
+        (lambda: triangular(0.1, 1, -5), ValueError, "rise_steps must be .* got -5"),
+        (lambda: triangular(0.1, 1, 2.5), TypeError, "rise_steps must be .* got 2.5"),
+        (lambda: triangular(0.1, 1, 2.0), TypeError, "rise_steps must be .* got 2.0"),
+        (lambda: triangular(0.1, 1, True), TypeError, "rise_steps must be .* got True"),
+        (lambda: triangular(0.1, 1, 2**31), ValueError, "rise_steps must be .* got 2147483648"),
+        (lambda: triangular(0.1, 1, LAST, 1), ValueError, r"rise_steps \+ fall_steps must be"),
+        (lambda: triangular(0.1, 1, 5, 0), ValueError, "fall_steps must be .* got 0"),
+        (lambda: triangular(NAN, 1, 5), ValueError, "base_value must be .* got nan"),
+        (lambda: triangular(0.1, INF, 5), ValueError, "peak_value must be .* got inf"),
+        (lambda: triangular("0.1", 1, 5), TypeError, "base_value must be .* got '0.1'"),
+        (lambda: triangular(0.1, True, 5), TypeError, "peak_value must be .* got True"),
+        (lambda: triangular(0.1, 1j, 5), TypeError, "peak_value must be .* got 1j"),
+        (lambda: triangular(jnp.ones(3), 1, 5), ValueError, r"of shape \(3,\). Use jax.vmap"),
+        (lambda: optax_clr.exponential(0.0), ValueError, "gamma must be .*positive.* got 0.0"),
+        (lambda: optax_clr.exponential(-0.9), ValueError, "gamma must be .*positive.* got -0.9"),
+        (lambda: cyclical(0.1, 1, 5, wave="cos"), TypeError, "wave must be a function .* 'cos'"),
+        (lambda: cyclical(0.1, 1, 5, envelope=0.5), TypeError, "envelope must be a function"),
+        (lambda: cyclical(0.1, 1, 5, mult=0), ValueError, "mult must be .* got 0"),
+        (lambda: cyclical(0.1, 1, 5, mult=0.5), ValueError, "say with num_cycles how many"),
+        (lambda: cyclical(0.1, 1, 5, num_cycles=0), ValueError, "num_cycles must be .* got 0"),
+        (lambda: restarts(1.0, 0), ValueError, "steps must be .* got 0"),
+        (lambda: restarts(1.0, 10, warmup_steps=10), ValueError, "warmup_steps=10 must be less"),
+        (lambda: restarts(1.0, 10, warmup_steps=-1), ValueError, "warmup_steps must be .* got -1"),
+        (
+            lambda: restarts(1.0, 10, mult=0.5, num_cycles=3, warmup_steps=4),
+            ValueError,
+            "warmup_steps=4 must be less .* shortest of which has 2",
+        ),
+        (lambda: restarts(1.0, 10, peak_decay=0), ValueError, "peak_decay must be .* got 0"),
+        (
+            lambda: restarts(0.1, 10, base_value=1.0, peak_decay=0.5),
+            ValueError,
+            "peak_value=0.1 must not be below base_value=1.0",
+        ),
+        (lambda: one_cycle(0.1, 1, 0, 0), ValueError, "total_steps must be .* got 0"),
+        (lambda: one_cycle(0.1, 1, NAN, 9), ValueError, "end_value must be .* got nan"),
+        (
+            lambda: one_cycle(0.1, 1, 0, 9, rise_fraction=1.1),
+            ValueError,
+            "rise_fraction must be .* from 0 to 1, got 1.1",
+        ),
+        (
+            lambda: one_cycle(0.1, 1, 0, 9, rise_fraction=NAN),
+            ValueError,
+            "rise_fraction must be .* got nan",
+        ),
+        (
+            lambda: one_cycle(0.1, 1, 0, 9, rise_fraction=0.6, three_phase=True),
+            ValueError,
+            "from 0 to 0.5 where three_phase=True, got 0.6",
+        ),
+        (lambda: optax_clr.every_epoch(0.1, 5), TypeError, "schedule must be a function"),
+        (lambda: optax_clr.every_epoch(lambda t: t, 0), ValueError, "steps_per_epoch must be"),
+    ],
+)
+def test_bad_arguments_are_named_when_the_schedule_is_built(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_a_traced_count_is_refused_with_its_remedy():
+    with pytest.raises(TypeError, match=r"rise_steps must be .*static_argnames"):
+        jax.jit(lambda rise: triangular(0.1, 1.0, rise)(0))(5)
+
+
+def test_a_wave_of_the_wrong_shape_is_refused():
+    with pytest.raises(ValueError, match=r"[Ii]ncompatible"):
+        cyclical(0.1, 1.0, 5, wave=lambda height: jnp.ones(3))(jnp.arange(4))
