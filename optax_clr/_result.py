@@ -1,0 +1,157 @@
+"""The result of a range test: its rows, and what they read as."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from optax_clr import _reading
+
+
+class RangeTest(NamedTuple):
+    """One row for each value tried; ``n`` is the number of values.
+
+    XLA needs static shapes, so a test that diverges early still has ``n`` rows: those from
+    ``num_valid`` on are NaN, padding and not data. A sweep by ``jax.vmap`` puts leading axes
+    before all of these shapes; every method reads the curves of all of them together. The arrays
+    can be saved with ``numpy.savez(file, **result._asdict())``, and read without pickle, where
+    ``metrics`` is empty or one array.
+
+    Attributes:
+      learning_rates: ``f32[n]`` value used at each row, in the order tried.
+      losses: ``f32[n]`` raw batch loss, measured before that row's update.
+      smoothed_losses: ``f32[n]`` bias-corrected moving average of ``losses``.
+      num_valid: ``i32[]`` rows recorded before divergence; ``n`` if there was none. The row whose
+        smoothed loss told of the divergence is the last of them; one whose loss is not finite is
+        not counted.
+      metrics: what ``has_aux`` returned at each row, as floats, a pytree of ``[n, ...]``; ``()``
+        without ``has_aux``.
+
+    Example:
+      >>> inputs = jax.random.normal(jax.random.key(0), (200, 8))
+      >>> def loss_fn(weight, batch):
+      ...     return jnp.mean((weight * batch - 3 * batch) ** 2)
+      >>> result = optax_clr.lr_range_test(loss_fn, jnp.float32(0.0), optax.sgd, inputs)
+      >>> result.losses.shape, bool(result.num_valid < 200)  # it diverged
+      ((200,), True)
+      >>> print(f"{result.suggest():.1f}")
+      0.1
+    """
+
+    learning_rates: jax.Array
+    losses: jax.Array
+    smoothed_losses: jax.Array
+    num_valid: jax.Array
+    metrics: Any = ()
+
+    def suggest(self) -> jax.Array:
+        """Return one rate to train with throughout: that of the lowest loss, divided by 5.
+
+        Returns:
+          ``f32[]`` the rate; NaN, inside ``jax.jit`` or ``jax.vmap``, if the curve cannot be read.
+
+        Raises:
+          RangeTestError: outside of them, if the curve cannot be read; it says what to change.
+
+        Example:
+          >>> rates = jnp.geomspace(1e-3, 10.0, 100)
+          >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
+          >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
+          >>> print(f"{result.suggest():.2f}")
+          0.10
+        """
+        return _reading.suggest(self.learning_rates, self.losses)
+
+    def one_cycle_peak(self) -> jax.Array:
+        """Return the peak of a one-cycle run: the rate of the lowest loss, halved.
+
+        Returns:
+          ``f32[]`` the rate; NaN, inside ``jax.jit`` or ``jax.vmap``, if the curve cannot be read.
+
+        Raises:
+          RangeTestError: outside of them, if the curve cannot be read; it says what to change.
+
+        Example:
+          >>> rates = jnp.geomspace(1e-3, 10.0, 100)
+          >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
+          >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
+          >>> print(f"{result.one_cycle_peak():.2f}")
+          0.25
+        """
+        return _reading.one_cycle_peak(self.learning_rates, self.losses)
+
+    def bounds(self) -> _reading.LRBounds:
+        """Return the bounds of a cycle: the rate of the lowest loss over 3, and a quarter of that.
+
+        Returns:
+          ``LRBounds(base_value, peak_value)``, two ``f32[]``; NaN, inside ``jax.jit`` or
+          ``jax.vmap``, if the curve cannot be read.
+
+        Raises:
+          RangeTestError: outside of them, if the curve cannot be read; it says what to change.
+
+        Example:
+          >>> rates = jnp.geomspace(1e-3, 10.0, 100)
+          >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
+          >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
+          >>> schedule = optax_clr.triangular_schedule(*result.bounds(), rise_steps=100)
+          >>> print(f"{schedule(0):.3f} {schedule(100):.3f}")
+          0.042 0.166
+        """
+        return _reading.bounds(self.learning_rates, self.losses)
+
+    def summary(self) -> str:
+        """Return what the test showed, in a few lines of text.
+
+        Returns:
+          The number of rows and curves, the range of rates and of the loss, what it reads as, or
+          why it cannot be read.
+
+        Example:
+          >>> rates = jnp.geomspace(1e-3, 10.0, 100)
+          >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
+          >>> print(RangeTest(rates, losses, losses, jnp.int32(100)).summary())
+          Range test: 100 rows, learning rate 0.001 to 10, no divergence.
+          Loss: 7.28 at first, 6.56e-05 at the lowest.
+          suggest()         0.0998  a constant rate
+          bounds()          0.0416 to 0.166  a cycle's base and peak
+          one_cycle_peak()  0.249  the peak of one cycle
+        """
+        return _summary(self)
+
+
+def _summary(result: RangeTest) -> str:
+    rates = np.asarray(result.learning_rates)
+    losses = np.asarray(result.losses)
+    num_rows = rates.shape[-1]
+    num_curves = rates.size // num_rows
+    num_valid = np.asarray(result.num_valid)
+    stopped = int((num_valid < num_rows).sum())
+    curves = f"{num_curves} curves of {num_rows} rows" if num_curves > 1 else f"{num_rows} rows"
+    if not np.isfinite(losses).any():
+        return f"Range test: {curves}, none with a finite loss."
+    if num_curves > 1:
+        end = f"{stopped} diverged"
+    else:
+        end = f"diverged after {num_valid} rows" if stopped else "no divergence"
+    first = losses.reshape(num_curves, num_rows)[:, 0]
+    lines = [
+        f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
+        f"{end}.",
+        f"Loss: {np.nanmean(first):.3g} at first, {np.nanmin(result.smoothed_losses):.3g} at the "
+        "lowest.",
+    ]
+    try:
+        base_value, peak_value = result.bounds()
+    except _reading.RangeTestError as error:
+        return "\n".join([*lines, f"Cannot be read: {error}"])
+    lines += [
+        f"suggest()         {result.suggest():.3g}  a constant rate",
+        f"bounds()          {base_value:.3g} to {peak_value:.3g}  a cycle's base and peak",
+        f"one_cycle_peak()  {result.one_cycle_peak():.3g}  the peak of one cycle",
+    ]
+    if spread := _reading.spread(result.learning_rates, result.losses):
+        lines.append(f"The single curves are lowest at {spread[0]:.3g} to {spread[1]:.3g}.")
+    return "\n".join(lines)

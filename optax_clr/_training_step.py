@@ -1,0 +1,115 @@
+"""The training step inside a range test: what it must return, and the ordinary one of Optax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+PyTree = Any
+# step_fn(state, batch, value) -> (state, loss), or (state, (loss, metrics)) with has_aux.
+StepFn = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerStep:
+    """One step of ordinary training; equal ones share a program."""
+
+    loss_fn: Callable[[PyTree, PyTree], Any]
+    optimizer: Callable[[Any], optax.GradientTransformation]
+    has_aux: bool
+
+    def __call__(
+        self, state: tuple[PyTree, PyTree], batch: PyTree, learning_rate: jax.Array
+    ) -> tuple[PyTree, Any]:
+        params, optimizer_state = state
+
+        def checked_loss(params: PyTree) -> Any:
+            output = self.loss_fn(params, batch)
+            loss, metrics = _split_output(output, self.has_aux, "loss_fn")
+            return (loss, metrics) if self.has_aux else loss
+
+        output, gradients = jax.value_and_grad(checked_loss, has_aux=self.has_aux)(params)
+        updates, optimizer_state = self.optimizer(learning_rate).update(
+            gradients, optimizer_state, params
+        )
+        return (optax.apply_updates(params, updates), optimizer_state), output
+
+
+def checked_step(
+    step_fn: StepFn, has_aux: bool, state: PyTree, batch: PyTree, value: jax.Array
+) -> tuple[PyTree, tuple[jax.Array, PyTree]]:
+    """Return the state and (loss, metrics), as floats, of one step; errors come as it is traced."""
+    result: Any = step_fn(state, batch, value)
+    if not isinstance(result, tuple) or len(result) != 2:
+        expected = "(state, (loss, metrics))" if has_aux else "(state, loss)"
+        raise TypeError(f"step_fn must return {expected}, got {describe(result)}.")
+    new_state, output = result
+    loss, metrics = _split_output(output, has_aux, "step_fn")
+    if loss.dtype != jnp.float64:
+        loss = loss.astype(jnp.float32)
+    # Floats, so that rows after divergence can be NaN.
+    return _check_state(state, new_state), (loss, jax.tree.map(_as_float, metrics))
+
+
+def _split_output(output: Any, has_aux: bool, name: str) -> tuple[jax.Array, PyTree]:
+    """Return loss and metrics, checked while the step is traced."""
+    metrics: PyTree = ()
+    if has_aux:
+        if not isinstance(output, tuple) or len(output) != 2:
+            raise TypeError(
+                f"{name} must return the pair (loss, metrics) where has_aux=True, got "
+                f"{describe(output)}."
+            )
+        output, metrics = output
+    if not isinstance(output, (jax.Array, np.ndarray, np.generic, float)):
+        hint = "; for metrics beside the loss pass has_aux=True" if not has_aux else ""
+        raise TypeError(f"{name} must return a scalar loss, got {describe(output)}{hint}.")
+    loss = jnp.asarray(output)
+    if loss.shape != ():
+        raise ValueError(
+            f"{name} must return a scalar loss, got one of shape {loss.shape}. Take its mean."
+        )
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise TypeError(f"{name} must return a loss that is a float, got dtype {loss.dtype}.")
+    return loss, metrics
+
+
+def _check_state(old: PyTree, new: PyTree) -> PyTree:
+    """Return ``new`` if it can take the place of ``old``."""
+    structures: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"step_fn must return a state of the structure it was given, {structures[0]}; "
+            f"got {structures[1]}."
+        )
+
+    def check(path: Any, before: jax.Array, result: Any) -> jax.Array:
+        after = jnp.asarray(result)
+        if before.shape != after.shape or before.dtype != after.dtype:
+            raise ValueError(
+                f"step_fn must keep shape and dtype of state{jax.tree_util.keystr(path)}, "
+                f"{before.dtype}{list(before.shape)}; got {after.dtype}{list(after.shape)}. "
+                "Cast it back at the end of the step."
+            )
+        return after
+
+    return jax.tree_util.tree_map_with_path(check, old, new)
+
+
+def _as_float(metric: Any) -> jax.Array:
+    array = jnp.asarray(metric)
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.float32)
+
+
+def describe(value: Any) -> str:
+    """Return the type of ``value`` for a message, with the shape if it is an array."""
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    shape = f" of shape {value.shape}" if hasattr(value, "shape") else ""
+    return f"{type(value).__name__}{shape}"

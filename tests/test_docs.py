@@ -1,0 +1,64 @@
+"""Everything the documentation says is run: docstring examples, and the code blocks of pages."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_clr
+
+MODULES = [f"optax_clr.{module.name}" for module in pkgutil.iter_modules(optax_clr.__path__)]
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Optax, which the examples use, relies on promotion and on rank broadcasting.
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_docstrings(name):
+    public = {key: value for key, value in vars(optax_clr).items() if not key.startswith("_")}
+    names = {**public, "jax": jax, "jnp": jnp, "optax": optax, "optax_clr": optax_clr}
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    module = importlib.import_module(name)
+    for case in finder.find(module, extraglobs=names):
+        runner.run(case)
+    assert runner.failures == 0
+
+
+def public_functions():
+    for name, value in vars(optax_clr).items():
+        if name.startswith("_") or not callable(value):
+            continue
+        yield name, value
+        if isinstance(value, type):
+            for attribute, member in vars(value).items():
+                if not attribute.startswith("_") and callable(member):
+                    yield f"{name}.{attribute}", member
+    for name in optax_clr.suggestions.__all__:
+        yield f"suggestions.{name}", getattr(optax_clr.suggestions, name)
+
+
+# One line each: the docstring of the class has their example.
+QUERIES = {"index", "fraction", "is_end", "start", "length", "power_and_complement"}
+
+
+@pytest.mark.parametrize(("name", "value"), list(public_functions()))
+def test_every_public_name_has_an_example(name, value):
+    if name.rpartition(".")[2] in QUERIES or type(value).__name__ == "_tuplegetter":
+        pytest.skip("the class has the example")
+    assert ">>>" in value.__doc__
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(ROOT.glob("docs/*.md"))], ids=str)
+def test_the_code_blocks_of_pages_run_in_order(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)

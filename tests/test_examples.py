@@ -1,0 +1,25 @@
+"""The examples, for a few steps: they run, and say what they should."""
+
+import pathlib
+import subprocess
+import sys
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+
+
+def run(tmp_path, name, *arguments):
+    finished = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_digits_prints_its_table_and_writes_its_figure(tmp_path):
+    output = run(tmp_path, "digits.py", "--steps", "40", "--seeds", "2")
+    table = [line for line in output.splitlines() if " ± " in line and "sd" not in line]
+    assert len(table) == 4
+    accuracies = [float(line.split(" ± ")[-2].split()[-1]) for line in table]
+    assert all(50 < accuracy <= 100 for accuracy in accuracies)
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,97 @@
+"""The package as a whole: its names, its imports, what importing it loads."""
+
+import ast
+import importlib.metadata
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import optax_clr
+
+SOURCE = pathlib.Path(optax_clr.__file__).parent
+
+# In the order in which the method is read; a module may import only from those before it.
+MODULES = [
+    "_arguments",
+    "_cycles",
+    "_waves",
+    "_schedules",
+    "_hyperparams",
+    "_training_step",
+    "_divergence",
+    "_reading",
+    "_result",
+    "_range_test",
+    "suggestions",
+    "plotting",
+]
+
+PUBLIC = {
+    "Cycles",
+    "LRBounds",
+    "RangeTest",
+    "RangeTestError",
+    "cosine",
+    "cyclical_schedule",
+    "every_epoch",
+    "exp_range_schedule",
+    "exponential",
+    "get_hyperparams",
+    "halving",
+    "inject_schedules",
+    "linear",
+    "lr_range_test",
+    "one_cycle_schedule",
+    "range_test",
+    "set_hyperparams",
+    "set_step",
+    "suggestions",
+    "triangular2_schedule",
+    "triangular_schedule",
+    "warm_restarts_schedule",
+    "welch",
+}
+
+
+def test_the_public_names_are_these():
+    assert {name for name in vars(optax_clr) if not name.startswith("_")} - {"plotting"} == PUBLIC
+
+
+def test_the_version_stands_in_one_place():
+    assert optax_clr.__version__ == importlib.metadata.version("optax-clr")
+
+
+def test_every_module_has_its_place():
+    assert {path.stem for path in SOURCE.glob("*.py")} == {*MODULES, "__init__"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module):
+    imported = set()
+    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optax_clr"):
+            _, _, tail = node.module.partition(".")
+            imported |= {tail} if tail else {alias.name for alias in node.names}
+    assert imported <= set(MODULES[: MODULES.index(module)])
+
+
+def loaded_by(statement):
+    """Top-level packages that a fresh interpreter has after the statement."""
+    report = f"{statement}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", report], capture_output=True, check=True, text=True)
+    return set(run.stdout.split())
+
+
+def test_importing_loads_nothing_that_is_optional():
+    optional = {"flax", "matplotlib", "tqdm", "sklearn", "chex", "pytest"}
+    assert not loaded_by("import optax_clr") & (optional - loaded_by("import optax"))
+
+
+def test_the_test_above_can_fail():
+    assert "matplotlib" in loaded_by("import optax_clr, matplotlib")
+
+
+def test_types_are_shipped():
+    assert (SOURCE / "py.typed").exists()

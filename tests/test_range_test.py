@@ -1,0 +1,506 @@
+"""The range test against a plain loop, against theory, and against itself."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_clr
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+NUM_STEPS = 120
+INPUTS = jax.random.normal(jax.random.key(0), (NUM_STEPS, 16, 4))
+TARGETS = jnp.tanh(INPUTS @ jnp.array([1.0, -2.0, 0.5, 3.0])) + 0.1 * jax.random.normal(
+    jax.random.key(1), (NUM_STEPS, 16)
+)
+BATCHES = {"inputs": INPUTS, "targets": TARGETS}
+PARAMS = {
+    "hidden": 0.5 * jax.random.normal(jax.random.key(2), (4, 8)),
+    "out": 0.5 * jax.random.normal(jax.random.key(3), (8,)),
+}
+
+
+def loss_fn(params, batch):
+    predictions = jnp.tanh(batch["inputs"] @ params["hidden"]) @ params["out"]
+    return jnp.mean((predictions - batch["targets"]) ** 2)
+
+
+def batch_at(step):
+    return jax.tree.map(lambda leaf: leaf[step], BATCHES)
+
+
+def scripted_step(state, batch, value):
+    """A training step whose loss is whatever the batch says."""
+    return state + 1, batch
+
+
+def run_script(losses, **kwargs):
+    losses = jnp.asarray(losses, jnp.float32)
+    values = jnp.geomspace(1e-3, 1.0, len(losses))
+    return optax_clr.range_test(scripted_step, jnp.float32(0), losses, values, **kwargs)
+
+
+# -------------------------------------------------------------------------- against a plain loop
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd,
+        optax.adamw,
+        optax.lion,
+        lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate, momentum=0.9)),
+    ],
+    ids=["sgd", "adamw", "lion", "chain"],
+)
+def test_rows_are_those_of_a_loop_that_anyone_would_write(optimizer):
+    result = optax_clr.lr_range_test(loss_fn, PARAMS, optimizer, BATCHES, max_value=0.1)
+
+    rates = 1e-7 * (0.1 / 1e-7) ** (np.arange(NUM_STEPS) / (NUM_STEPS - 1))
+    params, state, losses = PARAMS, optimizer(0.1).init(PARAMS), []
+    for step, rate in enumerate(rates):
+        loss, gradients = jax.value_and_grad(loss_fn)(params, batch_at(step))
+        updates, state = optimizer(float(rate)).update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(loss))
+
+    assert result.num_valid == NUM_STEPS
+    np.testing.assert_allclose(result.learning_rates, rates, rtol=1e-6)
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-4)
+
+
+def test_smoothing_is_the_debiased_average_of_fastai():
+    losses = np.random.default_rng(0).normal(size=50)
+    result = run_script(losses, smoothing=0.9, stop_factor=math.inf)
+
+    average, expected = 0.0, []
+    for i, loss in enumerate(losses):
+        average = 0.9 * average + 0.1 * loss
+        expected.append(average / (1 - 0.9 ** (i + 1)))
+    np.testing.assert_allclose(result.smoothed_losses, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_without_smoothing_the_curves_are_the_same():
+    result = run_script(np.linspace(2, 1, 30), smoothing=0.0)
+    np.testing.assert_array_equal(result.smoothed_losses, result.losses)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "expected"), [("log", [1e-4, 1e-3, 1e-2, 1e-1]), ("linear", None)]
+)
+def test_rates_are_spaced_as_asked(spacing, expected):
+    batches = jax.tree.map(lambda leaf: leaf[:4], BATCHES)
+    result = optax_clr.lr_range_test(
+        loss_fn, PARAMS, optax.sgd, batches, min_value=1e-4, max_value=1e-1, spacing=spacing
+    )
+    expected = np.linspace(1e-4, 1e-1, 4) if expected is None else expected
+    np.testing.assert_allclose(result.learning_rates, expected, rtol=1e-6)
+
+
+def test_a_traced_batch_function_gives_the_stacked_curve():
+    stacked = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES, max_value=0.1)
+    traced = optax_clr.lr_range_test(
+        loss_fn, PARAMS, optax.adam, batch_at, max_value=0.1, num_steps=NUM_STEPS
+    )
+    np.testing.assert_allclose(traced.losses, stacked.losses, rtol=1e-6)
+
+
+def test_each_value_is_held_for_several_steps():
+    held = optax_clr.lr_range_test(
+        loss_fn, PARAMS, optax.sgd, BATCHES, max_value=0.1, steps_per_value=4
+    )
+    rates = np.repeat(np.asarray(held.learning_rates), 4)
+    every = optax_clr.range_test(
+        lambda params, batch, rate: _sgd_step(params, batch, rate), PARAMS, BATCHES, rates
+    )
+    assert held.losses.shape == (NUM_STEPS // 4,)
+    expected = np.asarray(every.losses).reshape(-1, 4).mean(1)
+    np.testing.assert_allclose(held.losses, expected, rtol=1e-5)
+
+
+def _sgd_step(params, batch, rate):
+    loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
+    return jax.tree.map(lambda p, g: p - rate * g, params, gradients), loss
+
+
+def test_metrics_are_recorded_as_floats():
+    def with_metrics(params, batch):
+        predictions = jnp.tanh(batch["inputs"] @ params["hidden"]) @ params["out"]
+        right = jnp.sum(jnp.sign(predictions) == jnp.sign(batch["targets"]))
+        return loss_fn(params, batch), {"right": right, "predictions": predictions}
+
+    result = optax_clr.lr_range_test(
+        with_metrics, PARAMS, optax.sgd, BATCHES, has_aux=True, max_value=1e4
+    )
+    plain = optax_clr.lr_range_test(loss_fn, PARAMS, optax.sgd, BATCHES, max_value=1e4)
+
+    valid = int(result.num_valid)
+    assert 0 < valid < NUM_STEPS
+    np.testing.assert_array_equal(result.losses[: valid - 5], plain.losses[: valid - 5])
+    right = result.metrics["right"]
+    assert right.dtype == jnp.float32
+    assert set(np.asarray(right[:valid])) <= set(range(17))
+    assert np.isnan(right[valid:]).all()
+    assert result.metrics["predictions"].shape == (NUM_STEPS, 16)
+    assert np.isnan(result.metrics["predictions"][valid:]).all()
+    assert plain.metrics == ()
+
+
+# ------------------------------------------------------------------------------------ stopping
+
+
+def quadratic_test(curvature, num_steps, *, constant=0.0, factor=1.0, **kwargs):
+    """Gradient descent on a quadratic whose minimum each batch moves a little."""
+
+    def step_fn(position, noise, rate):
+        gradient = curvature * (position - noise)
+        loss = 0.5 * jnp.sum(curvature * (position - noise) ** 2)
+        return position - rate * gradient, factor * (loss + constant)
+
+    noise = 0.1 * jax.random.normal(jax.random.key(7), (num_steps, *jnp.shape(curvature)))
+    values = jnp.geomspace(0.02 / jnp.max(curvature), 200 / jnp.max(curvature), num_steps)
+    return optax_clr.range_test(step_fn, jnp.ones_like(curvature), noise, values, **kwargs)
+
+
+@pytest.mark.parametrize("constant", [0.0, 50.0, -50.0])
+@pytest.mark.parametrize("curvature", [jnp.float32(1e-2), jnp.float32(30.0), jnp.array([1.0, 9.0])])
+def test_the_test_stops_where_gradient_descent_must_diverge(curvature, constant):
+    result = quadratic_test(curvature, 20_000, constant=constant)
+    last = result.learning_rates[result.num_valid - 1]
+    limit = 2 / jnp.max(curvature)
+    assert 1.0 < last / limit < 1.05
+
+
+@pytest.mark.parametrize(
+    ("constant", "factor"), [(8.0, 1.0), (-8.0, 1.0), (0.0, 1e15), (0.0, 1e-15)]
+)
+def test_a_constant_or_a_factor_in_the_loss_does_not_move_the_stop(constant, factor):
+    plain = quadratic_test(jnp.float32(2.0), 1000)
+    changed = quadratic_test(jnp.float32(2.0), 1000, constant=constant, factor=factor)
+    assert 300 < plain.num_valid < 1000
+    assert abs(int(plain.num_valid) - int(changed.num_valid)) <= 1
+
+
+def test_rows_after_the_stop_are_padding():
+    result = quadratic_test(jnp.float32(2.0), 1000)
+    valid = int(result.num_valid)
+    for column in (result.learning_rates, result.losses, result.smoothed_losses):
+        assert np.isfinite(column[:valid]).all()
+        assert np.isnan(column[valid:]).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("row", [0, 1, 17])
+def test_a_loss_that_is_not_finite_ends_the_test_and_is_no_row(bad, row):
+    losses = np.linspace(2, 1, 30)
+    losses[row] = bad
+    result = run_script(losses, stop_factor=math.inf)
+    assert result.num_valid == row
+    assert np.isnan(result.losses[row:]).all()
+    np.testing.assert_array_equal(result.losses[:row], np.float32(losses[:row]))
+
+
+@pytest.mark.parametrize("level", [3.0, 0.0, -1e3])
+def test_noise_around_a_level_is_no_divergence(level):
+    noise = np.random.default_rng(0).normal(size=(20, 400))
+    for losses in level + noise:
+        assert run_script(losses).num_valid == 400
+
+
+def test_a_spike_is_no_divergence_and_a_rise_is_one():
+    falling = np.concatenate([np.linspace(2.0, 1.0, 200), np.full(200, 1.0)])
+    falling += 0.05 * np.random.default_rng(0).normal(size=400)
+    spike = falling.copy()
+    spike[300] += 20.0
+    risen = np.concatenate([falling, np.linspace(1.0, 5.0, 200)])
+    assert run_script(spike).num_valid == 400
+    assert 400 < run_script(risen).num_valid < 600
+
+
+def test_a_larger_stop_factor_stops_later_and_infinity_never():
+    stops = [
+        int(quadratic_test(jnp.float32(2.0), 300, stop_factor=factor).num_valid)
+        for factor in (0.5, 1.0, 10.0, math.inf)
+    ]
+    assert stops == sorted(set(stops))
+
+
+def test_no_training_step_is_executed_after_divergence():
+    executed = []
+
+    def step_fn(state, batch, value):
+        jax.debug.callback(executed.append, batch)
+        return state, jnp.where(batch < 10, 1.0, jnp.nan) + value
+
+    result = optax_clr.range_test(step_fn, jnp.zeros(()), jnp.arange(50), jnp.ones(50))
+    jax.effects_barrier()
+    # The step that gave the NaN was the last.
+    assert len(executed) == int(result.num_valid) + 1 == 11
+
+
+# -------------------------------------------------------------------------- purity and compiling
+
+
+def counted(function):
+    """The function, and the list that grows whenever it is traced."""
+    traces = []
+
+    def wrapper(*args):
+        traces.append(None)
+        return function(*args)
+
+    return wrapper, traces
+
+
+@pytest.mark.parametrize("steps_per_value", [1, 3])
+@pytest.mark.parametrize("batches", [BATCHES, batch_at], ids=["stacked", "traced"])
+def test_the_step_is_traced_once_and_a_second_call_compiles_nothing(batches, steps_per_value):
+    counted_loss, traces = counted(loss_fn)
+    run = functools.partial(
+        optax_clr.lr_range_test, counted_loss, PARAMS, optax.adam, batches,
+        num_steps=NUM_STEPS, steps_per_value=steps_per_value,
+    )  # fmt: skip
+    run()
+    assert len(traces) == 1
+    run(min_value=1e-5, max_value=0.1, smoothing=0.9, stop_factor=3.0)
+    assert len(traces) == 1
+
+
+def test_nothing_is_transferred_to_the_host():
+    stacked = jax.device_put((PARAMS, BATCHES, jnp.geomspace(1e-5, 1.0, NUM_STEPS)))
+    optax_clr.range_test(_sgd_step, *stacked)  # compiles
+    with jax.transfer_guard_device_to_host("disallow"):
+        result = optax_clr.range_test(_sgd_step, *stacked)
+        jax.block_until_ready(result)
+
+
+def test_what_the_caller_passed_is_as_it_was():
+    before = jax.tree.map(np.array, (PARAMS, BATCHES))
+    optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES)
+    jax.tree.map(np.testing.assert_array_equal, (PARAMS, BATCHES), before)
+
+
+def test_it_runs_inside_jit():
+    run = lambda params, batches, low: optax_clr.lr_range_test(
+        loss_fn, params, optax.sgd, batches, min_value=low, max_value=0.1
+    )
+    inside = jax.jit(run)(PARAMS, BATCHES, 1e-6)
+    outside = run(PARAMS, BATCHES, 1e-6)
+    np.testing.assert_allclose(inside.losses, outside.losses, rtol=1e-5)
+    np.testing.assert_allclose(inside.learning_rates, outside.learning_rates, rtol=1e-5)
+
+
+def test_a_function_that_cannot_be_hashed_works():
+    class Step:
+        __hash__ = None
+
+        def __call__(self, state, batch, value):
+            return _sgd_step(state, batch, value)
+
+    values = jnp.geomspace(1e-5, 0.1, NUM_STEPS)
+    result = optax_clr.range_test(Step(), PARAMS, BATCHES, values)
+    assert result.num_valid == NUM_STEPS
+
+
+def test_the_value_need_not_be_a_rate_nor_rise():
+    def step_fn(params, batch, decay):
+        updated, loss = _sgd_step(params, batch, 0.01)
+        return jax.tree.map(lambda p: p * (1 - decay), updated), loss
+
+    values = np.concatenate([np.linspace(0, 0.1, 60), np.linspace(0.1, 0, 60)])
+    result = optax_clr.range_test(step_fn, PARAMS, BATCHES, values)
+    np.testing.assert_array_equal(result.learning_rates[:60], np.float32(values[:60]))
+
+
+def test_bfloat16_params_keep_their_dtype_and_give_float32_rows():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    result = optax_clr.lr_range_test(loss_fn, params, optax.adam, BATCHES, max_value=0.1)
+    assert result.losses.dtype == result.learning_rates.dtype == jnp.float32
+    assert result.losses[-10:].mean() < 0.7 * result.losses[:10].mean()
+
+
+# -------------------------------------------------------------------------------------- sweeps
+
+
+def test_vmap_over_initialisations_is_the_single_runs():
+    scales = jnp.array([0.5, 1.0, 1.5])
+    run = lambda scale: optax_clr.lr_range_test(
+        loss_fn, jax.tree.map(lambda p: p * scale, PARAMS), optax.adam, BATCHES, max_value=1.0
+    )
+    swept = jax.vmap(run)(scales)
+    mapped = jax.lax.map(run, scales)
+    assert swept.losses.shape == (3, NUM_STEPS)
+    for lane, scale in enumerate(scales):
+        single = run(scale)
+        for sweep in (swept, mapped):
+            np.testing.assert_allclose(sweep.losses[lane], single.losses, rtol=1e-3)
+            assert sweep.num_valid[lane] == single.num_valid
+
+
+def test_vmap_over_a_hyperparameter_that_the_optimizer_closes_over():
+    decays = jnp.array([0.0, 0.1, 10.0])
+    swept = jax.vmap(
+        lambda decay: optax_clr.lr_range_test(
+            loss_fn, PARAMS, lambda rate: optax.adamw(rate, weight_decay=decay), BATCHES,
+            max_value=0.1,
+        )
+    )(decays)  # fmt: skip
+    for lane, decay in enumerate(decays):
+        single = optax_clr.lr_range_test(
+            loss_fn, PARAMS, functools.partial(optax.adamw, weight_decay=float(decay)), BATCHES,
+            max_value=0.1,
+        )  # fmt: skip
+        np.testing.assert_allclose(swept.losses[lane], single.losses, rtol=1e-3)
+
+
+def test_a_lane_that_has_diverged_is_frozen_and_the_others_go_on():
+    curvatures = jnp.array([1.0, 10.0, 100.0])
+    values = jnp.geomspace(1e-3, 10.0, 600)
+    noise = 0.1 * jax.random.normal(jax.random.key(0), (600,))
+
+    def run(curvature):
+        def step_fn(position, batch, rate):
+            gradient = curvature * (position - batch)
+            return position - rate * gradient, 0.5 * gradient * (position - batch)
+
+        return optax_clr.range_test(step_fn, jnp.float32(1.0), noise, values)
+
+    num_valid = np.asarray(jax.vmap(run)(curvatures).num_valid)
+    expected = [int(run(float(curvature)).num_valid) for curvature in curvatures]
+    np.testing.assert_array_equal(num_valid, expected)
+    assert sorted(set(expected), reverse=True) == expected
+
+
+# ----------------------------------------------------------------------------------- bad input
+
+sgd_test = functools.partial(optax_clr.lr_range_test, loss_fn, PARAMS, optax.sgd)
+general = functools.partial(optax_clr.range_test, _sgd_step, PARAMS, BATCHES)
+VALUES = np.geomspace(1e-5, 0.1, NUM_STEPS)
+with_step = lambda step: optax_clr.range_test(step, PARAMS, BATCHES, VALUES)
+with_loss = lambda loss: optax_clr.lr_range_test(loss, PARAMS, optax.sgd, BATCHES)
+ragged = {**BATCHES, "targets": TARGETS[:-1]}
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "message"),
+    [
+        # the optimizer
+        (
+            lambda: optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam(0.1), BATCHES),
+            TypeError,
+            "optimizer must be a function from a learning rate .* already built. Pass optax.adamw",
+        ),
+        (
+            lambda: optax_clr.lr_range_test(loss_fn, PARAMS, "adam", BATCHES),
+            TypeError,
+            "optimizer must be a function .* got 'adam'",
+        ),
+        (
+            lambda: optax_clr.lr_range_test(loss_fn, PARAMS, lambda rate: rate, BATCHES),
+            TypeError,
+            "optimizer must return a GradientTransformation",
+        ),
+        # the params and the state
+        (
+            lambda: optax_clr.lr_range_test(loss_fn, {}, optax.sgd, BATCHES),
+            ValueError,
+            "params must have at least one array",
+        ),
+        (
+            lambda: optax_clr.lr_range_test(loss_fn, {"a": "b"}, optax.sgd, BATCHES),
+            TypeError,
+            r"params\['a'\] must be an array, got str",
+        ),
+        (
+            lambda: optax_clr.range_test(_sgd_step, (), BATCHES, VALUES),
+            ValueError,
+            "state must have at least one array",
+        ),
+        # the batches
+        (lambda: sgd_test({}), ValueError, "batches must be .* empty pytree"),
+        (lambda: sgd_test(ragged), ValueError, r"leading axes of one length.*'targets'\].: 119"),
+        (lambda: sgd_test({"a": 1.0}), TypeError, r"batches\['a'\] is float"),
+        (lambda: sgd_test({"a": jnp.ones(())}), ValueError, r"batches\['a'\] is a scalar"),
+        (lambda: sgd_test([BATCHES]), TypeError, "got list. Stack"),
+        (lambda: sgd_test(iter([BATCHES])), TypeError, "got list_iterator. Stack"),
+        (lambda: sgd_test(BATCHES, num_steps=121), ValueError, "at least 121, .* got 120"),
+        (lambda: general(np.ones(121)), ValueError, "at least 121, .* got 120"),
+        # the numbers
+        (lambda: sgd_test(BATCHES, num_steps=0), ValueError, "num_steps=0 must be a multiple"),
+        (lambda: sgd_test(BATCHES, num_steps=1), ValueError, "num_steps=1 must be a multiple"),
+        (lambda: sgd_test(BATCHES, num_steps=-5), ValueError, "num_steps must be .* got -5"),
+        (lambda: sgd_test(BATCHES, num_steps=2.5), TypeError, "num_steps must be .* got 2.5"),
+        (lambda: sgd_test(BATCHES, num_steps=True), TypeError, "num_steps must be .* got True"),
+        (lambda: sgd_test(BATCHES, steps_per_value=0), ValueError, "steps_per_value must be"),
+        (
+            lambda: sgd_test(BATCHES, num_steps=100, steps_per_value=3),
+            ValueError,
+            "num_steps=100 must be a multiple of steps_per_value=3",
+        ),
+        (lambda: sgd_test(BATCHES, min_value=0.0), ValueError, "min_value must be .*positive"),
+        (lambda: sgd_test(BATCHES, min_value=math.nan), ValueError, "min_value must be .*got nan"),
+        (lambda: sgd_test(BATCHES, max_value=math.inf), ValueError, "max_value must be .*got inf"),
+        (lambda: sgd_test(BATCHES, max_value=True), TypeError, "max_value must be .*got True"),
+        (
+            lambda: sgd_test(BATCHES, min_value=1.0, max_value=0.1),
+            ValueError,
+            "max_value=0.1 must be larger than min_value=1.0",
+        ),
+        (lambda: sgd_test(BATCHES, spacing="exp"), ValueError, "spacing must be .* got 'exp'"),
+        (lambda: sgd_test(BATCHES, smoothing=1.0), ValueError, "smoothing must be .* got 1.0"),
+        (lambda: sgd_test(BATCHES, smoothing=-0.1), ValueError, "smoothing must be .* got -0.1"),
+        (lambda: sgd_test(BATCHES, stop_factor=0.0), ValueError, "stop_factor must be .* got 0.0"),
+        (lambda: general(0.1), ValueError, r"values must be one-dimensional .* shape \(\)"),
+        (lambda: general(np.ones(0)), ValueError, r"values must be .* not empty"),
+        (lambda: general(np.array([0.1, math.nan])), ValueError, "values must be finite"),
+        (lambda: general(np.array([1j, 2j])), TypeError, "values must be real"),
+        # the loss and the step
+        (lambda: with_loss(None), TypeError, "loss_fn must be a function"),
+        (
+            lambda: with_loss(lambda p, b: jnp.zeros(3) * p["out"].sum()),
+            ValueError,
+            r"loss_fn must return a scalar loss, got one of shape \(3,\). Take its mean",
+        ),
+        (
+            lambda: with_loss(lambda p, b: (loss_fn(p, b), 1)),
+            TypeError,
+            "loss_fn must return a scalar loss, got a tuple of 2; .*has_aux=True",
+        ),
+        (
+            lambda: sgd_test(BATCHES, has_aux=True),
+            TypeError,
+            r"loss_fn must return the pair \(loss, metrics\) where has_aux=True",
+        ),
+        (lambda: with_loss(lambda p, b: jnp.int32(1)), TypeError, "a float, got dtype int32"),
+        (lambda: with_loss(lambda p, b: None), TypeError, "got NoneType"),
+        (lambda: with_step(None), TypeError, "step_fn must be a function"),
+        (lambda: with_step(lambda s, b, v: s), TypeError, r"step_fn must return \(state, loss\)"),
+        (
+            lambda: with_step(lambda s, b, v: (s["out"], jnp.float32(1))),
+            ValueError,
+            "step_fn must return a state of the structure",
+        ),
+        (
+            lambda: with_step(lambda s, b, v: ({**s, "out": s["out"][:1]}, jnp.float32(1))),
+            ValueError,
+            r"keep shape and dtype of state\['out'\], float32\[8\]; got float32\[1\]",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(run, error, message):
+    with pytest.raises(error, match=f"(?s){message}"):
+        run()
+
+
+def test_results_are_saved_and_read_without_pickle(tmp_path):
+    result = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES)
+    np.savez(tmp_path / "result.npz", **result._asdict())
+    with np.load(tmp_path / "result.npz", allow_pickle=False) as file:
+        loaded = optax_clr.RangeTest(**file)
+    np.testing.assert_array_equal(loaded.losses, result.losses)
+    assert loaded.bounds() == result.bounds()

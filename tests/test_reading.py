@@ -1,0 +1,170 @@
+"""Readings of curves whose answer is known, and curves that cannot be read."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import optax_clr
+from optax_clr import RangeTest, RangeTestError
+
+READINGS = ["suggest", "one_cycle_peak", "bounds"]
+
+
+def result_of(losses, rates=None, num_valid=None):
+    """A result with these losses, NaN from ``num_valid`` on."""
+    losses = jnp.asarray(losses, jnp.float32)
+    num_rows = losses.shape[-1]
+    rates = jnp.geomspace(1e-5, 10.0, num_rows) if rates is None else jnp.asarray(rates)
+    rates = jnp.broadcast_to(rates.astype(jnp.float32), losses.shape)
+    valid = np.arange(num_rows) < (num_rows if num_valid is None else num_valid)
+    valid = jnp.broadcast_to(valid, losses.shape)
+    losses, rates = jnp.where(valid, losses, jnp.nan), jnp.where(valid, rates, jnp.nan)
+    return RangeTest(rates, losses, losses, valid.sum(-1).astype(jnp.int32))
+
+
+def valley(lowest=0.1, num_rows=300, noise=0.0, seed=0):
+    """A loss of 2 that falls to 1 within a decade of ``lowest`` and explodes beyond."""
+    rates = np.geomspace(1e-5, 10.0, num_rows)
+    distance = np.log10(rates / lowest)
+    losses = 2 - np.exp(-(distance**2)) + np.exp(np.clip(8 * (distance - 1), None, 60))
+    return losses + noise * np.random.default_rng(seed).normal(size=num_rows)
+
+
+def read(result):
+    return np.array([result.suggest(), result.one_cycle_peak(), *result.bounds()])
+
+
+@pytest.mark.parametrize("lowest", [1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("num_rows", [100, 300, 1000])
+def test_the_lowest_point_is_found_and_scaled_for_each_use(lowest, num_rows):
+    result = result_of(valley(lowest, num_rows, noise=0.03))
+    expected = lowest / np.array([5, 2, 12, 3])
+    np.testing.assert_allclose(read(result), expected, rtol=0.25)
+
+
+def test_base_and_peak_are_in_order():
+    base_value, peak_value = result_of(valley()).bounds()
+    assert 0 < base_value < peak_value
+
+
+@given(
+    st.floats(-20, 20), st.floats(-6, 6), st.floats(-6, 6), st.integers(0, 9)
+)  # fmt: skip
+def test_units_do_not_matter(constant, log_factor, log_rate_factor, seed):
+    losses = valley(noise=0.02, seed=seed)
+    rates = np.geomspace(1e-5, 10.0, 300)
+    plain = read(result_of(losses, rates))
+    changed = read(result_of(10**log_factor * (losses + constant), 10**log_rate_factor * rates))
+    # Two grid points apart at most, where rounding decides between neighbours.
+    np.testing.assert_allclose(changed / 10**log_rate_factor, plain, rtol=0.12)
+
+
+def test_negative_losses_are_read_like_others():
+    np.testing.assert_allclose(
+        read(result_of(valley() - 100)), read(result_of(valley())), rtol=0.06
+    )
+
+
+def test_the_answer_does_not_depend_on_the_number_of_rows_after_the_stop():
+    stopped = result_of(valley(), num_valid=230)
+    np.testing.assert_allclose(read(stopped), read(result_of(valley())), rtol=0.15)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_readings_work_under_jit_and_vmap(reading):
+    curves = np.stack([valley(lowest) for lowest in (1e-3, 1e-2, 0.1)])
+    rates = jnp.geomspace(1e-5, 10.0, 300)
+
+    def read_one(losses):
+        return getattr(RangeTest(rates, losses, losses, jnp.int32(300)), reading)()
+
+    expected = [read_one(jnp.asarray(curve, jnp.float32)) for curve in curves]
+    batched = jax.vmap(read_one)(jnp.asarray(curves, jnp.float32))
+    for lane, single in enumerate(expected):
+        jitted = jax.jit(read_one)(jnp.asarray(curves[lane], jnp.float32))
+        np.testing.assert_allclose(jitted, single, rtol=1e-5)
+        np.testing.assert_allclose(jnp.stack(batched).T[lane] if reading == "bounds"
+                                   else batched[lane], single, rtol=1e-5)  # fmt: skip
+
+
+def test_many_seeds_are_read_together():
+    curves = np.stack([valley(noise=0.3, seed=seed) for seed in range(16)])
+    together = result_of(curves)
+    assert together.suggest().shape == ()
+    np.testing.assert_allclose(together.suggest(), 0.1 / 5, rtol=0.2)
+    # Each lane can be read by itself, for the spread.
+    each = jax.vmap(lambda lane: lane.suggest())(together)
+    assert each.shape == (16,)
+
+
+def test_seeds_on_different_scales_count_alike():
+    curves = np.stack([valley(0.1), 1e4 * valley(0.1) + 77, 1e-4 * valley(0.1)])
+    np.testing.assert_allclose(result_of(curves).suggest(), 0.1 / 5, rtol=0.1)
+
+
+def test_a_seed_that_diverged_early_moves_the_answer_down():
+    curves = np.stack([valley(0.1), valley(0.1)])
+    rates = jnp.geomspace(1e-5, 10.0, 300)
+    early = curves.copy()
+    early[1, 180:] = np.nan  # at 0.041
+    assert result_of(early, rates).suggest() < result_of(curves, rates).suggest()
+
+
+UNREADABLE = {
+    "too few points": result_of([2.0, 1.5, 1.0]),
+    "diverged at once": result_of(valley(), num_valid=5),
+    "diverged at once:": result_of(np.full(300, np.nan)),
+    "never fell": result_of(np.linspace(1, 2, 300)),
+    "never fell:": result_of(np.random.default_rng(0).normal(size=300)),
+    "never fell: no": result_of(np.full(300, 2.0)),
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("problem", UNREADABLE)
+def test_a_curve_that_cannot_be_read_says_why(problem, reading):
+    with pytest.raises(RangeTestError, match=problem):
+        getattr(UNREADABLE[problem], reading)()
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("problem", UNREADABLE)
+def test_and_is_nan_inside_jit(problem, reading):
+    answer = jax.jit(lambda result: getattr(result, reading)())(UNREADABLE[problem])
+    assert np.isnan(answer).all()
+
+
+def test_noise_alone_is_rarely_read():
+    losses = np.random.default_rng(0).standard_t(4, size=(200, 300))
+    rates = jax.vmap(lambda lane: lane.suggest())(result_of(2 + losses))
+    assert np.isfinite(rates).sum() < 0.07 * 200
+
+
+def test_columns_of_different_shapes_are_refused():
+    result = RangeTest(jnp.ones(10), jnp.ones(11), jnp.ones(11), jnp.int32(10))
+    with pytest.raises(ValueError, match=r"same shape .* got \(10,\) and \(11,\)"):
+        result.suggest()
+
+
+# --------------------------------------------------------------------------------- the summary
+
+
+def test_the_summary_of_a_sweep_names_the_spread():
+    text = result_of(np.stack([valley(noise=0.1, seed=seed) for seed in range(4)])).summary()
+    assert text.startswith("Range test: 4 curves of 300 rows, learning rate 1e-05 to 10")
+    assert "The single curves are lowest at" in text
+
+
+@pytest.mark.parametrize("problem", UNREADABLE)
+def test_the_summary_of_a_curve_that_cannot_be_read_says_why(problem):
+    text = UNREADABLE[problem].summary()
+    assert problem in text or "none with a finite loss" in text
+
+
+def test_the_summary_says_where_it_diverged():
+    assert "diverged after 230 rows" in result_of(valley(), num_valid=230).summary()
+    assert "no divergence" in result_of(valley()).summary()
+    assert optax_clr.LRBounds._fields == ("base_value", "peak_value")

@@ -1,0 +1,114 @@
+"""The peers' rules against their own definitions, as loops over Python lists."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optax_clr import suggestions
+
+RULES = {name: getattr(suggestions, name) for name in suggestions.__all__}
+
+
+def fastai_valley(rates, losses):
+    size = len(losses)
+    longest, end, start = [1] * size, 0, 0
+    for i in range(1, size):
+        for j in range(i):
+            if losses[i] < losses[j] and longest[i] < longest[j] + 1:
+                longest[i] = longest[j] + 1
+            if longest[end] < longest[i]:
+                end = i
+                start = end - longest[end]
+    third = (end - start) / 3
+    return rates[start + int(third) + int(third / 2)]
+
+
+def fastai_slide(rates, losses, interval=15, threshold=0.005):
+    slopes = np.gradient(losses)
+    right = -1
+    left = right - interval
+    rate = rates[left]
+    while left >= -len(losses) and abs(slopes[right] - slopes[left]) > threshold:
+        rate = rates[left]
+        right -= 1
+        left -= 1
+    return rate
+
+
+def fastai_steep(rates, losses):
+    slopes = [
+        (losses[i + 1] - losses[i]) / (np.log(rates[i + 1]) - np.log(rates[i]))
+        for i in range(len(losses) - 1)
+    ]
+    return rates[slopes.index(min(slopes))]
+
+
+def fastai_minimum(rates, losses):
+    return rates[list(losses).index(min(losses))] / 10
+
+
+REFERENCES = {
+    "valley": fastai_valley,
+    "slide": fastai_slide,
+    "steepest": fastai_steep,
+    "minimum": fastai_minimum,
+}
+
+
+def some_curve(seed, num_rows=60):
+    rng = np.random.default_rng(seed)
+    rates = np.geomspace(1e-6, 1.0, num_rows).astype(np.float32)
+    depth = 2 - 1.5 * np.exp(-((np.log10(rates) + rng.uniform(1, 5)) ** 2))
+    rise = np.maximum(np.arange(num_rows) - rng.integers(30, 70), 0) ** 2 * rng.uniform(0, 0.1)
+    noise = rng.choice([0.0, 0.01, 0.3]) * rng.normal(size=num_rows)
+    return rates, (depth + rise + noise - rng.choice([0, 5])).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(seed=st.integers(0, 10_000))
+def test_rules_are_as_their_authors_wrote_them(name, seed):
+    rates, losses = some_curve(seed)
+    expected = REFERENCES[name](rates.astype(np.float64), losses.astype(np.float64))
+    np.testing.assert_allclose(RULES[name](rates, losses), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_padding_is_left_out(name):
+    rates, losses = some_curve(3)
+    padded = [
+        np.concatenate([column, np.full(20, np.nan, np.float32)]) for column in (rates, losses)
+    ]
+    np.testing.assert_array_equal(RULES[name](*padded), RULES[name](rates, losses))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_work_under_jit_and_vmap(name):
+    curves = [some_curve(seed) for seed in range(5)]
+    rates, losses = (jnp.stack(column) for column in zip(*curves, strict=True))
+    expected = [RULES[name](*curve) for curve in curves]
+    np.testing.assert_allclose(jax.jit(jax.vmap(RULES[name]))(rates, losses), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_seeds_are_averaged_first(name):
+    rates = some_curve(0)[0]
+    losses = np.stack([some_curve(seed)[1] for seed in range(4)])
+    together = RULES[name](np.broadcast_to(rates, losses.shape), losses)
+    np.testing.assert_allclose(together, RULES[name](rates, losses.mean(0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_curves_with_nothing_in_them_are_nan(name):
+    empty = jnp.full(40, jnp.nan)
+    assert np.isnan(RULES[name](empty, empty))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_bad_shapes_are_refused(name):
+    with pytest.raises(ValueError, match="must have the same shape"):
+        RULES[name](jnp.ones(40), jnp.ones(41))
+    with pytest.raises(ValueError, match=r"must have at least .* rows, got 0"):
+        RULES[name](jnp.ones(0), jnp.ones(0))
