@@ -6,7 +6,13 @@ scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, come with the package: 1,
 597 to validate. A small network with Adam is tested once, 300 steps in one compiled program, and
 then trained in four ways, from the same starts, on the same batches, for the same number of steps.
 
-RESULTS
+validation accuracy, % (mean ± sd)      100 steps      200 steps      400 steps
+constant 0.001, the default          90.95 ± 1.15   94.87 ± 0.59   96.60 ± 0.59
+constant at suggest()                92.96 ± 0.80   95.59 ± 1.11   96.45 ± 0.95
+triangular2 between bounds()         94.56 ± 0.77   96.13 ± 0.51   96.95 ± 0.40
+one cycle to one_cycle_peak()        91.91 ± 3.10   95.48 ± 1.08   97.27 ± 0.42
+
+10 seeds, jax 0.10.2, optax 0.2.8, cpu.
 """
 
 import argparse

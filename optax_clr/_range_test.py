@@ -168,7 +168,7 @@ def lr_range_test(
       >>> result.losses.shape
       (300,)
       >>> base_value, peak_value = result.bounds()
-      >>> bool(0 < base_value < peak_value < 1)
+      >>> bool(0 < base_value < peak_value)
       True
 
     References:

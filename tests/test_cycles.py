@@ -105,12 +105,10 @@ def test_cycles_by_eye():
 def test_cycles_work_inside_transformations(cycles):
     steps = jnp.arange(40)
     for query in (cycles.index, cycles.fraction, cycles.is_end):
-        expected = query(steps)
-        np.testing.assert_array_equal(jax.jit(query)(steps), expected)
-        np.testing.assert_array_equal(jax.vmap(query)(steps), expected)
-        np.testing.assert_array_equal(
-            jax.lax.scan(lambda _, step, query=query: (None, query(step)), None, steps)[1], expected
-        )
+        scanned = jax.lax.scan(lambda _, step, query=query: (None, query(step)), None, steps)[1]
+        for values in (jax.jit(query)(steps), jax.vmap(query)(steps), scanned):
+            # XLA may divide by multiplying with the reciprocal.
+            np.testing.assert_allclose(values, query(steps), rtol=2e-7)
 
 
 def test_dtypes_and_shapes():

@@ -56,9 +56,19 @@ def test_every_public_name_has_an_example(name, value):
     assert ">>>" in value.__doc__
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(ROOT.glob("docs/*.md"))], ids=str)
+PAGES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/pages/*.md")]
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(PAGES)])
 def test_the_code_blocks_of_pages_run_in_order(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     names = {}
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
+
+
+def test_every_public_name_is_on_the_api_page():
+    page = (ROOT / "docs/pages/api.md").read_text()
+    documented = set(re.findall(r"::: optax_clr\.(\w+)", page))
+    names = {name for name in vars(optax_clr) if not name.startswith("_")}
+    assert documented == names | {"plotting"}

@@ -188,6 +188,31 @@ def test_waves_keep_their_digits_near_the_base(wave):
     np.testing.assert_allclose(wave(jnp.asarray(heights)), expected, rtol=5e-7, atol=2e-38)
 
 
+@pytest.mark.parametrize(
+    ("base", "peak", "rise", "fall", "wave", "mult"),
+    [
+        (1e-4, 1.0, 2000, 2000, optax_clr.linear, 1),
+        (1.0, 1e-4, 3, 4, optax_clr.linear, 1.01),
+        (0.95, 0.85, 1000, 3, optax_clr.welch, 1.5),
+        (0.0, 0.3, 7, 50_000, optax_clr.cosine, 2),
+    ],
+)
+def test_compiled_schedules_are_as_exact(base, peak, rise, fall, wave, mult):
+    rng = np.random.default_rng(0)
+    near = [b + d for b in exact.boundaries(rise + fall, mult) for d in range(-2, 3)]
+    steps = np.array([t for t in [*near, *rng.integers(0, 2**31, 300)] if 0 <= t <= LAST])
+    base, peak = float(np.float32(base)), float(np.float32(peak))
+    expected = [
+        float(exact.cyclical(int(t), base, peak, rise, fall, WAVES[wave], mult=mult)) for t in steps
+    ]
+    schedule = optax_clr.cyclical_schedule(base, peak, rise, fall, wave=wave, mult=mult)
+
+    scanned = jax.lax.scan(lambda _, step: (None, schedule(step)), None, steps.astype(np.int32))[1]
+
+    np.testing.assert_allclose(jax.jit(schedule)(steps), expected, rtol=1e-6)
+    np.testing.assert_allclose(scanned, expected, rtol=1e-6)
+
+
 # ------------------------------------------------------------------------------ against torch
 
 
