@@ -81,7 +81,7 @@ class Cycles:
         if self.mult != 1:
             boundaries = jnp.asarray(table(self).boundaries)
             return jnp.searchsorted(boundaries, step, side="right").astype(jnp.int32)
-        cycle = lax.div(step, self.steps)
+        cycle = lax.div(step, np.int32(self.steps))
         return cycle if self.num_cycles is None else jnp.minimum(cycle, self.num_cycles)
 
     def fraction(self, step: ArrayLike) -> jax.Array:
@@ -103,7 +103,7 @@ class Cycles:
         step = as_step(step)
         if self.mult != 1:
             return step == pick(table(self).last_steps, self.index(step))
-        is_end = lax.rem(step, self.steps) == self.steps - 1
+        is_end = lax.rem(step, np.int32(self.steps)) == self.steps - 1
         return is_end if self.num_cycles is None else is_end & (self.index(step) < self.num_cycles)
 
     def start(self, cycle: ArrayLike) -> jax.Array:

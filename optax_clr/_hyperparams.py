@@ -16,8 +16,6 @@ from jax.typing import ArrayLike
 from optax_clr._arguments import as_step, function, is_traced
 
 _Injected = optax.InjectStatefulHyperparamsState
-# Optax does not export this class.
-_WrappedScheduleState = type(optax.schedules.WrappedSchedule(lambda step: step).init())
 
 
 def inject_schedules(
@@ -195,7 +193,7 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
     def moved(path: Sequence[Any], node: Any) -> Any:
         nonlocal num_moved
         num_moved += 1
-        counter = _COUNTERS[type(node)]
+        counter = _counters()[type(node)]
         return node._replace(**{counter: _like(getattr(node, counter), count, "step")})
 
     moved_state = _rebuild(moved, state)
@@ -207,13 +205,20 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
     return moved_state
 
 
-# Every kind of state with a schedule's counter: the field that counts, and those with states.
-_COUNTERS = {
-    _Injected: "count",
-    _WrappedScheduleState: "count",
-    optax.ScaleByScheduleState: "count",
-    optax.MultiStepsState: "gradient_step",
-}
+@functools.cache
+def _counters() -> dict[type, str]:
+    """Return every kind of state with a schedule's counter, and the field that counts."""
+    # Optax does not export the class of the last. Not at import, which must not trace anything.
+    wrapped = jax.eval_shape(optax.schedules.WrappedSchedule(lambda step: step).init)
+    return {
+        _Injected: "count",
+        optax.ScaleByScheduleState: "count",
+        optax.MultiStepsState: "gradient_step",
+        type(wrapped): "count",
+    }
+
+
+# The fields in which such states hold other states.
 _CHILDREN = {
     _Injected: ("hyperparams_states", "inner_state"),
     optax.MultiStepsState: ("inner_opt_state",),
@@ -222,6 +227,7 @@ _CHILDREN = {
 
 def _rebuild(visit: Callable[..., Any], tree: Any, path: Sequence[Any] = ()) -> Any:
     """Return ``tree`` with each state that has a counter replaced by ``visit(path, state)``."""
+    counters = _counters()
 
     def descend(inner: Sequence[Any], node: Any) -> Any:
         here = (*path, *inner)
@@ -229,12 +235,12 @@ def _rebuild(visit: Callable[..., Any], tree: Any, path: Sequence[Any] = ()) -> 
             field: _rebuild(visit, getattr(node, field), (*here, field))
             for field in _CHILDREN.get(type(node), ())
         }
-        if type(node) not in _COUNTERS:
+        if type(node) not in counters:
             return node
         return visit(here, node._replace(**children))
 
     return jax.tree_util.tree_map_with_path(
-        descend, tree, is_leaf=lambda node: type(node) in _COUNTERS
+        descend, tree, is_leaf=lambda node: type(node) in counters
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from optax_clr._result import RangeTest
 from optax_clr._training_step import OptimizerStep, PyTree, StepFn, checked_step, describe
 
 _DEFAULT_NUM_STEPS = 300
+_CONFIG: Any = jax.config
 
 
 def range_test(
@@ -228,12 +229,13 @@ class _Row(NamedTuple):
 
 def _program(plan: _Plan) -> Callable[..., RangeTest]:
     """Return the compiled range test; the last few are kept, with the functions they call."""
-    if isinstance(plan.step_fn, Hashable) and isinstance(plan.batch_fn, Hashable):
-        try:
-            return _kept_program(plan)
-        except TypeError:  # a part of a hashable function may not be
-            pass
-    return _kept_program.__wrapped__(plan)
+    try:
+        hash(plan)
+        # Functions may close over tracers; like JAX's own caches this one then keeps none.
+        keep = not _CONFIG.jax_check_tracer_leaks
+    except TypeError:
+        keep = False
+    return _kept_program(plan) if keep else _kept_program.__wrapped__(plan)
 
 
 @functools.lru_cache(maxsize=8)

@@ -146,7 +146,7 @@ def lowest_rate(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     return rate
 
 
-_READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL = range(4)
+_READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _MIXED = range(5)
 _PROBLEMS = (
     "",
     f"too few points: a curve needs at least {_MIN_ROWS} rows with a finite loss at a positive "
@@ -156,6 +156,8 @@ _PROBLEMS = (
     "the loss never fell: no rate made it clearly lower than it was in the first rows. If it rose "
     "from the start, begin at a smaller rate (min_value); if it stayed level, go on to a larger "
     "one (max_value) or take more steps; if neither helps, this model cannot learn from this loss.",
+    "the curves are of different sweeps: only those over the same rates can be read together. Read "
+    "each by itself: jax.vmap(lambda lane: lane.bounds())(result).",
 )
 
 
@@ -165,7 +167,9 @@ def _find_lowest(learning_rates: jax.Array, losses: jax.Array) -> tuple[jax.Arra
     num_rows = losses.shape[-1]
     curves = losses.reshape(-1, num_rows).astype(jnp.float32)
     # The same sweep in every curve, which may end early in some and then is NaN there.
-    rates = jnp.nanmax(learning_rates.reshape(-1, num_rows).astype(jnp.float32), axis=0)
+    all_rates = learning_rates.reshape(-1, num_rows).astype(jnp.float32)
+    rates = jnp.nanmax(all_rates, axis=0)
+    mixed = jnp.any(all_rates != rates[None], where=~jnp.isnan(all_rates))
     position = jnp.log10(jnp.where(rates > 0, rates, jnp.nan))
     valid = jnp.isfinite(position) & jnp.isfinite(curves).any(0)
     grid = jnp.linspace(
@@ -187,6 +191,7 @@ def _find_lowest(learning_rates: jax.Array, losses: jax.Array) -> tuple[jax.Arra
     problem = jnp.where(fell, _READABLE, _NEVER_FELL)
     few = _DIVERGED if num_rows >= _MIN_ROWS else _TOO_FEW
     problem = jnp.where(valid.sum() < _MIN_ROWS, few, problem)
+    problem = jnp.where(mixed, _MIXED, problem)
     return jnp.where(problem == _READABLE, 10 ** grid[lowest], jnp.nan), problem
 
 

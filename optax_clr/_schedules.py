@@ -489,7 +489,7 @@ def every_epoch(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedul
     """
     schedule = function("schedule", schedule, form="step -> value")
     steps_per_epoch = whole_number("steps_per_epoch", steps_per_epoch)
-    return lambda step: schedule(lax.div(as_step(step), steps_per_epoch))
+    return lambda step: schedule(lax.div(as_step(step), np.int32(steps_per_epoch)))
 
 
 # ------------------------------------------------------------------------- parts of the factories

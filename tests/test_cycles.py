@@ -123,6 +123,17 @@ def test_dtypes_and_shapes():
     )
 
 
+@pytest.mark.parametrize("cycles", [Cycles(7), Cycles(7, num_cycles=3), Cycles(7, 1.5, 3)])
+def test_cycles_are_the_same_under_x64(cycles, x64):
+    steps = np.arange(40)
+    expected = [query(steps) for query in (cycles.index, cycles.is_end, cycles.fraction)]
+    with x64():
+        for query, values in zip((cycles.index, cycles.is_end), expected[:2], strict=True):
+            np.testing.assert_array_equal(query(steps.astype(np.int64)), values)
+        assert cycles.start(2).dtype == cycles.length(2).dtype == jnp.int32
+        np.testing.assert_allclose(cycles.fraction(steps), expected[2], rtol=2e-7)
+
+
 def test_cycles_are_values():
     cycles = Cycles(np.int64(5), 1.5, 3)
     assert cycles == Cycles(5, 1.5, 3) == pickle.loads(pickle.dumps(cycles))

@@ -97,6 +97,15 @@ def test_only_what_varies_is_a_hyperparameter():
     assert names(learning_rate=np.array(0.1)) == {"learning_rate"}
 
 
+def test_schedules_can_be_injected_under_x64(x64):
+    with x64():
+        optimizer = optax_clr.inject_schedules(optax.adam)(learning_rate=RATE, b1=MOMENTUM)
+        params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}  # float64
+        _, state, trail = train(optimizer, params, 3)
+        assert trail["bias"].dtype == jnp.float64
+        assert_hyperparams(state, learning_rate=RATE(2), b1=MOMENTUM(2))
+
+
 def test_positional_arguments_work_as_in_the_factory():
     optimizer = optax_clr.inject_schedules(optax.sgd)(RATE, MOMENTUM)
     assert_hyperparams(optimizer.init(some_params()), learning_rate=RATE(0), momentum=MOMENTUM(0))

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import os
 import pathlib
 import subprocess
 import sys
@@ -44,6 +45,7 @@ PUBLIC = {
     "linear",
     "lr_range_test",
     "one_cycle_schedule",
+    "plotting",
     "range_test",
     "set_hyperparams",
     "set_step",
@@ -56,7 +58,7 @@ PUBLIC = {
 
 
 def test_the_public_names_are_these():
-    assert {name for name in vars(optax_clr) if not name.startswith("_")} - {"plotting"} == PUBLIC
+    assert {name for name in vars(optax_clr) if not name.startswith("_")} == PUBLIC
 
 
 def test_the_version_stands_in_one_place():
@@ -91,6 +93,23 @@ def test_importing_loads_nothing_that_is_optional():
 
 def test_the_test_above_can_fail():
     assert "matplotlib" in loaded_by("import optax_clr, matplotlib")
+
+
+def test_importing_starts_no_device():
+    environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}
+    subprocess.run([sys.executable, "-c", "import optax_clr"], env=environment, check=True)
+    started = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=environment, capture_output=True, check=False,
+    )  # fmt: skip
+    assert started.returncode != 0  # or the test above could not fail
+
+
+def test_importing_leaves_the_garbage_collector_as_it_was():
+    for state in ("enable", "disable"):
+        report = f"import gc; gc.{state}(); import optax_clr; print(gc.isenabled())"
+        run = subprocess.run([sys.executable, "-c", report], capture_output=True, check=True)
+        assert run.stdout.strip() == str(state == "enable").encode()
 
 
 def test_types_are_shipped():

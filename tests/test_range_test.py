@@ -324,6 +324,26 @@ def test_bfloat16_params_keep_their_dtype_and_give_float32_rows():
     assert result.losses[-10:].mean() < 0.7 * result.losses[:10].mean()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_it_runs_under_x64(dtype, x64):
+    arrays = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), (PARAMS, BATCHES))
+    expected = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES, max_value=0.1)
+    with x64():
+        result = optax_clr.lr_range_test(loss_fn, arrays[0], optax.adam, arrays[1], max_value=0.1)
+        assert result.losses.dtype == dtype
+        np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-3)
+        np.testing.assert_allclose(result.bounds(), expected.bounds(), rtol=0.1)
+
+
+def test_no_tracer_is_kept_where_jax_keeps_none():
+    with jax.checking_leaks():
+        jax.vmap(
+            lambda decay: optax_clr.lr_range_test(
+                loss_fn, PARAMS, lambda rate: optax.adamw(rate, weight_decay=decay), BATCHES
+            )
+        )(jnp.array([0.0, 0.1]))
+
+
 # -------------------------------------------------------------------------------------- sweeps
 
 

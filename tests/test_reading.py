@@ -120,6 +120,9 @@ UNREADABLE = {
     "never fell": result_of(np.linspace(1, 2, 300)),
     "never fell:": result_of(np.random.default_rng(0).normal(size=300)),
     "never fell: no": result_of(np.full(300, 2.0)),
+    "different sweeps": result_of(
+        np.stack([valley(), valley()]), np.outer([1, 2], np.geomspace(1e-5, 10.0, 300))
+    ),
 }
 
 

@@ -416,6 +416,15 @@ def test_float64_values_give_float64_under_x64(x64):
         np.testing.assert_allclose(double(12), expected, rtol=1e-14)
 
 
+def test_float32_values_give_the_same_under_x64(schedule, x64):
+    expected = schedule(SOME_STEPS)
+    with x64():
+        for steps in (SOME_STEPS.astype(np.int64), SOME_STEPS.astype(np.int32)):
+            values = jax.jit(schedule)(steps)
+            assert values.dtype == jnp.float32
+            np.testing.assert_allclose(values, expected, rtol=5e-7)
+
+
 def test_one_program_serves_every_step(schedule):
     chex.clear_trace_counter()
     traced = jax.jit(chex.assert_max_traces(schedule, n=1))
