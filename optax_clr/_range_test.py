@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +16,11 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import function, is_traced, known_float, real_scalar, whole_number
+from optax_clr._batches import check_batches, check_num_steps
 from optax_clr._divergence import Tracker, new_tracker, track
 from optax_clr._result import RangeTest
 from optax_clr._training_step import OptimizerStep, PyTree, StepFn, checked_step, describe
 
-_DEFAULT_NUM_STEPS = 300
 _CONFIG: Any = jax.config
 
 
@@ -98,7 +98,7 @@ def range_test(
     batch_fn = batches if callable(batches) else None
     if batch_fn is None:
         num_needed = values.shape[0] * steps_per_value
-        batches = _check_batches(batches, num_needed)
+        batches = check_batches(batches, num_needed)
     plan = _Plan(step_fn, batch_fn, bool(has_aux), steps_per_value)
     return _program(plan)(
         state,
@@ -185,7 +185,7 @@ def lr_range_test(
     optimizer = function("optimizer", optimizer, form="learning_rate -> GradientTransformation")
     steps_per_value = whole_number("steps_per_value", steps_per_value)
     params = _as_arrays("params", params)
-    num_steps = _check_num_steps(num_steps, batches, steps_per_value)
+    num_steps = check_num_steps(num_steps, batches, steps_per_value)
     values = _spaced(min_value, max_value, num_steps // steps_per_value, spacing)
     transformation = optimizer(values[0])
     if not isinstance(transformation, optax.GradientTransformation):
@@ -336,53 +336,6 @@ def _check_values(values: ArrayLike) -> jax.Array:
     if not is_traced(array) and not np.isfinite(np.asarray(array, np.float64)).all():
         raise ValueError(f"values must be finite, got {values!r}.")
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
-
-
-def _batch_length(batches: PyTree) -> int:
-    """Return the length of the leading axis that all the leaves share."""
-    form = "a pytree of arrays with a leading axis, one entry a step, or a function step -> batch"
-    if isinstance(batches, (list, Iterator)):
-        raise TypeError(
-            f"batches must be {form}; got {describe(batches)}. Stack a list of batches with "
-            "jax.tree.map(lambda *parts: jnp.stack(parts), *batches); put the parts of one batch "
-            "in a tuple."
-        )
-    lengths: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
-        name = f"batches{jax.tree_util.keystr(path)}"
-        if not isinstance(leaf, (jax.Array, np.ndarray)):
-            raise TypeError(f"batches must be {form}; {name} is {describe(leaf)}.")
-        if leaf.ndim == 0:
-            raise ValueError(f"batches must be {form}; {name} is a scalar.")
-        lengths[name] = leaf.shape[0]
-    if not lengths:
-        raise ValueError(f"batches must be {form}; got the empty pytree {batches!r}.")
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"batches must have leading axes of one length, got {lengths}.")
-    return next(iter(lengths.values()))
-
-
-def _check_batches(batches: PyTree, num_needed: int) -> PyTree:
-    length = _batch_length(batches)
-    if length < num_needed:
-        raise ValueError(
-            f"batches must have a leading axis of at least {num_needed}, one entry for each "
-            f"training step; got {length}."
-        )
-    return batches
-
-
-def _check_num_steps(num_steps: int | None, batches: Any, steps_per_value: int) -> int:
-    if num_steps is None:
-        available = _DEFAULT_NUM_STEPS if callable(batches) else _batch_length(batches)
-        num_steps = available - available % steps_per_value
-    num_steps = whole_number("num_steps", num_steps, minimum=0)
-    if num_steps < 2 * steps_per_value or num_steps % steps_per_value:
-        raise ValueError(
-            f"num_steps={num_steps} must be a multiple of steps_per_value={steps_per_value}, at "
-            "least twice that: two rates or more."
-        )
-    return num_steps
 
 
 def _spaced(min_value: Any, max_value: Any, num_values: int, spacing: str) -> jax.Array:

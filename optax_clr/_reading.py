@@ -24,7 +24,7 @@ _MIN_SIGNIFICANCE = 3.0
 
 # The lowest point of a sweep is at a rate too high to train with: there the loss falls no more
 # because steps overshoot. A first calibration, the best of {1, 1.5, 2, 3, 4, 5, 6, 8, 10} for each
-# use by validation loss after training, on nine small tasks with five optimizers, 300 steps a sweep.
+# use by validation loss after training, on nine small tasks with five optimizers, 300 steps each.
 _CONSTANT_BELOW_LOWEST = 5.0
 _ONE_CYCLE_BELOW_LOWEST = 2.0
 _PEAK_BELOW_LOWEST = 3.0
@@ -36,8 +36,9 @@ class RangeTestError(ValueError):
     """A range test whose curve cannot be read; the message says what to change.
 
     Example:
+      >>> rates, losses = jnp.geomspace(1e-3, 10.0, 50), jnp.linspace(1.0, 2.0, 50)
       >>> try:
-      ...     suggest(jnp.geomspace(1e-3, 10.0, 50), jnp.linspace(1.0, 2.0, 50))
+      ...     optax_clr.RangeTest(rates, losses, losses, jnp.int32(50)).suggest()
       ... except RangeTestError as error:
       ...     print(str(error).partition(":")[0])
       the loss never fell
@@ -61,72 +62,17 @@ class LRBounds(NamedTuple):
 
 
 def suggest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
-    """Return one rate to train with throughout: the rate of the lowest loss, divided by 5.
-
-    Args:
-      learning_rates: ``f32[..., n]`` rates of the sweep; NaN where there is no row.
-      losses: ``f32[..., n]`` raw losses at them. Leading axes (seeds) are read together.
-
-    Returns:
-      ``f32[]`` the rate; NaN, inside ``jax.jit`` or ``jax.vmap``, if the curve cannot be read.
-
-    Raises:
-      RangeTestError: outside of them, if the curve cannot be read.
-
-    Example:
-      >>> rates = jnp.geomspace(1e-3, 10.0, 100)
-      >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
-      >>> print(f"{suggest(rates, losses):.2f}")
-      0.10
-    """
+    """Return the reading of :meth:`optax_clr.RangeTest.suggest`, of ``f32[..., n]`` each."""
     return lowest_rate(learning_rates, losses) / _CONSTANT_BELOW_LOWEST
 
 
 def one_cycle_peak(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
-    """Return the peak of a one-cycle run: the rate of the lowest loss, halved.
-
-    Args:
-      learning_rates: ``f32[..., n]`` rates of the sweep; NaN where there is no row.
-      losses: ``f32[..., n]`` raw losses at them. Leading axes (seeds) are read together.
-
-    Returns:
-      ``f32[]`` the rate; NaN, inside ``jax.jit`` or ``jax.vmap``, if the curve cannot be read.
-
-    Raises:
-      RangeTestError: outside of them, if the curve cannot be read.
-
-    Example:
-      >>> rates = jnp.geomspace(1e-3, 10.0, 100)
-      >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
-      >>> print(f"{one_cycle_peak(rates, losses):.2f}")
-      0.25
-    """
+    """Return the reading of :meth:`optax_clr.RangeTest.one_cycle_peak`, of ``f32[..., n]`` each."""
     return lowest_rate(learning_rates, losses) / _ONE_CYCLE_BELOW_LOWEST
 
 
 def bounds(learning_rates: jax.Array, losses: jax.Array) -> LRBounds:
-    """Return the bounds of a cycle: the rate of the lowest loss divided by 3, and a quarter of it.
-
-    Args:
-      learning_rates: ``f32[..., n]`` rates of the sweep; NaN where there is no row.
-      losses: ``f32[..., n]`` raw losses at them. Leading axes (seeds) are read together.
-
-    Returns:
-      The two rates; NaN, inside ``jax.jit`` or ``jax.vmap``, if the curve cannot be read.
-
-    Raises:
-      RangeTestError: outside of them, if the curve cannot be read.
-
-    Example:
-      >>> rates = jnp.geomspace(1e-3, 10.0, 100)
-      >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
-      >>> base_value, peak_value = bounds(rates, losses)
-      >>> print(f"{base_value:.3f} {peak_value:.3f}")
-      0.042 0.166
-
-    References:
-      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3.
-    """
+    """Return the reading of :meth:`optax_clr.RangeTest.bounds`, of ``f32[..., n]`` each."""
     peak_value = lowest_rate(learning_rates, losses) / _PEAK_BELOW_LOWEST
     return LRBounds(peak_value / _BASE_BELOW_PEAK, peak_value)
 

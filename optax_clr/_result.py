@@ -99,6 +99,9 @@ class RangeTest(NamedTuple):
           >>> schedule = optax_clr.triangular_schedule(*result.bounds(), rise_steps=100)
           >>> print(f"{schedule(0):.3f} {schedule(100):.3f}")
           0.042 0.166
+
+        References:
+          Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3.
         """
         return _reading.bounds(self.learning_rates, self.losses)
 

@@ -21,6 +21,7 @@ MODULES = [
     "_schedules",
     "_hyperparams",
     "_training_step",
+    "_batches",
     "_divergence",
     "_reading",
     "_result",
