@@ -25,7 +25,18 @@ from optax_clr._arguments import (
 )
 from optax_clr._cycles import Cycles, end_of_all, pick, table
 from optax_clr._cycles import length as cycle_length
-from optax_clr._waves import Envelope, Wave, cosine, exponential, halving, linear, scaled, shaped
+from optax_clr._waves import (
+    Envelope,
+    Wave,
+    check_envelope,
+    check_wave,
+    cosine,
+    exponential,
+    halving,
+    linear,
+    scaled,
+    shaped,
+)
 
 # ------------------------------------------------------------------------------- times and values
 
@@ -150,7 +161,8 @@ def cyclical_schedule(
 
     Raises:
       TypeError: if a count is not an integer, a value not a real number, a function not callable.
-      ValueError: if a count is below 1, a value is not finite, or ``mult`` is out of range.
+      ValueError: if a count is below 1, a value is not finite, ``mult`` is out of range, or a
+        function does not give one number for each height or step.
 
     Example:
       >>> schedule = cyclical_schedule(0.0, 1.0, 2, wave=welch, mult=2, num_cycles=2)
@@ -166,9 +178,8 @@ def cyclical_schedule(
     rise_steps = whole_number("rise_steps", rise_steps)
     fall_steps = rise_steps if fall_steps is None else whole_number("fall_steps", fall_steps)
     steps = whole_number("rise_steps + fall_steps", rise_steps + fall_steps)
-    wave = function("wave", wave, form="height -> height")
-    if envelope is not None:
-        envelope = function("envelope", envelope, form="(cycle, step) -> scale")
+    wave = check_wave(wave)
+    envelope = None if envelope is None else check_envelope(envelope)
     cycles = Cycles(steps, mult, num_cycles)
     locate = _locator(cycles, lambda length: _moment(length * rise_steps, steps))
     dtype = float_dtype(base_value, peak_value)
@@ -445,7 +456,7 @@ def one_cycle_schedule(
     peak_value = real_scalar("peak_value", peak_value)
     end_value = real_scalar("end_value", end_value)
     total_steps = whole_number("total_steps", total_steps)
-    wave = function("wave", wave, form="height -> height")
+    wave = check_wave(wave)
     phases = _one_cycle_phases(
         (init_value, peak_value, end_value), total_steps, rise_fraction, three_phase
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from optax_clr._arguments import as_step, float_dtype, known_float, real_scalar
+from optax_clr._arguments import as_step, float_dtype, function, known_float, real_scalar
 
 Wave = Callable[[jax.Array], ArrayLike]
 Envelope = Callable[[jax.Array, jax.Array], ArrayLike]
@@ -85,7 +87,16 @@ def welch(height: jax.Array) -> jax.Array:
 
 # 1 - wave(height), written in the depth 1 - height so that it keeps its digits near the peak: a
 # momentum, or a rate that starts high, has its small values there.
-_COMPLEMENTS: dict[Wave, Wave] = {linear: linear, cosine: cosine, welch: jnp.square}
+_COMPLEMENTS: tuple[tuple[Wave, Wave], ...] = (
+    (linear, linear),
+    (cosine, cosine),
+    (welch, jnp.square),
+)
+
+
+def _complement_of(wave: Wave) -> Wave | None:
+    # Found by identity: a function of the user's may not be hashable.
+    return next((complement for known, complement in _COMPLEMENTS if known is wave), None)
 
 
 # -------------------------------------------------------------------------------------- envelopes
@@ -189,10 +200,37 @@ class exponential:  # noqa: N801 (used as a function)
 # --------------------------------------------------------------------------- heights and depths
 
 
+def check_wave(wave: Any) -> Wave:
+    """Return ``wave`` if it maps heights to as many numbers."""
+    checked: Wave = function("wave", wave, form="height -> height")
+    if _complement_of(checked) is None:
+        _check_result("wave", checked, np.zeros(2, np.float32))
+    return checked
+
+
+def check_envelope(envelope: Any) -> Envelope:
+    """Return ``envelope`` if it maps cycles and steps to as many numbers."""
+    checked: Envelope = function("envelope", envelope, form="(cycle, step) -> scale")
+    if checked is not halving and not isinstance(checked, exponential):
+        counts = np.zeros(2, np.int32)
+        _check_result("envelope", checked, counts, counts)
+    return checked
+
+
+def _check_result(name: str, shape: Callable[..., Any], *arguments: np.ndarray) -> None:
+    allowed = f"{name} must be a function of arrays, one number for each; {shape!r}"
+    try:
+        result = jax.eval_shape(shape, *arguments)
+    except Exception as error:
+        raise ValueError(f"{allowed} failed: {error}") from error
+    if not isinstance(result, jax.ShapeDtypeStruct) or result.shape not in ((), (2,)):
+        raise ValueError(f"{allowed} maps arrays of shape (2,) to {result}.")
+
+
 def shaped(wave: Wave, height: jax.Array, depth: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return ``wave(height)`` and ``1 - wave(height)``."""
     up = jnp.broadcast_to(jnp.asarray(wave(height), height.dtype), height.shape)
-    complement = _COMPLEMENTS.get(wave)
+    complement = _complement_of(wave)
     return up, 1 - up if complement is None else jnp.asarray(complement(depth))
 
 

@@ -546,6 +546,28 @@ def test_a_traced_count_is_refused_with_its_remedy():
         jax.jit(lambda rise: triangular(0.1, 1.0, rise)(0))(5)
 
 
-def test_a_wave_of_the_wrong_shape_is_refused():
-    with pytest.raises(ValueError, match=r"[Ii]ncompatible"):
-        cyclical(0.1, 1.0, 5, wave=lambda height: jnp.ones(3))(jnp.arange(4))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"wave": lambda height: jnp.ones(3)}, r"wave must be .* to .*shape=\(3,\)"),
+        ({"wave": lambda height: (height, height)}, "wave must be"),
+        ({"wave": math.sin}, "wave must be .* failed"),
+        ({"wave": lambda height: height if height < 0.5 else 0.5}, "wave must be .* failed"),
+        ({"envelope": lambda cycle: 0.5}, "envelope must be .* failed"),
+        ({"envelope": lambda cycle, step: None}, "envelope must be .* to None"),
+    ],
+)
+def test_functions_that_cannot_serve_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        cyclical(0.1, 1.0, 5, **arguments)
+
+
+def test_a_wave_that_cannot_be_hashed_serves():
+    class Squared:
+        __hash__ = None
+
+        def __call__(self, height):
+            return height**2
+
+    schedule = cyclical(0.0, 1.0, 4, wave=Squared())
+    np.testing.assert_allclose(schedule(np.arange(5)), [0, 1 / 16, 1 / 4, 9 / 16, 1], rtol=1e-6)
