@@ -29,7 +29,7 @@ class Tracker(NamedTuple):
 def new_tracker(loss: jax.Array) -> Tracker:
     zero = jnp.zeros_like(loss)
     return Tracker(
-        alive=jnp.ones((), bool),
+        alive=jnp.full_like(loss, True, dtype=bool),
         num_rows=zero,
         average=zero,
         downward=zero,

@@ -257,7 +257,8 @@ def _kept_program(plan: _Plan) -> Callable[..., RangeTest]:
         train_row = jax.jit(functools.partial(_train_row, plan))
         first = jax.tree.map(lambda leaf: leaf[0], (by_row, values))
         _, output = jax.eval_shape(train_row, state, *first)
-        padding = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), output)
+        # By full_like, which inside shard_map also notes over which devices the rows vary.
+        padding = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), output)
 
         def scan_row(
             carry: tuple[PyTree, Tracker], inputs: tuple[PyTree, jax.Array]
@@ -269,12 +270,12 @@ def _kept_program(plan: _Plan) -> Callable[..., RangeTest]:
 
             def skip(state: PyTree, tracker: Tracker) -> tuple[tuple[PyTree, Tracker], _Row]:
                 loss, metrics = padding
-                return (state, tracker), _Row(loss, loss, jnp.zeros((), bool), metrics)
+                return (state, tracker), _Row(loss, loss, tracker.alive, metrics)
 
             state, tracker = carry
             return lax.cond(tracker.alive, train, skip, state, tracker)  # type: ignore[no-any-return]
 
-        (_, _), rows = lax.scan(scan_row, (state, new_tracker(padding[0])), (by_row, values))
+        _, rows = lax.scan(scan_row, (state, new_tracker(padding[0])), (by_row, values))
         masked = functools.partial(_mask, rows.recorded)
         return RangeTest(
             learning_rates=masked(values),

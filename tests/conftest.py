@@ -1,5 +1,6 @@
 """JAX made strict, for every test: what it would forgive in silence is an error here."""
 
+import functools
 import os
 
 import hypothesis
@@ -38,3 +39,17 @@ def x64():
     if hasattr(jax, "enable_x64"):
         return lambda: jax.enable_x64(True)
     return jax.experimental.enable_x64
+
+
+@pytest.fixture
+def one_per_device():
+    """shard_map over a mesh of one device, which checks what it would check on many."""
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("device",))
+    spec = jax.sharding.PartitionSpec("device")
+    if hasattr(jax, "shard_map"):
+        shard_map = jax.shard_map
+    else:  # before JAX 0.6, where the check knows no branches
+        from jax.experimental.shard_map import shard_map as unchecked
+
+        shard_map = functools.partial(unchecked, check_rep=False)
+    return lambda function: shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)

@@ -335,6 +335,17 @@ def test_it_runs_under_x64(dtype, x64):
         np.testing.assert_allclose(result.bounds(), expected.bounds(), rtol=0.1)
 
 
+def test_it_runs_inside_shard_map(one_per_device):
+    run = lambda scale: (
+        optax_clr.lr_range_test(
+            loss_fn, jax.tree.map(lambda p: p * scale, PARAMS), optax.sgd, BATCHES, max_value=0.1
+        ).losses
+    )
+    sharded = one_per_device(lambda scales: jax.lax.map(run, scales))
+    scales = jnp.array([0.5, 1.0])
+    np.testing.assert_allclose(jax.jit(sharded)(scales), jax.lax.map(run, scales), rtol=1e-4)
+
+
 def test_no_tracer_is_kept_where_jax_keeps_none():
     with jax.checking_leaks():
         jax.vmap(

@@ -425,6 +425,11 @@ def test_float32_values_give_the_same_under_x64(schedule, x64):
             np.testing.assert_allclose(values, expected, rtol=5e-7)
 
 
+def test_schedules_work_inside_shard_map(schedule, one_per_device):
+    values = jax.jit(one_per_device(schedule))(jnp.asarray(SOME_STEPS))
+    np.testing.assert_allclose(values, schedule(SOME_STEPS), rtol=5e-7)
+
+
 def test_one_program_serves_every_step(schedule):
     chex.clear_trace_counter()
     traced = jax.jit(chex.assert_max_traces(schedule, n=1))
