@@ -38,14 +38,13 @@ def _batch_length(batches: PyTree) -> int:
     return next(iter(lengths.values()))
 
 
-def check_batches(batches: PyTree, num_needed: int) -> PyTree:
+def check_batches(batches: PyTree, num_needed: int) -> None:
     length = _batch_length(batches)
     if length < num_needed:
         raise ValueError(
             f"batches must have a leading axis of at least {num_needed}, one entry for each "
             f"training step; got {length}."
         )
-    return batches
 
 
 def check_num_steps(num_steps: int | None, batches: Any, steps_per_value: int) -> int:

@@ -97,8 +97,7 @@ def range_test(
     state = _as_arrays("state", state)
     batch_fn = batches if callable(batches) else None
     if batch_fn is None:
-        num_needed = values.shape[0] * steps_per_value
-        batches = check_batches(batches, num_needed)
+        check_batches(batches, num_needed=values.shape[0] * steps_per_value)
     plan = _Plan(step_fn, batch_fn, bool(has_aux), steps_per_value)
     return _program(plan)(
         state,
@@ -245,14 +244,11 @@ def _kept_program(plan: _Plan) -> Callable[..., RangeTest]:
         state: PyTree, batches: PyTree, values: jax.Array, smoothing: Any, stop_factor: Any
     ) -> RangeTest:
         num_rows = values.shape[0]
+        num_steps = num_rows * plan.steps_per_value
         by_row = jax.tree.map(
-            lambda leaf: leaf[: num_rows * plan.steps_per_value].reshape(
-                num_rows, plan.steps_per_value, *leaf.shape[1:]
-            ),
-            batches,
+            lambda leaf: leaf[:num_steps].reshape(num_rows, plan.steps_per_value, *leaf.shape[1:]),
+            batches if plan.batch_fn is None else jnp.arange(num_steps, dtype=jnp.int32),
         )
-        steps = jnp.arange(num_rows * plan.steps_per_value, dtype=jnp.int32)
-        by_row = steps.reshape(num_rows, -1) if plan.batch_fn is not None else by_row
         # Under jit so that finding the shapes and running the steps share one trace.
         train_row = jax.jit(functools.partial(_train_row, plan))
         first = jax.tree.map(lambda leaf: leaf[0], (by_row, values))
@@ -323,7 +319,13 @@ def _as_arrays(name: str, tree: PyTree) -> PyTree:
                 f"{name}{jax.tree_util.keystr(path)} must be an array, got {describe(leaf)}. "
                 "Leave what is not one out of the state, or close over it."
             )
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=jnp.result_type(leaf)), tree)
+    return jax.tree.map(_strongly_typed, tree)
+
+
+def _strongly_typed(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array) and not leaf.weak_type:
+        return leaf
+    return jnp.asarray(leaf, dtype=jnp.result_type(leaf))
 
 
 def _check_values(values: ArrayLike) -> jax.Array:

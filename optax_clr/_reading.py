@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from optax_clr._arguments import is_traced
 
@@ -79,17 +80,22 @@ def bounds(learning_rates: jax.Array, losses: jax.Array) -> LRBounds:
 
 def lowest_rate(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     """Return the rate at which the smoothed curve is lowest, or raise (NaN if traced)."""
-    learning_rates, losses = jnp.asarray(learning_rates), jnp.asarray(losses)
-    if learning_rates.shape != losses.shape or not losses.ndim:
-        raise ValueError(
-            f"learning_rates and losses must have the same shape [..., n], got "
-            f"{learning_rates.shape} and {losses.shape}."
-        )
     rate: jax.Array
-    rate, problem = _find_lowest(learning_rates, losses)
+    rate, problem = _find_lowest(*checked_columns(learning_rates, losses))
     if not is_traced(problem) and int(problem) != _READABLE:
         raise RangeTestError(_PROBLEMS[int(problem)])
     return rate
+
+
+def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Return the two as arrays if they have the same shape, of at least one axis."""
+    rates, curves = jnp.asarray(learning_rates), jnp.asarray(losses)
+    if rates.shape != curves.shape or not curves.ndim:
+        raise ValueError(
+            f"learning_rates and losses must have the same shape [..., n], got {rates.shape} and "
+            f"{curves.shape}."
+        )
+    return rates, curves
 
 
 _READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _MIXED = range(5)

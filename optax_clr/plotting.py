@@ -78,10 +78,7 @@ def plot_range_test(result: RangeTest, ax: Axes | None = None) -> Axes:
         _limit_losses(ax, losses, smoothed)
         ax.set_xscale("log" if (rates > 0).all() and _is_geometric(rates) else "linear")
         ax.legend(loc="upper left", frameon=False)
-    ax.set_xlabel("learning rate")
-    ax.set_ylabel("loss")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return _labelled(ax, "learning rate", "loss")
 
 
 def plot_schedule(schedule: optax.Schedule, num_steps: int, ax: Axes | None = None) -> Axes:
@@ -112,10 +109,7 @@ def plot_schedule(schedule: optax.Schedule, num_steps: int, ax: Axes | None = No
     ax = _new_axes() if ax is None else ax
     # By vmap, since some of Optax's schedules refuse arrays of steps.
     ax.plot(np.asarray(steps), np.asarray(jax.vmap(schedule)(steps)), color=_CURVE)
-    ax.set_xlabel("step")
-    ax.set_ylabel("value")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return _labelled(ax, "step", "value")
 
 
 def _new_axes() -> Axes:
@@ -126,6 +120,13 @@ def _new_axes() -> Axes:
             'optax_clr.plotting needs Matplotlib: pip install "optax-clr[plot]".'
         ) from error
     return plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
+
+
+def _labelled(ax: Axes, x: str, y: str) -> Axes:
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
 
 
 def _draw_reading(ax: Axes, bounds: LRBounds, suggestion: float) -> None:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optax_clr._reading import checked_columns
+
 __all__ = ["minimum", "slide", "steepest", "valley"]
 
 
@@ -183,12 +185,7 @@ def _one_curve(
     learning_rates: jax.Array, losses: jax.Array, minimum_rows: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return rates, mean losses over the leading axes, and which rows come before any NaN."""
-    learning_rates, losses = jnp.asarray(learning_rates), jnp.asarray(losses)
-    if learning_rates.shape != losses.shape or losses.ndim < 1:
-        raise ValueError(
-            "learning_rates and losses must have the same shape [..., n], got "
-            f"{learning_rates.shape} and {losses.shape}."
-        )
+    learning_rates, losses = checked_columns(learning_rates, losses)
     num_rows = losses.shape[-1]
     if num_rows < minimum_rows:
         raise ValueError(f"losses must have at least {minimum_rows} rows, got {num_rows}.")
