@@ -47,6 +47,8 @@ def whole_number(name: str, value: Any, *, minimum: int = 1) -> int:
 
 def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
     """Return ``value`` if it is a finite real scalar; of a traced one only type and shape count."""
+    if type(value) is float and math.isfinite(value) and (value > 0 or not positive):
+        return value
     allowed = f"a finite {'positive ' if positive else ''}real number"
     if isinstance(value, (bool, np.bool_)) or not (
         isinstance(value, numbers.Real) or hasattr(value, "dtype")

@@ -1,55 +1,58 @@
-"""The batches of a range test: how many there are, and whether they are enough."""
+"""The batches of a range test: arrays held on the device, a traced function, or a stream."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optax_clr._arguments import whole_number
 from optax_clr._training_step import PyTree, describe
 
 _DEFAULT_NUM_STEPS = 300
+# A chunk of a stream is no longer than this. With 256 rows the calls cost a few percent of the
+# smallest training steps; 8 MiB are a transfer of good size, and memory that malloc uses again.
+_CHUNK_ROWS = 256
+_CHUNK_BYTES = 2**23
+_ALIGNMENT = 64  # in bytes, of XLA's buffers on the CPU
+
+_ShapeDtype: Any = jax.ShapeDtypeStruct
+
+_FORM = (
+    "a pytree of arrays with a leading axis, one entry a step; a function step -> batch; or an "
+    "iterable of batches"
+)
 
 
-def _batch_length(batches: PyTree) -> int:
-    """Return the length of the leading axis that all the leaves share."""
-    form = "a pytree of arrays with a leading axis, one entry a step, or a function step -> batch"
-    if isinstance(batches, (list, Iterator)):
-        raise TypeError(
-            f"batches must be {form}; got {describe(batches)}. Stack a list of batches with "
-            "jax.tree.map(lambda *parts: jnp.stack(parts), *batches); put the parts of one batch "
-            "in a tuple."
-        )
-    lengths: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
-        name = f"batches{jax.tree_util.keystr(path)}"
-        if not isinstance(leaf, (jax.Array, np.ndarray)):
-            raise TypeError(f"batches must be {form}; {name} is {describe(leaf)}.")
-        if leaf.ndim == 0:
-            raise ValueError(f"batches must be {form}; {name} is a scalar.")
-        lengths[name] = leaf.shape[0]
-    if not lengths:
-        raise ValueError(f"batches must be {form}; got the empty pytree {batches!r}.")
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"batches must have leading axes of one length, got {lengths}.")
-    return next(iter(lengths.values()))
+def is_stream(batches: Any) -> bool:
+    """Whether ``batches`` is a Python iterable to read one batch after the other from.
+
+    That is what JAX does not know as a pytree, such as a data loader or a generator. Lists are
+    pytrees to JAX; one of tuples or dicts is a stream, one of arrays could be either.
+    """
+    if isinstance(batches, list):
+        return bool(batches) and not any(_is_leaf(entry) for entry in batches)
+    return isinstance(batches, Iterable) and _is_leaf(batches) and not _is_array(batches)
 
 
-def check_batches(batches: PyTree, num_needed: int) -> None:
-    length = _batch_length(batches)
-    if length < num_needed:
-        raise ValueError(
-            f"batches must have a leading axis of at least {num_needed}, one entry for each "
-            f"training step; got {length}."
-        )
+def _is_leaf(value: Any) -> bool:
+    return jax.tree_util.all_leaves([value])
+
+
+def _is_array(value: Any) -> bool:
+    return type(value) is np.ndarray or isinstance(value, (jax.Array, np.ndarray))
 
 
 def check_num_steps(num_steps: int | None, batches: Any, steps_per_value: int) -> int:
+    """Return ``num_steps``, or the default for such batches, if it makes two rows or more."""
     if num_steps is None:
-        available = _DEFAULT_NUM_STEPS if callable(batches) else _batch_length(batches)
+        sized = not callable(batches) and not is_stream(batches)
+        available = _batch_length(batches) if sized else _DEFAULT_NUM_STEPS
         num_steps = available - available % steps_per_value
     num_steps = whole_number("num_steps", num_steps, minimum=0)
     if num_steps < 2 * steps_per_value or num_steps % steps_per_value:
@@ -58,3 +61,241 @@ def check_num_steps(num_steps: int | None, batches: Any, steps_per_value: int) -
             "least twice that: two rates or more."
         )
     return num_steps
+
+
+def _batch_length(batches: PyTree) -> int:
+    """Return the length of the leading axis that all the leaves share."""
+    if isinstance(batches, list) and batches:
+        raise TypeError(
+            f"batches must be {_FORM}; got a list of arrays, which could be the batches or the "
+            "parts of one. Put the stacked parts in a tuple; stream batches with iter(batches)."
+        )
+    lengths: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
+        name = f"batches{jax.tree_util.keystr(path)}"
+        if not _is_array(leaf):
+            raise TypeError(f"batches must be {_FORM}; {name} is {describe(leaf)}.")
+        if leaf.ndim == 0:
+            raise ValueError(f"batches must be {_FORM}; {name} is a scalar.")
+        lengths[name] = leaf.shape[0]
+    if not lengths:
+        raise ValueError(f"batches must be {_FORM}; got the empty pytree {batches!r}.")
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"batches must have leading axes of one length, got {lengths}.")
+    return next(iter(lengths.values()))
+
+
+# ------------------------------------------------------------------------------ chunks of rows
+
+
+class Chunk(NamedTuple):
+    """Batches for the next ``num_rows`` rows: those from row ``first`` of ``batches`` on."""
+
+    batches: PyTree
+    first: Any  # i32[], as is num_rows
+    num_rows: Any
+
+
+def open_batches(
+    batches: Any, num_rows: int, steps_per_value: int
+) -> HeldBatches | StreamedBatches:
+    """Return the batches of a test of so many rows, if they are enough as far as can be known."""
+    if is_stream(batches):
+        return StreamedBatches(batches, num_rows, steps_per_value)
+    if callable(batches):
+        return HeldBatches((), num_rows)
+    length, num_needed = _batch_length(batches), num_rows * steps_per_value
+    if length < num_needed:
+        raise ValueError(
+            f"batches must have a leading axis of at least {num_needed}, one entry for each "
+            f"training step; got {length}."
+        )
+    return HeldBatches(batches, num_rows)
+
+
+class HeldBatches:
+    """Batches that are all there: arrays, or ``()`` where a function in the program makes them."""
+
+    def __init__(self, arrays: PyTree, num_rows: int) -> None:
+        self.arrays = arrays
+        self.capacity = self._num_rows = num_rows
+        self._next_row = 0
+        self.ended_by: BaseException | None = None
+
+    @property
+    def example(self) -> PyTree:
+        """Shapes and dtypes of one batch, or of the step that the function is given."""
+        if not jax.tree.leaves(self.arrays):
+            return _ShapeDtype((), jnp.int32)
+        shape = lambda leaf: _ShapeDtype(leaf.shape[1:], leaf.dtype)
+        return jax.tree.map(shape, self.arrays)
+
+    def read(self, max_rows: int) -> Chunk | None:
+        """Return the next chunk; None at the end."""
+        self.arrays = jax.device_put(self.arrays)  # once: where they are, they stay
+        first = self._next_row
+        num_rows = min(max_rows, self.capacity, self._num_rows - first)
+        self._next_row += num_rows
+        return Chunk(self.arrays, np.int32(first), np.int32(num_rows)) if num_rows else None
+
+
+class StreamedBatches:
+    """Batches of a Python iterable, stacked in chunks that all have the same shape.
+
+    One that can be iterated again is, when it runs out; ``ended_by`` is the exception that it
+    ended with, if any.
+    """
+
+    arrays = ()  # none are there before they are read
+
+    def __init__(self, batches: Iterable[PyTree], num_rows: int, steps_per_value: int) -> None:
+        self._iterable = batches
+        self._rows_left = num_rows
+        self._steps_per_value = steps_per_value
+        self._structure: Any = None
+        self._types: list[Any] = []
+        self.ended_by: BaseException | None = None
+        leaves = self._passes()
+        first = next(leaves, None)
+        if first is None:
+            raise ValueError("batches must give at least one batch, got none.")
+        self._leaves = itertools.chain([first], leaves)
+        num_bytes = steps_per_value * sum(leaf.size * leaf.dtype.itemsize for leaf in first)
+        self.capacity = max(1, min(num_rows, _CHUNK_ROWS, _CHUNK_BYTES // max(num_bytes, 1)))
+
+    @property
+    def example(self) -> PyTree:
+        """Shapes and dtypes of one batch."""
+        return jax.tree.unflatten(
+            self._structure,
+            [_ShapeDtype(*shape_and_dtype) for shape_and_dtype in self._types],
+        )
+
+    def read(self, max_rows: int) -> Chunk | None:
+        """Return the next chunk; None at the end."""
+        num_wanted = self._steps_per_value * min(max_rows, self.capacity, self._rows_left)
+        num_slots = self._steps_per_value * self.capacity
+        stack: _HostStack | _DeviceStack | None = None
+        while num_wanted and (leaves := self._next_leaves()) is not None:
+            if stack is None:
+                on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
+                stack = _DeviceStack(num_slots) if on_device else _HostStack(leaves, num_slots)
+            stack.append(leaves)
+            num_wanted -= 1
+        num_rows = stack.length // self._steps_per_value if stack is not None else 0
+        if stack is None or not num_rows:
+            return None
+        self._rows_left -= num_rows
+        batches = jax.tree.unflatten(self._structure, stack.on_device())
+        return Chunk(batches, np.int32(0), np.int32(num_rows))
+
+    def _next_leaves(self) -> list[Any] | None:
+        try:
+            return next(self._leaves, None)
+        except _UnfitBatchError:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            self.ended_by = error  # whatever it is, the batches before it are good
+            return None
+
+    def _passes(self) -> Iterator[list[Any]]:
+        """Yield the leaves of each batch, pass after pass if the iterable can be read again."""
+        again = True
+        while again:
+            again = False
+            iterator = iter(self._iterable)
+            unfit: str | None = None
+            for batch in iterator:
+                if unfit is not None:
+                    raise _UnfitBatchError(unfit)
+                leaves, structure = jax.tree.flatten(batch)
+                leaves = [leaf if _is_array(leaf) else np.asarray(leaf) for leaf in leaves]
+                unfit = self._unfit(structure, [(leaf.shape, leaf.dtype) for leaf in leaves])
+                if unfit is None:
+                    again = iterator is not self._iterable
+                    yield leaves
+            # A last batch that does not fit is what remained of the data: it is left out.
+
+    def _unfit(self, structure: Any, types: list[Any]) -> str | None:
+        """Return what is wrong with a batch that is not like the first."""
+        if self._structure is None:
+            _check_first(structure, types)
+            self._structure, self._types = structure, types
+        if structure != self._structure:
+            return (
+                f"batches must all have the structure of the first, {self._structure}; got "
+                f"{structure}."
+            )
+        if types != self._types:
+            return (
+                "batches must all have the shapes and dtypes of the first, "
+                f"{_in_words(self._types)}; got {_in_words(types)}. Pad or crop them to one shape; "
+                "only the last of an epoch may be another, and is left out."
+            )
+        return None
+
+
+class _UnfitBatchError(ValueError):
+    """A batch that cannot be stacked with the first."""
+
+
+def _check_first(structure: Any, types: list[Any]) -> None:
+    if not types or any(dtype.kind in "OSUM" for _, dtype in types):
+        raise TypeError(
+            f"batches must give pytrees of numeric arrays; got {structure} of {_in_words(types)}."
+        )
+
+
+def _in_words(types: list[Any]) -> str:
+    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in types) or "nothing"
+
+
+class _HostStack:
+    """Batches of NumPy arrays, copied as they come: a loader may use its own memory again."""
+
+    def __init__(self, leaves: list[np.ndarray], num_slots: int) -> None:
+        self.length = 0
+        self._columns = [_aligned((num_slots, *leaf.shape), leaf.dtype) for leaf in leaves]
+
+    def append(self, leaves: list[np.ndarray]) -> None:
+        for column, leaf in zip(self._columns, leaves, strict=True):
+            column[self.length] = leaf
+        self.length += 1
+
+    def on_device(self) -> list[jax.Array]:
+        return jax.device_put(self._columns)  # type: ignore[no-any-return]
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an empty array for a batch's dtype, which the CPU backend takes without a copy."""
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    room = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    offset = -room.ctypes.data % _ALIGNMENT
+    aligned: np.ndarray = room[offset : offset + num_bytes].view(dtype).reshape(shape)
+    return aligned
+
+
+class _DeviceStack:
+    """Batches of JAX arrays, which keep their sharding."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._num_slots = num_slots
+        self._batches: list[list[jax.Array]] = []
+
+    @property
+    def length(self) -> int:
+        return len(self._batches)
+
+    def append(self, leaves: list[jax.Array]) -> None:
+        self._batches.append(leaves)
+
+    def on_device(self) -> list[jax.Array]:
+        # Always so many, or the shapes, and the program, would change with the number read.
+        spare = self._num_slots - self.length
+        return _stack(*self._batches, *self._batches[-1:] * spare)  # type: ignore[no-any-return]
+
+
+@jax.jit
+def _stack(*batches: list[jax.Array]) -> list[jax.Array]:
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *batches)  # type: ignore[no-any-return]

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 # Before so many rows are averaged the smoothed loss is noise, and says nothing of divergence.
 _SETTLED_ROWS = 10
@@ -14,8 +16,19 @@ _SETTLED_ROWS = 10
 _NOISE_PER_FALL = 4.0
 
 
+class StopRule(NamedTuple):
+    """The two numbers of the rule, ``f32[]`` each."""
+
+    smoothing: ArrayLike
+    stop_factor: ArrayLike
+
+
 class Tracker(NamedTuple):
-    """What the stop rule needs to know of the rows so far; all are ``f32[]`` but ``alive``."""
+    """What the stop rule knows of the rows so far; ``num_rows`` counts those that are data.
+
+    It travels packed, as one ``f32[7]``: XLA's CPU backend computes one array in one kernel and
+    seven scalars in seven, which is 2% of a training step of 11 us.
+    """
 
     alive: jax.Array
     num_rows: jax.Array
@@ -25,25 +38,33 @@ class Tracker(NamedTuple):
     best: jax.Array
     fall: jax.Array
 
+    def pack(self) -> jax.Array:
+        return jnp.stack([field.astype(self.average.dtype) for field in self])
 
-def new_tracker(loss: jax.Array) -> Tracker:
+    @classmethod
+    def unpack(cls, packed: jax.Array | np.ndarray) -> Tracker:
+        alive, *numbers = packed
+        return cls(alive > 0, *numbers)
+
+
+def new_tracker(loss: jax.Array) -> jax.Array:
+    """Return the packed tracker before the first row, in the dtype of ``loss``."""
     zero = jnp.zeros_like(loss)
     return Tracker(
-        alive=jnp.full_like(loss, True, dtype=bool),
+        alive=jnp.ones_like(loss),
         num_rows=zero,
         average=zero,
         downward=zero,
         highest=jnp.full_like(loss, -jnp.inf),
         best=jnp.full_like(loss, jnp.inf),
         fall=zero,
-    )
+    ).pack()
 
 
-def track(
-    tracker: Tracker, loss: jax.Array, smoothing: jax.Array, stop_factor: jax.Array
-) -> tuple[Tracker, jax.Array, jax.Array]:
-    """Return the tracker after a row, the row's smoothed loss, and whether it is data."""
-    smoothing, stop_factor = smoothing.astype(loss.dtype), stop_factor.astype(loss.dtype)
+def track(packed: jax.Array, loss: jax.Array, rule: StopRule) -> tuple[jax.Array, jax.Array]:
+    """Return the packed tracker after a row, and the smoothed loss of the row."""
+    tracker = Tracker.unpack(packed)
+    smoothing, stop_factor = (jnp.asarray(number, loss.dtype) for number in rule)
     finite = jnp.isfinite(loss)
     # With the past's share written like this the average needs no correction of its bias.
     num_rows = tracker.num_rows + 1
@@ -61,5 +82,6 @@ def track(
     noise = math.sqrt(2 * math.pi) * downward
     rise = average - best
     diverged = settled & (rise > stop_factor * jnp.maximum(fall, _NOISE_PER_FALL * noise))
+    num_rows = jnp.where(finite, num_rows, tracker.num_rows)
     alive = finite & ~diverged
-    return Tracker(alive, num_rows, average, downward, highest, best, fall), average, finite
+    return Tracker(alive, num_rows, average, downward, highest, best, fall).pack(), average

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import function, is_traced, known_float, real_scalar, whole_number
-from optax_clr._batches import check_batches, check_num_steps
-from optax_clr._divergence import Tracker, new_tracker, track
+from optax_clr._batches import (
+    StreamedBatches,
+    check_num_steps,
+    is_stream,
+    open_batches,
+)
+from optax_clr._chunks import run_in_chunks
+from optax_clr._divergence import StopRule
+from optax_clr._program import Plan, programs
 from optax_clr._result import RangeTest
-from optax_clr._training_step import OptimizerStep, PyTree, StepFn, checked_step, describe
+from optax_clr._training_step import OptimizerStep, PyTree, StepFn, describe
 
-_CONFIG: Any = jax.config
+_ShapeDtype: Any = jax.ShapeDtypeStruct
 
 
 def range_test(
     step_fn: StepFn,
     state: PyTree,
-    batches: PyTree | Callable[[jax.Array], PyTree],
+    batches: PyTree | Callable[[jax.Array], PyTree] | Iterable[PyTree],
     values: ArrayLike,
     *,
     has_aux: bool = False,
     smoothing: ArrayLike = 0.98,
     stop_factor: ArrayLike = 1.0,
     steps_per_value: int = 1,
+    progress: bool = False,
 ) -> RangeTest:
     r"""Run any training step while a value changes, as one XLA program; record the loss.
 
@@ -50,7 +55,7 @@ def range_test(
     where the fall is that of :math:`s` to its minimum and the noise is measured on moves downward,
     which a divergence has none of. A constant in the loss, or a factor, changes nothing. After it
     no further training step is executed (under ``jax.vmap``, where lanes share their steps, a
-    lane that has diverged is frozen).
+    lane that has diverged is frozen, and the test ends with the last of them).
 
     Args:
       step_fn: ``(state, batch, value) -> (state, loss)``, a pure training step that can be
@@ -58,9 +63,14 @@ def range_test(
         batch statistics, keys for dropout and gradient accumulators are parts of the state. It
         is traced once. Calling again with the same function, and shapes, compiles nothing.
       state: pytree of arrays that the step starts from; never changed.
-      batches: pytree of arrays with a leading axis of ``n * steps_per_value`` (more are not
-        used), or a function from the step, ``i32[]``, to a batch, which is traced into the
-        program.
+      batches: one of
+
+        - a pytree of arrays with a leading axis of ``n * steps_per_value`` (more are not used);
+        - a function from the step, ``i32[]``, to a batch, which is traced into the program;
+        - a Python iterable of batches, such as a data loader or a list of tuples: read while the
+          device computes, stacked in chunks of at most 8 MiB or 256 rows (a larger batch is a
+          chunk), and read again from its start when it runs out, unless it is an iterator. A last
+          batch of another shape, as at the end of an epoch, is left out.
       values: ``[n]`` values to try, in this order; may be traced.
       has_aux: whether the step returns metrics beside the loss; see ``RangeTest.metrics``.
       smoothing: weight of the past in the moving average, from 0 up to but not including 1.
@@ -68,15 +78,21 @@ def range_test(
         ``math.inf`` stops for a loss that is not finite only.
       steps_per_value: training steps for each value; the row has the mean of their losses and
         metrics.
+      progress: whether to show a bar, with the value and the smoothed loss (needs tqdm). The test
+        is then run in chunks of about half a second, by Python.
 
     Returns:
-      A :class:`RangeTest` with ``n`` rows.
+      A :class:`RangeTest` with ``n`` rows. Where a test with a stream or a bar ends early, because
+      an iterator runs out, reading raises an exception, or Ctrl-C is pressed, it has the rows so
+      far, padded as after divergence, and a ``RuntimeWarning`` says how many and why; with none,
+      the exception is raised.
 
     Raises:
-      TypeError: if the step is no function, its result is not as above, or the batches are
-        neither arrays nor a function.
+      TypeError: if the step is no function, its result is not as above, the batches are none of
+        the above, or a stream or a bar is asked for inside ``jax.jit`` or ``jax.vmap``.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
-        in length, the loss is not a scalar, or the step changes the shape of its state.
+        in length or shape, the loss is not a scalar, or the step changes the shape of its state.
+      ImportError: if ``progress`` is asked for and tqdm is not installed.
 
     Example:
       >>> def step_fn(position, batch, rate):  # gradient descent on position**2 / 2, noisy
@@ -94,25 +110,16 @@ def range_test(
     step_fn = function("step_fn", step_fn, form="(state, batch, value) -> (state, loss)")
     values = _check_values(values)
     steps_per_value = whole_number("steps_per_value", steps_per_value)
-    state = _as_arrays("state", state)
-    batch_fn = batches if callable(batches) else None
-    if batch_fn is None:
-        check_batches(batches, num_needed=values.shape[0] * steps_per_value)
-    plan = _Plan(step_fn, batch_fn, bool(has_aux), steps_per_value)
-    return _program(plan)(
-        state,
-        () if batch_fn is not None else batches,
-        values,
-        _check_smoothing(smoothing),
-        _check_stop_factor(stop_factor),
-    )
+    _check_arrays("state", state)
+    rule = StopRule(_check_smoothing(smoothing), _check_stop_factor(stop_factor))
+    return _run(step_fn, state, batches, values, rule, bool(has_aux), steps_per_value, progress)
 
 
 def lr_range_test(
     loss_fn: Callable[[PyTree, PyTree], Any],
     params: PyTree,
     optimizer: Callable[[Any], optax.GradientTransformation],
-    batches: PyTree | Callable[[jax.Array], PyTree],
+    batches: PyTree | Callable[[jax.Array], PyTree] | Iterable[PyTree],
     *,
     min_value: ArrayLike = 1e-7,
     max_value: ArrayLike = 10.0,
@@ -122,6 +129,7 @@ def lr_range_test(
     smoothing: ArrayLike = 0.98,
     stop_factor: ArrayLike = 1.0,
     steps_per_value: int = 1,
+    progress: bool = False,
 ) -> RangeTest:
     r"""Sweep the learning rate once over a short training run, as one XLA program.
 
@@ -137,27 +145,30 @@ def lr_range_test(
       params: pytree of arrays to start from; never changed.
       optimizer: function from a learning rate to a ``GradientTransformation``: ``optax.adamw``, or
         ``lambda rate: optax.chain(optax.clip(1.0), optax.sgd(rate))``.
-      batches: pytree of arrays with a leading axis of at least ``num_steps``, or a function from
-        the step, ``i32[]``, to a batch, which is traced into the program.
+      batches: pytree of arrays with a leading axis of at least ``num_steps``; or a function from
+        the step, ``i32[]``, to a batch, which is traced into the program; or a Python iterable of
+        batches, such as a data loader, which is streamed. See :func:`range_test`.
       min_value: positive rate of the first row, may be traced.
       max_value: rate of the last row, larger than ``min_value``, may be traced.
       num_steps: training steps; ``None`` means as many as there are batches (the largest multiple
-        of ``steps_per_value``), or 300 if ``batches`` is a function.
+        of ``steps_per_value``), or 300 if ``batches`` is a function or an iterable.
       spacing: ``"log"`` or ``"linear"`` spacing of the rates.
       has_aux: whether the loss comes with metrics; see ``RangeTest.metrics``.
       smoothing: weight of the past in the moving average, as in :func:`range_test`.
       stop_factor: when the test stops, as in :func:`range_test`.
       steps_per_value: training steps at each rate; the row has their mean loss.
+      progress: whether to show a bar, as in :func:`range_test`.
 
     Returns:
       A :class:`RangeTest` with ``n`` rows, of which ``bounds()``, ``suggest()`` and
-      ``one_cycle_peak()`` read rates to train with.
+      ``one_cycle_peak()`` read rates to train with. One that ends early has the rows so far, as
+      in :func:`range_test`.
 
     Raises:
       TypeError: if a function is missing or returns something else, or the optimizer is one
         already built.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
-        in length, or the loss is not a scalar.
+        in length or shape, or the loss is not a scalar.
 
     Example:
       >>> def loss_fn(params, batch):
@@ -183,165 +194,91 @@ def lr_range_test(
         )
     optimizer = function("optimizer", optimizer, form="learning_rate -> GradientTransformation")
     steps_per_value = whole_number("steps_per_value", steps_per_value)
-    params = _as_arrays("params", params)
+    _check_arrays("params", params)
     num_steps = check_num_steps(num_steps, batches, steps_per_value)
     values = _spaced(min_value, max_value, num_steps // steps_per_value, spacing)
-    transformation = optimizer(values[0])
-    if not isinstance(transformation, optax.GradientTransformation):
-        raise TypeError(
-            f"optimizer must return a GradientTransformation, got {transformation!r} from "
-            f"{optimizer!r}."
-        )
-    return range_test(
-        OptimizerStep(loss_fn, optimizer, has_aux),
-        (params, transformation.init(params)),
-        batches,
-        values,
-        has_aux=has_aux,
-        smoothing=smoothing,
-        stop_factor=stop_factor,
-        steps_per_value=steps_per_value,
-    )
+    rule = StopRule(_check_smoothing(smoothing), _check_stop_factor(stop_factor))
+    step = OptimizerStep(loss_fn, optimizer, bool(has_aux))
+    return _run(step, params, batches, values, rule, step.has_aux, steps_per_value, progress)
 
 
-# --------------------------------------------------------------------------------- the program
+# ------------------------------------------------------------------------------------- running
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """Everything a compiled range test depends on but the shapes and dtypes of its arrays."""
-
-    step_fn: StepFn
-    batch_fn: Callable[[jax.Array], PyTree] | None
-    has_aux: bool
-    steps_per_value: int
-
-
-class _Row(NamedTuple):
-    """One row of the result; ``recorded`` tells it from padding."""
-
-    loss: jax.Array
-    smoothed: jax.Array
-    recorded: jax.Array
-    metrics: PyTree
-
-
-def _program(plan: _Plan) -> Callable[..., RangeTest]:
-    """Return the compiled range test; the last few are kept, with the functions they call."""
-    try:
-        hash(plan)
-        # Functions may close over tracers; like JAX's own caches this one then keeps none.
-        keep = not _CONFIG.jax_check_tracer_leaks
-    except TypeError:
-        keep = False
-    return _kept_program(plan) if keep else _kept_program.__wrapped__(plan)
-
-
-@functools.lru_cache(maxsize=8)
-def _kept_program(plan: _Plan) -> Callable[..., RangeTest]:
-    @jax.jit
-    def program(
-        state: PyTree, batches: PyTree, values: jax.Array, smoothing: Any, stop_factor: Any
-    ) -> RangeTest:
-        num_rows = values.shape[0]
-        num_steps = num_rows * plan.steps_per_value
-        by_row = jax.tree.map(
-            lambda leaf: leaf[:num_steps].reshape(num_rows, plan.steps_per_value, *leaf.shape[1:]),
-            batches if plan.batch_fn is None else jnp.arange(num_steps, dtype=jnp.int32),
-        )
-        # Under jit so that finding the shapes and running the steps share one trace.
-        train_row = jax.jit(functools.partial(_train_row, plan))
-        first = jax.tree.map(lambda leaf: leaf[0], (by_row, values))
-        _, output = jax.eval_shape(train_row, state, *first)
-        # By full_like, which inside shard_map also notes over which devices the rows vary.
-        padding = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), output)
-
-        def scan_row(
-            carry: tuple[PyTree, Tracker], inputs: tuple[PyTree, jax.Array]
-        ) -> tuple[tuple[PyTree, Tracker], _Row]:
-            def train(state: PyTree, tracker: Tracker) -> tuple[tuple[PyTree, Tracker], _Row]:
-                state, (loss, metrics) = train_row(state, *inputs)
-                tracker, smoothed, recorded = track(tracker, loss, smoothing, stop_factor)
-                return (state, tracker), _Row(loss, smoothed, recorded, metrics)
-
-            def skip(state: PyTree, tracker: Tracker) -> tuple[tuple[PyTree, Tracker], _Row]:
-                loss, metrics = padding
-                return (state, tracker), _Row(loss, loss, tracker.alive, metrics)
-
-            state, tracker = carry
-            return lax.cond(tracker.alive, train, skip, state, tracker)  # type: ignore[no-any-return]
-
-        _, rows = lax.scan(scan_row, (state, new_tracker(padding[0])), (by_row, values))
-        masked = functools.partial(_mask, rows.recorded)
-        return RangeTest(
-            learning_rates=masked(values),
-            losses=masked(rows.loss),
-            smoothed_losses=masked(rows.smoothed),
-            num_valid=rows.recorded.sum(dtype=jnp.int32),
-            metrics=jax.tree.map(masked, rows.metrics),
-        )
-
-    return program
+def _run(
+    step_fn: StepFn,
+    initial: PyTree,
+    batches: Any,
+    values: jax.Array | np.ndarray,
+    rule: StopRule,
+    has_aux: bool,
+    steps_per_value: int,
+    progress: bool,
+) -> RangeTest:
+    """Run the test as one program, or in chunks where that cannot be or would be slow."""
+    batch_fn = batches if callable(batches) and not is_stream(batches) else None
+    compiled = programs(Plan(step_fn, batch_fn, has_aux, steps_per_value))
+    source = open_batches(batches, values.shape[0], steps_per_value)
+    facts = compiled.inspect(initial, source.example, _ShapeDtype((), values.dtype))
+    from_python = progress or isinstance(source, StreamedBatches)
+    if from_python or facts.convolves:
+        arrays = jax.tree.leaves((initial, values, source.arrays))
+        inside = facts.closes_over_tracers or any(map(is_traced, [*arrays, jnp.zeros(())]))
+        if from_python and inside:
+            raise TypeError(
+                "a range test with a stream of batches, or with progress=True, runs from Python: "
+                "it cannot be inside jax.jit or jax.vmap. Pass stacked batches or a function step "
+                "-> batch, and progress=False."
+            )
+        # A loop of XLA's CPU backend computes convolutions ten times slower than a program without.
+        single_rows = facts.convolves and not inside and _lie_on_cpus(arrays)
+        if from_python or single_rows:
+            return run_in_chunks(
+                compiled, initial, source, values, rule, single_rows=single_rows, progress=progress
+            )
+    return compiled.whole(initial, source.arrays, values, rule)  # type: ignore[no-any-return]
 
 
-def _train_row(
-    plan: _Plan, state: PyTree, batches: PyTree, value: jax.Array
-) -> tuple[PyTree, tuple[jax.Array, PyTree]]:
-    """Train the steps of one row; return the state and the means of losses and metrics."""
-
-    def train(state: PyTree, batch: PyTree) -> tuple[PyTree, tuple[jax.Array, PyTree]]:
-        if plan.batch_fn is not None:
-            batch = plan.batch_fn(batch)
-        return checked_step(plan.step_fn, plan.has_aux, state, batch, value)
-
-    if plan.steps_per_value == 1:
-        return train(state, jax.tree.map(lambda leaf: leaf[0], batches))
-    state, outputs = lax.scan(train, state, batches)
-    return state, jax.tree.map(lambda leaf: leaf.mean(0), outputs)
+def _lie_on_cpus(leaves: list[Any]) -> bool:
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)] or [jnp.zeros(())]
+    return all(device.platform == "cpu" for array in arrays for device in array.devices())
 
 
-def _mask(recorded: jax.Array, column: jax.Array) -> jax.Array:
-    recorded = recorded.reshape(recorded.shape + (1,) * (column.ndim - 1))
-    return jnp.where(recorded, column, jnp.nan)
-
-
-# -------------------------------------------------------------------------------------- checks
-
-
-def _as_arrays(name: str, tree: PyTree) -> PyTree:
-    """Return the tree with strongly typed arrays for leaves, as they come back from a step."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+def _check_arrays(name: str, tree: PyTree) -> None:
+    leaves = jax.tree.leaves(tree)
     if not leaves:
         raise ValueError(f"{name} must have at least one array, got the empty pytree {tree!r}.")
-    for path, leaf in leaves:
-        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
+    if all(isinstance(leaf, _ARRAYS) for leaf in leaves):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, _ARRAYS):
             raise TypeError(
                 f"{name}{jax.tree_util.keystr(path)} must be an array, got {describe(leaf)}. "
                 "Leave what is not one out of the state, or close over it."
             )
-    return jax.tree.map(_strongly_typed, tree)
 
 
-def _strongly_typed(leaf: Any) -> jax.Array:
-    if isinstance(leaf, jax.Array) and not leaf.weak_type:
-        return leaf
-    return jnp.asarray(leaf, dtype=jnp.result_type(leaf))
+_ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
-def _check_values(values: ArrayLike) -> jax.Array:
-    array = jnp.asarray(values)
+def _check_values(values: ArrayLike) -> jax.Array | np.ndarray:
+    array = values if isinstance(values, jax.Array) else np.asarray(values)
     if array.ndim != 1 or not array.shape[0]:
         raise ValueError(
             f"values must be one-dimensional and not empty, got an array of shape {array.shape}."
         )
     if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
         raise TypeError(f"values must be real numbers, got dtype {array.dtype}.")
-    if not is_traced(array) and not np.isfinite(np.asarray(array, np.float64)).all():
+    # An explicit transfer, which jax.transfer_guard("disallow") allows.
+    if not is_traced(array) and not np.isfinite(jax.device_get(array).astype(np.float64)).all():
         raise ValueError(f"values must be finite, got {values!r}.")
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+    is_float = jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype) if is_float else np.float32)
 
 
-def _spaced(min_value: Any, max_value: Any, num_values: int, spacing: str) -> jax.Array:
+def _spaced(
+    min_value: Any, max_value: Any, num_values: int, spacing: str
+) -> jax.Array | np.ndarray:
     min_value = real_scalar("min_value", min_value, positive=True)
     max_value = real_scalar("max_value", max_value, positive=True)
     low, high = known_float(min_value), known_float(max_value)
@@ -351,24 +288,29 @@ def _spaced(min_value: Any, max_value: Any, num_values: int, spacing: str) -> ja
         raise ValueError(f"spacing must be 'log' or 'linear', got {spacing!r}.")
     if low is not None and high is not None:
         space = np.geomspace if spacing == "log" else np.linspace
-        return jnp.asarray(space(low, high, num_values), jnp.float32)
+        return space(low, high, num_values).astype(np.float32)
     start, stop = jnp.asarray(min_value, jnp.float32), jnp.asarray(max_value, jnp.float32)
     if spacing == "log":
         return jnp.geomspace(start, stop, num_values)
     return jnp.linspace(start, stop, num_values)
 
 
-def _check_smoothing(smoothing: ArrayLike) -> jax.Array:
+def _check_smoothing(smoothing: ArrayLike) -> ArrayLike:
     number = known_float(real_scalar("smoothing", smoothing))
     if number is not None and not 0 <= number < 1:
         raise ValueError(
             f"smoothing must be from 0 up to but not including 1, got {smoothing!r}: it is the "
             "weight of the past in the moving average."
         )
-    return jnp.asarray(smoothing, jnp.float32)
+    return _as_float32(smoothing)
 
 
-def _check_stop_factor(stop_factor: ArrayLike) -> jax.Array:
+def _check_stop_factor(stop_factor: ArrayLike) -> ArrayLike:
     if not (isinstance(stop_factor, float) and stop_factor == math.inf):
         stop_factor = real_scalar("stop_factor", stop_factor, positive=True)
-    return jnp.asarray(stop_factor, jnp.float32)
+    return _as_float32(stop_factor)
+
+
+def _as_float32(number: Any) -> ArrayLike:
+    # NumPy's go into a compiled program as they are; JAX's would take a program each to make.
+    return number.astype(jnp.float32) if isinstance(number, jax.Array) else np.float32(number)

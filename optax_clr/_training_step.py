@@ -24,6 +24,15 @@ class OptimizerStep:
     optimizer: Callable[[Any], optax.GradientTransformation]
     has_aux: bool
 
+    def start(self, params: PyTree, learning_rate: jax.Array) -> tuple[PyTree, PyTree]:
+        transformation = self.optimizer(learning_rate)
+        if not isinstance(transformation, optax.GradientTransformation):
+            raise TypeError(
+                f"optimizer must return a GradientTransformation, got {transformation!r} from "
+                f"{self.optimizer!r}."
+            )
+        return params, transformation.init(params)
+
     def __call__(
         self, state: tuple[PyTree, PyTree], batch: PyTree, learning_rate: jax.Array
     ) -> tuple[PyTree, Any]:

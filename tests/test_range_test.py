@@ -457,8 +457,11 @@ ragged = {**BATCHES, "targets": TARGETS[:-1]}
         (lambda: sgd_test(ragged), ValueError, r"leading axes of one length.*'targets'\].: 119"),
         (lambda: sgd_test({"a": 1.0}), TypeError, r"batches\['a'\] is float"),
         (lambda: sgd_test({"a": jnp.ones(())}), ValueError, r"batches\['a'\] is a scalar"),
-        (lambda: sgd_test([BATCHES]), TypeError, "got list. Stack"),
-        (lambda: sgd_test(iter([BATCHES])), TypeError, "got list_iterator. Stack"),
+        (
+            lambda: sgd_test([INPUTS, TARGETS]),
+            TypeError,
+            r"a list of arrays, .* in a tuple; stream batches with iter\(batches\)",
+        ),
         (lambda: sgd_test(BATCHES, num_steps=121), ValueError, "at least 121, .* got 120"),
         (lambda: general(np.ones(121)), ValueError, "at least 121, .* got 120"),
         # the numbers

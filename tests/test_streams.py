@@ -1,0 +1,429 @@
+"""Streamed batches, the bar, and what ends a test early: against the same test stacked."""
+
+import functools
+import itertools
+import math
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_clr
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+NUM_STEPS = 60
+INPUTS = np.random.default_rng(0).normal(size=(NUM_STEPS, 16, 4)).astype(np.float32)
+TARGETS = np.tanh(INPUTS @ np.array([1.0, -2.0, 0.5, 3.0], np.float32))
+PARAMS = {
+    "hidden": 0.5 * jax.random.normal(jax.random.key(2), (4, 8)),
+    "out": 0.5 * jax.random.normal(jax.random.key(3), (8,)),
+}
+STACKED = (INPUTS, TARGETS)
+BATCHES = list(zip(INPUTS, TARGETS, strict=True))
+
+
+def loss_fn(params, batch):
+    inputs, targets = batch
+    return jnp.mean((jnp.tanh(inputs @ params["hidden"]) @ params["out"] - targets) ** 2)
+
+
+run = functools.partial(
+    optax_clr.lr_range_test, loss_fn, PARAMS, optax.adam, max_value=0.1, num_steps=NUM_STEPS
+)
+
+
+class Loader:
+    """What can be iterated again and is no sequence, as data loaders are; notes what is read."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.num_read = 0
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.num_read += 1
+            yield batch
+
+
+def reused_memory(batches):
+    """A loader that gives the same memory every time, filled anew."""
+    inputs, targets = (np.empty_like(part) for part in batches[0])
+    for batch in batches:
+        inputs[...], targets[...] = batch
+        yield inputs, targets
+
+
+class TorchTensor:
+    """As much of a torch tensor as NumPy asks for."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+# ------------------------------------------------------------------------- the same as stacked
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        lambda: BATCHES,
+        lambda: [list(batch) for batch in BATCHES],  # as torch's default_collate gives them
+        lambda: iter(BATCHES),
+        lambda: Loader(BATCHES),
+        lambda: Loader([tuple(map(jnp.asarray, batch)) for batch in BATCHES]),
+        lambda: (tuple(map(TorchTensor, batch)) for batch in BATCHES),
+        lambda: reused_memory(BATCHES),
+        lambda: itertools.chain(BATCHES, itertools.repeat(BATCHES[0])),  # without end
+    ],
+    ids="list lists iterator loader jax torch reused endless".split(),
+)
+def test_a_stream_gives_the_stacked_curve_bit_for_bit(stream):
+    streamed, stacked = run(stream()), run(STACKED)
+    for name, column in stacked._asdict().items():
+        np.testing.assert_array_equal(getattr(streamed, name), column, err_msg=name)
+
+
+def test_a_traced_function_gives_it_too():
+    data = tuple(map(jnp.asarray, STACKED))
+    traced = run(lambda step: jax.tree.map(lambda part: part[step], data))
+    np.testing.assert_allclose(traced.losses, run(STACKED).losses, rtol=1e-5)
+
+
+def test_metrics_and_divergence_are_streamed():
+    with_metrics = lambda params, batch: (loss_fn(params, batch), {"first": params["out"][:2]})
+    test = functools.partial(
+        optax_clr.lr_range_test, with_metrics, PARAMS, optax.sgd, max_value=1e4,
+        num_steps=NUM_STEPS, has_aux=True,
+    )  # fmt: skip
+    streamed, stacked = test(BATCHES), test(STACKED)
+    assert 10 < int(stacked.num_valid) < NUM_STEPS
+    jax.tree.map(np.testing.assert_array_equal, streamed, stacked)
+
+
+def test_each_value_is_held_for_several_steps():
+    streamed, stacked = run(Loader(BATCHES), steps_per_value=4), run(STACKED, steps_per_value=4)
+    assert streamed.losses.shape == (NUM_STEPS // 4,)
+    np.testing.assert_array_equal(streamed.losses, stacked.losses)
+
+
+def test_the_general_form_streams():
+    def step_fn(state, batch, value):
+        return state + batch, state * value
+
+    values = np.linspace(0.1, 1.0, 50)
+    numbers = [{"a": np.float32(number)} for number in range(50)]
+    streamed = optax_clr.range_test(
+        lambda state, batch, value: step_fn(state, batch["a"], value),
+        np.float32(1), numbers, values, stop_factor=math.inf,
+    )  # fmt: skip
+    before = 1 + np.concatenate([[0], np.cumsum(np.arange(49))])
+    np.testing.assert_allclose(streamed.losses, before * values, rtol=1e-5)
+
+
+def test_double_precision_is_kept_where_jax_keeps_it(x64):
+    doubles = jax.tree.map(np.float64, (PARAMS, BATCHES))
+    with x64():
+        streamed = run_with(doubles[0], doubles[1])
+        stacked = run_with(doubles[0], tuple(np.float64(part) for part in STACKED))
+    assert streamed.losses.dtype == np.float64
+    np.testing.assert_array_equal(streamed.losses, stacked.losses)
+    assert run(doubles[1]).losses.dtype == np.float32
+
+
+def run_with(params, batches):
+    return optax_clr.lr_range_test(loss_fn, params, optax.adam, batches, num_steps=NUM_STEPS)
+
+
+# ------------------------------------------------------------------------------ how it is read
+
+
+def test_a_stream_that_can_be_read_again_is():
+    streamed = run(Loader(BATCHES[:7]))
+    again = [np.resize(part, (NUM_STEPS, *part.shape[1:])) for part in (INPUTS[:7], TARGETS[:7])]
+    np.testing.assert_array_equal(streamed.losses, run(tuple(again)).losses)
+
+
+def test_the_short_last_batch_of_an_epoch_is_left_out():
+    short = tuple(part[:5] for part in BATCHES[0])
+    streamed = run(Loader([*BATCHES[:7], short]))
+    np.testing.assert_array_equal(streamed.losses, run(Loader(BATCHES[:7])).losses)
+
+
+def test_the_default_is_300_steps():
+    result = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, Loader(BATCHES), max_value=0.1)
+    assert result.losses.shape == (300,)
+
+
+def test_reading_stops_soon_after_divergence():
+    loader = Loader(itertools.repeat(np.float32(1)))
+
+    def diverges_at_once(state, batch, value):
+        return state + 1, batch + jnp.exp(state)
+
+    values = np.ones(100_000, np.float32)
+    result = optax_clr.range_test(diverges_at_once, jnp.float32(0), loader, values)
+    assert int(result.num_valid) < 100
+    assert loader.num_read < 1000
+
+
+def test_batches_are_read_ahead_by_a_chunk_and_no_more():
+    num_trained, ahead = [], []
+
+    def step_fn(state, batch, value):
+        jax.debug.callback(num_trained.append, batch)
+        return state, batch + value
+
+    def read():
+        for number in range(1000):
+            ahead.append(number - len(num_trained))
+            yield np.float32(number % 2)
+
+    optax_clr.range_test(step_fn, jnp.float32(0), read(), np.ones(1000))
+    jax.effects_barrier()
+    assert len(num_trained) == 1000
+    assert max(ahead) <= 2 * 256
+
+
+def test_the_step_is_traced_once_and_a_second_stream_compiles_nothing():
+    traces = []
+
+    def counted(params, batch):
+        traces.append(None)
+        return loss_fn(params, batch)
+
+    test = functools.partial(optax_clr.lr_range_test, counted, PARAMS, optax.adam)
+    test(Loader(BATCHES), num_steps=33)  # chunks of many lengths
+    assert len(traces) == 1
+    test(Loader(BATCHES[3:]), num_steps=33, max_value=0.5)
+    assert len(traces) == 1
+
+
+def test_what_the_caller_passed_lives_on():
+    state = {"params": jnp.arange(3.0), "key": jax.random.key(0)}
+    before = jax.tree.map(np.array, {**state, "key": jax.random.key_data(state["key"])})
+
+    def step_fn(state, batch, value):
+        key, subkey = jax.random.split(state["key"])
+        params = state["params"] + value * jax.random.normal(subkey, (3,))
+        return {"params": params, "key": key}, batch * jnp.sum(params)
+
+    optax_clr.range_test(step_fn, state, Loader(np.ones(20, np.float32)), np.ones(20))
+    after = {**state, "key": jax.random.key_data(state["key"])}
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+# -------------------------------------------------------------------------- what ends it early
+
+
+def assert_first_rows(result, num_rows):
+    stacked = run(STACKED)
+    assert int(result.num_valid) == num_rows
+    np.testing.assert_array_equal(result.losses[:num_rows], stacked.losses[:num_rows])
+    assert np.isnan(result.losses[num_rows:]).all()
+    assert np.isnan(result.learning_rates[num_rows:]).all()
+
+
+def test_an_iterator_that_runs_out_leaves_its_rows_and_a_warning():
+    with pytest.warns(RuntimeWarning, match="after 37 of 60 rows.*no more batches") as caught:
+        result = run(iter(BATCHES[:37]))
+    assert_first_rows(result, 37)
+    assert caught[0].filename == __file__
+
+
+def test_batches_that_do_not_fill_a_row_are_not_used():
+    with pytest.warns(RuntimeWarning, match="after 9 of 15 rows"):
+        result = run(iter(BATCHES[:39]), steps_per_value=4)
+    np.testing.assert_array_equal(result.losses[:9], run(STACKED, steps_per_value=4).losses[:9])
+
+
+def failing(batches, error):
+    yield from batches
+    raise error
+
+
+def test_an_exception_in_a_loader_leaves_the_rows_before_it():
+    with pytest.warns(RuntimeWarning, match=r"after 23 of 60 rows.*raised OSError\('disk'\)"):
+        result = run(failing(BATCHES[:23], OSError("disk")))
+    assert_first_rows(result, 23)
+
+
+def test_an_exception_before_the_first_row_is_raised():
+    with pytest.raises(OSError, match="disk"):
+        run(failing([], OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        run(failing(BATCHES[:3], OSError("disk")), steps_per_value=4)
+    with pytest.raises(ValueError, match="each of steps_per_value=4 steps"):
+        run(iter(BATCHES[:3]), steps_per_value=4)
+
+
+def test_an_exception_after_divergence_is_of_no_interest():
+    losses = [*np.linspace(2, 1, 20), math.nan, 1.0]
+    stream = failing(np.float32(losses), OSError("disk"))
+    result = optax_clr.range_test(lambda s, batch, value: (s, batch), 0.0, stream, np.ones(50))
+    assert int(result.num_valid) == 20
+
+
+def test_ctrl_c_leaves_the_rows_so_far():
+    def read():
+        for number, batch in enumerate(BATCHES):
+            if number == 40:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    with pytest.warns(RuntimeWarning, match="after 40 of 60 rows.*interrupted"):
+        assert_first_rows(run(read()), 40)
+
+
+CTRL_C = """
+import itertools, numpy as np, optax_clr
+
+def endless():
+    for number in itertools.count():
+        if number == 50:
+            print("reading", flush=True)
+        yield np.float32(number % 2)
+
+result = optax_clr.range_test(
+    lambda state, batch, value: (state, batch * value), np.float32(0), endless(), np.ones(10**7)
+)
+print("rows", int(result.num_valid), result.losses[:4])
+"""
+
+
+def test_a_real_ctrl_c_in_a_real_process():
+    process = subprocess.Popen(
+        [sys.executable, "-c", CTRL_C], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "reading\n"
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "RuntimeWarning: the range test ended after" in errors
+    assert int(output.split()[1]) > 0
+    assert "[0. 1. 0. 1.]" in output
+
+
+# -------------------------------------------------------------------------------------- the bar
+
+
+def test_the_bar_shows_rows_rate_and_loss(capsys):
+    result = run(STACKED, progress=True)
+    np.testing.assert_array_equal(result.losses, run(STACKED).losses)
+    shown = capsys.readouterr().err.rpartition("\r")[2]
+    assert "60/60" in shown
+    assert "rate=1.00e-01" in shown
+    assert f"loss={float(result.smoothed_losses[-1]):.4g}" in shown
+
+
+def test_the_bar_stops_at_the_rows_of_a_test_that_diverged(capsys):
+    result = optax_clr.lr_range_test(
+        loss_fn, PARAMS, optax.sgd, STACKED, max_value=1e4, progress=True
+    )
+    assert f"{int(result.num_valid)}/60" in capsys.readouterr().err
+
+
+def test_there_is_no_bar_unless_asked_for(capsys):
+    run(Loader(BATCHES))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_without_tqdm_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match=r"pip install .optax-clr\[progress\]"):
+        run(STACKED, progress=True)
+
+
+# ----------------------------------------------------------------------------- convolutions
+
+
+def convolution_step(state, batch, value):
+    def loss(kernel):
+        return jnp.mean(jax.lax.conv(batch, kernel, (1, 1), "SAME") ** 2)
+
+    value_of, gradient = jax.value_and_grad(loss)(state)
+    return state - value * gradient, value_of
+
+
+IMAGES = np.random.default_rng(0).normal(size=(20, 2, 3, 8, 8)).astype(np.float32)
+KERNEL = np.random.default_rng(1).normal(size=(3, 3, 3, 3)).astype(np.float32)
+convolution_test = functools.partial(
+    optax_clr.range_test, convolution_step, KERNEL, values=np.geomspace(1e-3, 0.1, 20)
+)
+
+
+def traced_image(step):
+    return jnp.asarray(IMAGES)[step]
+
+
+@pytest.mark.parametrize("batches", [IMAGES, Loader(IMAGES), traced_image])
+@pytest.mark.parametrize("steps_per_value", [1, 5])
+def test_a_step_with_convolutions_gives_the_curve_of_one_program(batches, steps_per_value):
+    values = np.geomspace(1e-3, 0.1, 20 // steps_per_value)
+    test = functools.partial(
+        optax_clr.range_test, convolution_step, KERNEL, values=values,
+        steps_per_value=steps_per_value,
+    )  # fmt: skip
+    by_rows = test(batches=batches)
+    one_program = jax.jit(lambda images: test(batches=images))(IMAGES)
+    np.testing.assert_allclose(by_rows.losses, one_program.losses, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+ODD = tuple(part[:5] for part in BATCHES[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: run(iter([])), ValueError, "at least one batch, got none"),
+        (lambda: run(Loader([])), ValueError, "at least one batch, got none"),
+        (
+            lambda: run(Loader([BATCHES[0], ODD, *BATCHES])),
+            ValueError,
+            r"shapes and dtypes of the first, float32\[16, 4\], .*; got float32\[5, 4\]",
+        ),
+        (
+            lambda: run(Loader([BATCHES[0], tuple(map(np.float64, BATCHES[0])), *BATCHES])),
+            ValueError,
+            "dtypes of the first.* got float64",
+        ),
+        (
+            lambda: run(Loader([BATCHES[0], {"a": BATCHES[0][0]}, *BATCHES])),
+            ValueError,
+            "structure of the first",
+        ),
+        (lambda: run(Loader(["a", "b"])), TypeError, "numeric arrays.*<U1"),
+        (lambda: run(Loader([None])), TypeError, "numeric arrays.* nothing"),
+        (lambda: run("text"), TypeError, "numeric arrays"),
+        (lambda: jax.jit(lambda: run(BATCHES))(), TypeError, "cannot be inside jax.jit"),
+        (
+            lambda: jax.jit(lambda: run(STACKED, progress=True))(),
+            TypeError,
+            "progress=True, runs from Python",
+        ),
+        (
+            lambda: jax.vmap(
+                lambda decay: (
+                    optax_clr.lr_range_test(
+                        loss_fn, PARAMS, lambda rate: optax.adamw(rate, weight_decay=decay), BATCHES
+                    ).losses
+                )
+            )(jnp.ones(2)),
+            TypeError,
+            "cannot be inside jax.jit or jax.vmap",
+        ),
+    ],
+)
+def test_bad_streams_are_named(call, error, message):
+    with pytest.raises(error, match=f"(?s){message}"):
+        call()
