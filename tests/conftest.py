@@ -3,6 +3,11 @@
 import functools
 import os
 
+# Eight devices, for the tests of meshes; set before JAX looks at it. What else runs uses the first.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
 import hypothesis
 import jax
 import pytest

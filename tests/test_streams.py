@@ -84,7 +84,7 @@ class TorchTensor:
         lambda: reused_memory(BATCHES),
         lambda: itertools.chain(BATCHES, itertools.repeat(BATCHES[0])),  # without end
     ],
-    ids="list lists iterator loader jax torch reused endless".split(),
+    ids=["list", "lists", "iterator", "loader", "jax", "torch", "reused", "endless"],
 )
 def test_a_stream_gives_the_stacked_curve_bit_for_bit(stream):
     streamed, stacked = run(stream()), run(STACKED)
