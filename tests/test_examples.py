@@ -23,3 +23,16 @@ def test_digits_prints_its_table_and_writes_its_figure(tmp_path):
     accuracies = [float(line.split(" ± ")[-2].split()[-1]) for line in table]
     assert all(50 < accuracy <= 100 for accuracy in accuracies)
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_accuracy_bounds_prints_its_table_and_writes_its_figure(tmp_path):
+    output = run(tmp_path, "accuracy_bounds.py", "--steps", "80", "--seeds", "2")
+    table = [line for line in output.splitlines() if " ± " in line and "sd" not in line]
+    assert len(table) == 6
+    accuracies = {
+        line.split(",")[1].strip(): float(line.split(" ± ")[-2].split()[-1]) for line in table
+    }
+    divergence = accuracies.pop("there and back")  # up to there, a run may break
+    assert 0 < divergence <= 100
+    assert all(50 < accuracy <= 100 for accuracy in accuracies.values())
+    assert (tmp_path / "accuracy_bounds.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,399 @@
+"""Any training step: Flax's TrainState, nnx, MultiSteps, bfloat16 and Equinox in a range test."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training import train_state
+from sklearn import datasets
+
+import optax_clr
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+# Digits, 8 x 8 pixels: 40 batches of 32, in the same order in three epochs.
+ROWS = np.random.default_rng(0).permutation(1797)[: 40 * 32].reshape(40, 32)
+IMAGES, LABELS = datasets.load_digits(return_X_y=True)
+EPOCH = (IMAGES.astype(np.float32)[ROWS] / 16, LABELS.astype(np.int32)[ROWS])
+BATCHES = jax.tree.map(lambda leaf: np.concatenate(3 * [leaf]), EPOCH)
+NUM_STEPS = 120
+
+MOMENTUM = 0.9  # of the batch statistics
+MICRO_BATCHES = 4  # of one real update of optax.MultiSteps
+
+
+def cross_entropy(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+# --------------------------------------------------- a TrainState: batch statistics and dropout
+
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, images, train):
+        hidden = nn.Dense(32)(images)
+        hidden = nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM)(hidden)
+        hidden = nn.Dropout(0.2, deterministic=not train)(nn.relu(hidden))
+        return nn.Dense(10)(hidden)
+
+
+class TrainState(train_state.TrainState):
+    batch_stats: Any
+    key: jax.Array
+
+
+@functools.cache
+def linen_state():
+    variables = Network().init(jax.random.key(0), jnp.zeros((1, 64)), train=False)
+    return TrainState.create(
+        apply_fn=Network().apply,
+        params=variables["params"],
+        tx=optax_clr.inject_schedules(optax.adam)(learning_rate=jnp.float32(0.0)),
+        batch_stats=variables["batch_stats"],
+        key=jax.random.key(1),
+    )
+
+
+def linen_step(state, batch, rate):
+    images, labels = batch
+    state = optax_clr.set_hyperparams(state, learning_rate=rate)
+
+    def loss_fn(params):
+        logits, updated = state.apply_fn(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(state.key, state.step)},
+        )
+        return cross_entropy(logits, labels), updated["batch_stats"]
+
+    (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    state = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
+    rate_used = optax_clr.get_hyperparams(state)["learning_rate"]
+    return state, (loss, {"mean": batch_stats["BatchNorm_0"]["mean"], "rate": rate_used})
+
+
+# ------------------------------------------------------------- nnx: a model split into its arrays
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(64, 32, rngs=rngs)
+        self.norm = nnx.BatchNorm(32, momentum=MOMENTUM, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.out = nnx.Linear(32, 10, rngs=rngs)
+
+    def __call__(self, images):
+        return self.out(self.dropout(nnx.relu(self.norm(self.hidden(images)))))
+
+
+MODEL = Model(nnx.Rngs(0))
+GRAPHDEF, *_ = nnx.split(MODEL, nnx.Param, ...)
+
+
+@functools.cache
+def nnx_state():
+    _, params, rest = nnx.split(MODEL, nnx.Param, ...)
+    return params, rest, optax.adam(0.0).init(params)
+
+
+def nnx_step(state, batch, rate):
+    params, rest, optimizer_state = state
+    images, labels = batch
+    model = nnx.merge(GRAPHDEF, params, rest)
+    loss_fn = lambda model: cross_entropy(model(images), labels)
+    loss, gradients = nnx.value_and_grad(loss_fn)(model)
+    updates, optimizer_state = optax.adam(rate).update(gradients, optimizer_state, params)
+    _, _, rest = nnx.split(model, nnx.Param, ...)  # as the forward pass left it
+    state = optax.apply_updates(params, updates), rest, optimizer_state
+    return state, (loss, {"mean": model.norm.mean[...]})
+
+
+# -------------------------------------------------------- MultiSteps: accumulation of gradients
+
+
+def new_params():
+    keys = jax.random.split(jax.random.key(0))
+    return {
+        "hidden": jax.random.normal(keys[0], (64, 32)) / 8,
+        "out": jax.random.normal(keys[1], (32, 10)) / 6,
+    }
+
+
+def mlp_loss(params, batch):
+    images, labels = batch
+    return cross_entropy(nn.relu(images @ params["hidden"]) @ params["out"], labels)
+
+
+ACCUMULATED = optax.MultiSteps(
+    optax_clr.inject_schedules(optax.adam)(learning_rate=jnp.float32(0.0)),
+    every_k_schedule=MICRO_BATCHES,
+)
+
+
+@functools.cache
+def accumulated_state():
+    return new_params(), ACCUMULATED.init(new_params())
+
+
+def accumulated_step(state, batch, rate):
+    params, optimizer_state = state
+    optimizer_state = optax_clr.set_hyperparams(optimizer_state, learning_rate=rate)
+    loss, gradients = jax.value_and_grad(mlp_loss)(params, batch)
+    updates, optimizer_state = ACCUMULATED.update(gradients, optimizer_state, params)
+    metrics = {"params": params, "count": optimizer_state.inner_opt_state.count}
+    return (optax.apply_updates(params, updates), optimizer_state), (loss, metrics)
+
+
+# --------------------------------------------------------- bfloat16 with float32 master weights
+
+
+@functools.cache
+def bfloat16_state():
+    return new_params(), optax.adam(0.0).init(new_params())
+
+
+def bfloat16_step(state, batch, rate):
+    masters, optimizer_state = state
+    images, labels = batch
+
+    def loss_fn(params):
+        logits = nn.relu(images.astype(jnp.bfloat16) @ params["hidden"]) @ params["out"]
+        return cross_entropy(logits.astype(jnp.float32), labels)
+
+    params = jax.tree.map(lambda master: master.astype(jnp.bfloat16), masters)
+    loss, gradients = jax.value_and_grad(loss_fn)(params)
+    gradients = jax.tree.map(lambda gradient: gradient.astype(jnp.float32), gradients)
+    updates, optimizer_state = optax.adam(rate).update(gradients, optimizer_state, masters)
+    masters = optax.apply_updates(masters, updates)
+    return (masters, optimizer_state), (loss, {"out": masters["out"]})
+
+
+# ---------------------------------------------------------------------------------- all of them
+
+
+class Case(NamedTuple):
+    step_fn: Any
+    make_state: Any
+    steps_per_value: int = 1
+
+
+CASES = {
+    "TrainState": Case(linen_step, linen_state),
+    "nnx": Case(nnx_step, nnx_state),
+    "MultiSteps": Case(accumulated_step, accumulated_state, steps_per_value=MICRO_BATCHES),
+    "bfloat16": Case(bfloat16_step, bfloat16_state),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+# The same batch in every step.
+REPEATED = jax.tree.map(lambda leaf: np.broadcast_to(leaf[:1], leaf.shape), BATCHES)
+
+
+def rates_of(case):
+    """Rates at which nothing diverges yet."""
+    return np.geomspace(1e-4, 1e-2, NUM_STEPS // case.steps_per_value).astype(np.float32)
+
+
+def run(case, batches=BATCHES, rates=None):
+    return optax_clr.range_test(
+        case.step_fn,
+        case.make_state(),
+        batches,
+        rates_of(case) if rates is None else rates,
+        has_aux=True,
+        steps_per_value=case.steps_per_value,
+    )
+
+
+class Loader:
+    """One epoch in each pass."""
+
+    def __iter__(self):
+        return zip(*EPOCH, strict=True)
+
+
+BATCH_LIST = list(zip(*BATCHES, strict=True))
+
+
+def assert_close(trees, others, rtol):
+    close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=1e-6)
+    jax.tree.map(close, trees, others)
+
+
+def bits(tree):
+    """Dtype and bytes of every array."""
+    arrays = map(jnp.asarray, jax.tree.leaves(tree))
+    is_key = lambda array: jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    plain = [jax.random.key_data(array) if is_key(array) else array for array in arrays]
+    return [(array.dtype, np.asarray(array).tobytes()) for array in plain]
+
+
+@every_case
+def test_rows_are_those_of_a_plain_loop_over_the_same_step(case):
+    result = run(case)
+
+    step_fn, state, rows = jax.jit(case.step_fn), case.make_state(), []
+    for step in range(NUM_STEPS):
+        batch = jax.tree.map(lambda leaf, step=step: leaf[step], BATCHES)
+        rate = rates_of(case)[step // case.steps_per_value]
+        state, row = step_fn(state, batch, rate)
+        rows.append(row)
+    by_value = lambda *leaves: np.stack(leaves).reshape(-1, case.steps_per_value, *leaves[0].shape)
+    losses, metrics = jax.tree.map(lambda *leaves: by_value(*leaves).mean(1), *rows)
+
+    assert result.num_valid == len(losses)
+    np.testing.assert_array_equal(result.learning_rates, rates_of(case))
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-4)
+    assert_close(result.metrics, metrics, rtol=1e-4)
+
+
+@every_case
+def test_a_stream_gives_the_curve_of_stacked_batches(case):
+    stacked = run(case)
+    for stream in (BATCH_LIST, Loader()):
+        streamed = run(case, stream)
+        assert_close(streamed, stacked, rtol=1e-5)
+
+
+@every_case
+def test_the_step_trains(case):
+    result = run(case, rates=np.full(NUM_STEPS // case.steps_per_value, 1e-2))
+    assert result.losses[-5:].mean() < 0.4 * result.losses[0]
+
+
+@every_case
+@pytest.mark.parametrize("streamed", [False, True], ids=["stacked", "streamed"])
+def test_the_state_is_as_it_was_batch_statistics_and_keys_included(case, streamed):
+    state = case.make_state()
+    before = bits((state, nnx.state(MODEL)))
+    run(case, BATCH_LIST if streamed else BATCHES)
+    arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    assert not any(array.is_deleted() for array in arrays)
+    assert bits((state, nnx.state(MODEL))) == before
+
+
+# ----------------------------------------------------------------------------- each in particular
+
+
+def test_the_optimizer_in_a_train_state_has_the_rate_of_the_row():
+    result = run(CASES["TrainState"])
+    np.testing.assert_array_equal(result.metrics["rate"], result.learning_rates)
+
+
+with_statistics = pytest.mark.parametrize(
+    "case", [CASES["TrainState"], CASES["nnx"]], ids=["TrainState", "nnx"]
+)
+
+
+@with_statistics
+def test_batch_statistics_move_towards_those_of_the_batch(case):
+    result = run(case, REPEATED, rates=np.zeros(NUM_STEPS))  # the params stay as they are
+    means = np.asarray(result.metrics["mean"])
+    limit = means[0] / (1 - MOMENTUM)
+    expected = limit * (1 - MOMENTUM ** np.arange(1, NUM_STEPS + 1)[:, None])
+    assert np.ptp(limit) > 0.1
+    np.testing.assert_allclose(means, expected, rtol=1e-3, atol=1e-5)
+
+
+@with_statistics
+def test_dropout_draws_a_new_mask_in_each_step(case):
+    # Params and batch are the same in all rows: only the masks are not.
+    result = run(case, REPEATED, rates=np.zeros(NUM_STEPS))
+    assert len(np.unique(result.losses)) > 0.95 * NUM_STEPS
+    assert np.ptp(result.losses) > 0.1
+
+
+def test_each_row_of_accumulated_gradients_is_one_real_update():
+    result = run(CASES["MultiSteps"])
+    # Of the four counts of a row, the last is one higher.
+    num_rows = NUM_STEPS // MICRO_BATCHES
+    np.testing.assert_array_equal(result.metrics["count"], np.arange(num_rows) + 1 / MICRO_BATCHES)
+
+    # A real update is that of one large batch.
+    large = jax.tree.map(lambda leaf: leaf.reshape(num_rows, -1, *leaf.shape[2:]), BATCHES)
+    params, losses, sequence = new_params(), [], []
+    state = optax.adam(0.0).init(params)
+    loss_and_gradients = jax.jit(jax.value_and_grad(mlp_loss))
+    for row, rate in enumerate(rates_of(CASES["MultiSteps"])):
+        sequence.append(params)
+        batch = jax.tree.map(lambda leaf, row=row: leaf[row], large)
+        loss, gradients = loss_and_gradients(params, batch)
+        updates, state = optax.adam(rate).update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(loss)
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-4)
+    for name in params:
+        expected = np.stack([params[name] for params in sequence])
+        np.testing.assert_allclose(result.metrics["params"][name], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_accumulated_gradients_in_the_short_form():
+    optimizer = lambda rate: optax.MultiSteps(optax.adam(rate), MICRO_BATCHES)
+    short = optax_clr.lr_range_test(
+        mlp_loss, new_params(), lambda rate: optimizer(rate).gradient_transformation(), BATCHES,
+        min_value=1e-4, max_value=1e-2, steps_per_value=MICRO_BATCHES,
+    )  # fmt: skip
+    np.testing.assert_allclose(short.losses, run(CASES["MultiSteps"]).losses, rtol=1e-5)
+
+
+def test_master_weights_that_are_not_float32_any_more_are_named():
+    def step_fn(state, batch, rate):
+        (masters, optimizer_state), output = bfloat16_step(state, batch, rate)
+        masters = jax.tree.map(lambda master: master.astype(jnp.bfloat16), masters)
+        return (masters, optimizer_state), output
+
+    with pytest.raises(ValueError, match=r"state\[0\]\['hidden'\], float32.*; got bfloat16"):
+        run(CASES["bfloat16"]._replace(step_fn=step_fn))
+
+
+def test_updates_too_small_for_bfloat16_add_up_in_the_master_weights():
+    small = functools.partial(
+        optax_clr.lr_range_test, mlp_loss, optimizer=optax.adam, batches=REPEATED,
+        min_value=1e-5, max_value=1e-4,
+    )  # fmt: skip
+    float32 = small(new_params())
+    alone = small(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), new_params()))
+    masters = run(CASES["bfloat16"], REPEATED, rates=float32.learning_rates)
+
+    fall = lambda result: result.losses[0] - result.losses[-1]
+    assert masters.losses[0] != float32.losses[0]  # the forward pass is another
+    np.testing.assert_allclose(fall(masters), fall(float32), rtol=0.05)
+    assert fall(alone) < 0.3 * fall(float32)
+
+
+def test_an_equinox_model_is_its_arrays():
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.MLP(64, 10, width_size=32, depth=1, key=jax.random.key(0))
+    params, static = eqx.partition(model, eqx.is_array)
+
+    def loss_fn(params, batch):
+        images, labels = batch
+        return cross_entropy(jax.vmap(eqx.combine(params, static))(images), labels)
+
+    result = optax_clr.lr_range_test(
+        loss_fn, params, optax.adam, BATCHES, min_value=1e-4, max_value=1e-2
+    )
+
+    @eqx.filter_jit
+    def train(model, state, batch, rate):
+        images, labels = batch
+        whole = lambda model: cross_entropy(jax.vmap(model)(images), labels)
+        loss, gradients = eqx.filter_value_and_grad(whole)(model)
+        updates, state = optax.adam(rate).update(gradients, state)
+        return eqx.apply_updates(model, updates), state, loss
+
+    losses, state = [], optax.adam(0.0).init(eqx.filter(model, eqx.is_array))
+    for step, rate in enumerate(result.learning_rates):
+        batch = jax.tree.map(lambda leaf, step=step: leaf[step], BATCHES)
+        model, state, loss = train(model, state, batch, rate)
+        losses.append(loss)
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-4)
+    assert result.losses[-5:].mean() < 0.5 * result.losses[0]
