@@ -55,7 +55,7 @@ class Programs:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.rows_per_chunk = 1  # kept from one test to the next, once the pace is known
-        self._facts: StepFacts | None = None
+        self.facts: StepFacts | None = None
         self.step = jax.jit(functools.partial(_step, plan))
         self.whole = jax.jit(self._whole)
         self.start = jax.jit(self._start)
@@ -170,12 +170,11 @@ class Programs:
         return jax.eval_shape(self.step, state, batch, values[0])[1]
 
     def inspect(self, initial: PyTree, batch: PyTree, value: Any) -> StepFacts:
-        """Return what the step shows of itself; found once, when it is traced."""
-        if self._facts is None:
-            state = jax.eval_shape(self._initial_state, initial, value)
-            step = jax.make_jaxpr(self.step)(state, batch, value)
-            self._facts = StepFacts(_has_convolution(step.jaxpr), any(map(is_traced, step.consts)))
-        return self._facts
+        """Trace the step, if that has not been done, and return what it shows of itself."""
+        state = jax.eval_shape(self._initial_state, initial, value)
+        step = jax.make_jaxpr(self.step)(state, batch, value)
+        self.facts = StepFacts(_has_convolution(step.jaxpr), any(map(is_traced, step.consts)))
+        return self.facts
 
 
 def programs(plan: Plan) -> Programs:

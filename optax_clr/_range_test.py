@@ -219,7 +219,9 @@ def _run(
     batch_fn = batches if callable(batches) and not is_stream(batches) else None
     compiled = programs(Plan(step_fn, batch_fn, has_aux, steps_per_value))
     source = open_batches(batches, values.shape[0], steps_per_value)
-    facts = compiled.inspect(initial, source.example, _ShapeDtype((), values.dtype))
+    facts = compiled.facts or compiled.inspect(
+        initial, source.example, _ShapeDtype((), values.dtype)
+    )
     from_python = progress or isinstance(source, StreamedBatches)
     if from_python or facts.convolves:
         arrays = jax.tree.leaves((initial, values, source.arrays))

@@ -26,7 +26,8 @@ class OptimizerStep:
 
     def start(self, params: PyTree, learning_rate: jax.Array) -> tuple[PyTree, PyTree]:
         transformation = self.optimizer(learning_rate)
-        if not isinstance(transformation, optax.GradientTransformation):
+        # Not by type: optax.MultiSteps is none, and serves as one.
+        if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
             raise TypeError(
                 f"optimizer must return a GradientTransformation, got {transformation!r} from "
                 f"{self.optimizer!r}."
@@ -94,21 +95,37 @@ def _check_state(old: PyTree, new: PyTree) -> PyTree:
     structures: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
     if structures[0] != structures[1]:
         raise ValueError(
-            f"step_fn must return a state of the structure it was given, {structures[0]}; "
-            f"got {structures[1]}."
+            "step_fn must return a state of the structure it was given; "
+            f"{_structural_difference(old, new)}."
         )
 
     def check(path: Any, before: jax.Array, result: Any) -> jax.Array:
         after = jnp.asarray(result)
         if before.shape != after.shape or before.dtype != after.dtype:
+            remedy = " Cast it back at the end of the step." if before.shape == after.shape else ""
             raise ValueError(
                 f"step_fn must keep shape and dtype of state{jax.tree_util.keystr(path)}, "
-                f"{before.dtype}{list(before.shape)}; got {after.dtype}{list(after.shape)}. "
-                "Cast it back at the end of the step."
+                f"{before.dtype}{list(before.shape)}; got {after.dtype}{list(after.shape)}.{remedy}"
             )
         return after
 
     return jax.tree_util.tree_map_with_path(check, old, new)
+
+
+def _structural_difference(old: PyTree, new: PyTree) -> str:
+    """Return, in words, the first leaf that only one of two states has."""
+    before, after = (
+        [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+        for state in (old, new)
+    )
+    for verb, paths, others in (("lost", before, after), ("gained", after, before)):
+        for path in paths:
+            if path not in others:
+                return f"it has {verb} state{path}"
+    return (
+        "its leaves have the same names, but a container is of another type or has another static "
+        f"part: {jax.tree.structure(old)} became {jax.tree.structure(new)}"
+    )
 
 
 def _as_float(metric: Any) -> jax.Array:

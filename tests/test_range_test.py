@@ -1,7 +1,9 @@
 """The range test against a plain loop, against theory, and against itself."""
 
+import collections
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -279,6 +281,53 @@ def test_nothing_is_transferred_to_the_host():
         jax.block_until_ready(result)
 
 
+def memory_of(function, *arguments):
+    """Bytes of the arguments, and of all else, of the compiled program."""
+    sizes = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    return sizes.argument_size_in_bytes, sizes.temp_size_in_bytes
+
+
+def test_it_holds_what_a_bare_scan_of_the_steps_holds():
+    """One copy of the state, and of the batches."""
+
+    def bare(params, batches, values):
+        def step(carry, row):
+            params, state = carry
+            batch, rate = row
+            loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
+            updates, state = optax.adam(rate).update(gradients, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        return jax.lax.scan(step, (params, optax.adam(0.1).init(params)), (batches, values))[1]
+
+    def test(params, batches, values):
+        return optax_clr.lr_range_test(
+            loss_fn, params, optax.adam, batches, max_value=values[-1]
+        ).losses
+
+    params = {"hidden": jnp.ones((4, 50_000)), "out": jnp.ones(50_000)}  # 1 MB
+    values = jnp.geomspace(1e-5, 0.1, NUM_STEPS)
+    (arguments, others), (bare_arguments, bare_others) = (
+        memory_of(function, params, BATCHES, values) for function in (test, bare)
+    )
+    assert arguments == bare_arguments
+    assert others < bare_others + 20_000  # the columns of the result, and what they are made from
+
+    traced = lambda params: (
+        optax_clr.lr_range_test(
+            loss_fn, params, optax.adam, lambda step: make_batch(step), num_steps=NUM_STEPS
+        ).losses
+    )
+    arguments, others = memory_of(traced, params)
+    assert arguments == params["hidden"].nbytes + params["out"].nbytes  # no batches among them
+    assert others < bare_others + 20_000
+
+
+def make_batch(step):
+    inputs = jax.random.normal(jax.random.fold_in(jax.random.key(0), step), (16, 4))
+    return {"inputs": inputs, "targets": inputs[:, 0]}
+
+
 def test_what_the_caller_passed_is_as_it_was():
     before = jax.tree.map(np.array, (PARAMS, BATCHES))
     optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES)
@@ -417,6 +466,11 @@ with_loss = lambda loss: optax_clr.lr_range_test(loss, PARAMS, optax.sgd, BATCHE
 ragged = {**BATCHES, "targets": TARGETS[:-1]}
 
 
+class Pair(NamedTuple):
+    hidden: jax.Array
+    out: jax.Array
+
+
 @pytest.mark.parametrize(
     ("run", "error", "message"),
     [
@@ -517,7 +571,29 @@ ragged = {**BATCHES, "targets": TARGETS[:-1]}
         (
             lambda: with_step(lambda s, b, v: (s["out"], jnp.float32(1))),
             ValueError,
-            "step_fn must return a state of the structure",
+            r"a state of the structure it was given; it has lost state\['hidden'\]",
+        ),
+        (
+            lambda: with_step(lambda s, b, v: ({**s, "more": v}, jnp.float32(1))),
+            ValueError,
+            r"it has gained state\['more'\]",
+        ),
+        (
+            lambda: optax_clr.range_test(
+                lambda s, b, v: (tuple(s), jnp.float32(1)), Pair(**PARAMS), BATCHES, VALUES
+            ),
+            ValueError,
+            "it has lost state.hidden",
+        ),
+        (
+            lambda: with_step(lambda s, b, v: (collections.OrderedDict(s), jnp.float32(1))),
+            ValueError,
+            "a container is of another type",
+        ),
+        (
+            lambda: with_step(lambda s, b, v: ({**s, "out": s["out"] * 1j}, jnp.float32(1))),
+            ValueError,
+            r"float32\[8\]; got complex64\[8\]. Cast it back",
         ),
         (
             lambda: with_step(lambda s, b, v: ({**s, "out": s["out"][:1]}, jnp.float32(1))),

@@ -338,7 +338,7 @@ def test_each_row_of_accumulated_gradients_is_one_real_update():
 def test_accumulated_gradients_in_the_short_form():
     optimizer = lambda rate: optax.MultiSteps(optax.adam(rate), MICRO_BATCHES)
     short = optax_clr.lr_range_test(
-        mlp_loss, new_params(), lambda rate: optimizer(rate).gradient_transformation(), BATCHES,
+        mlp_loss, new_params(), optimizer, BATCHES,
         min_value=1e-4, max_value=1e-2, steps_per_value=MICRO_BATCHES,
     )  # fmt: skip
     np.testing.assert_allclose(short.losses, run(CASES["MultiSteps"]).losses, rtol=1e-5)
