@@ -240,7 +240,8 @@ class _UnfitBatchError(ValueError):
 
 
 def _check_first(structure: Any, types: list[Any]) -> None:
-    if not types or any(dtype.kind in "OSUM" for _, dtype in types):
+    # By kind, since those of bfloat16 and of JAX's keys are no numbers to NumPy.
+    if not types or any(getattr(dtype, "kind", "") in tuple("OSUM") for _, dtype in types):
         raise TypeError(
             f"batches must give pytrees of numeric arrays; got {structure} of {_in_words(types)}."
         )

@@ -109,6 +109,27 @@ def test_metrics_and_divergence_are_streamed():
     jax.tree.map(np.testing.assert_array_equal, streamed, stacked)
 
 
+def test_keys_and_bfloat16_are_streamed():
+    def step_fn(state, batch, value):
+        noise = jax.random.normal(batch["key"], ())
+        return state + noise, batch["x"].astype(jnp.float32).sum() + state * value
+
+    keys = jax.random.split(jax.random.key(0), 20)
+    numbers = np.arange(40).reshape(20, 2).astype(jnp.bfloat16)
+    test = functools.partial(
+        optax_clr.range_test, step_fn, jnp.float32(0), values=np.ones(20), stop_factor=math.inf
+    )
+    streamed = test([{"key": key, "x": x} for key, x in zip(keys, numbers, strict=True)])
+    np.testing.assert_array_equal(streamed.losses, test({"key": keys, "x": numbers}).losses)
+
+    on_host = [{"x": x} for x in numbers]
+    sums = optax_clr.range_test(
+        lambda s, b, v: (s, b["x"].astype(jnp.float32).sum()), 0.0, on_host, np.ones(20),
+        stop_factor=math.inf,
+    )  # fmt: skip
+    np.testing.assert_array_equal(sums.losses, 4.0 * np.arange(20) + 1)
+
+
 def test_each_value_is_held_for_several_steps():
     streamed, stacked = run(Loader(BATCHES), steps_per_value=4), run(STACKED, steps_per_value=4)
     assert streamed.losses.shape == (NUM_STEPS // 4,)
