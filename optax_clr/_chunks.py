@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from optax_clr._batches import HeldBatches, StreamedBatches
+from optax_clr._batches import Chunk, HeldBatches, StreamedBatches
 from optax_clr._divergence import StopRule, Tracker
 from optax_clr._program import Programs, Rows, finish
 from optax_clr._result import RangeTest
@@ -43,21 +43,16 @@ def run_in_chunks(
     num_done, alive = 0, True
     ended_by: BaseException | None = None
     with _bar(values.shape[0], progress) as report:
-        chunk = batches.read(programs.rows_per_chunk)
-        if chunk is None:
-            raise batches.ended_by or ValueError(
-                "batches must give at least one batch for each of steps_per_value="
-                f"{programs.plan.steps_per_value} steps, got fewer."
-            )
-        state, tracker = programs.start(initial, chunk.batches, values)
+        first = _first_chunk(batches, programs)
+        state, tracker = programs.start(initial, first.batches, values)
+        chunk: Chunk | None = first
         host_values = np.asarray(jax.device_get(values))
         try:
             while chunk is not None and alive:
                 started = time.perf_counter()
-                rows_after = np.arange(num_done, num_done + batches.capacity)
-                state, tracker, rows = train(
-                    state, tracker, chunk, host_values.take(rows_after, mode="clip"), rule
-                )
+                row_numbers = np.arange(num_done, num_done + batches.capacity)
+                chunk_values = host_values.take(row_numbers, mode="clip")
+                state, tracker, rows = train(state, tracker, chunk, chunk_values, rule)
                 count = int(chunk.num_rows)
                 outputs.append((count, tracker, rows))
                 num_done += count
@@ -79,6 +74,16 @@ def run_in_chunks(
 
 
 _finish = jax.jit(finish)
+
+
+def _first_chunk(batches: HeldBatches | StreamedBatches, programs: Programs) -> Chunk:
+    chunk = batches.read(programs.rows_per_chunk)
+    if chunk is None:
+        raise batches.ended_by or ValueError(
+            "batches must give at least one batch for each of steps_per_value="
+            f"{programs.plan.steps_per_value} steps, got fewer."
+        )
+    return chunk
 
 
 def _pace(rows_per_chunk: int, count: int, seconds: float) -> int:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-PyTree = Any
+from optax_clr._training_step import PyTree
 
 
 @custom_vmap
