@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from optax_clr._arguments import is_traced
 from optax_clr._batches import Chunk
@@ -169,8 +170,9 @@ class Programs:
         batch = jax.tree.map(lambda leaf: leaf[0], inputs)
         return jax.eval_shape(self.step, state, batch, values[0])[1]
 
-    def inspect(self, initial: PyTree, batch: PyTree, value: Any) -> StepFacts:
-        """Trace the step, if that has not been done, and return what it shows of itself."""
+    def inspect(self, initial: PyTree, batch: PyTree, values: ArrayLike) -> StepFacts:
+        """Trace the step, and return what it shows of itself."""
+        value = jax.eval_shape(lambda values: values[0], values)
         state = jax.eval_shape(self._initial_state, initial, value)
         step = jax.make_jaxpr(self.step)(state, batch, value)
         self.facts = StepFacts(_has_convolution(step.jaxpr), any(map(is_traced, step.consts)))

@@ -25,8 +25,6 @@ from optax_clr._program import Plan, programs
 from optax_clr._result import RangeTest
 from optax_clr._training_step import OptimizerStep, PyTree, StepFn, describe
 
-_ShapeDtype: Any = jax.ShapeDtypeStruct
-
 
 def range_test(
     step_fn: StepFn,
@@ -219,9 +217,7 @@ def _run(
     batch_fn = batches if callable(batches) and not is_stream(batches) else None
     compiled = programs(Plan(step_fn, batch_fn, has_aux, steps_per_value))
     source = open_batches(batches, values.shape[0], steps_per_value)
-    facts = compiled.facts or compiled.inspect(
-        initial, source.example, _ShapeDtype((), values.dtype)
-    )
+    facts = compiled.facts or compiled.inspect(initial, source.example, values)
     from_python = progress or isinstance(source, StreamedBatches)
     if from_python or facts.convolves:
         arrays = jax.tree.leaves((initial, values, source.arrays))
