@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -103,7 +103,7 @@ def open_batches(
     if is_stream(batches):
         return StreamedBatches(batches, num_rows, steps_per_value)
     if callable(batches):
-        return HeldBatches((), num_rows)
+        return HeldBatches((), num_rows, batch_fn=batches)
     length, num_needed = _batch_length(batches), num_rows * steps_per_value
     if length < num_needed:
         raise ValueError(
@@ -114,10 +114,13 @@ def open_batches(
 
 
 class HeldBatches:
-    """Batches that are all there: arrays, or ``()`` where a function in the program makes them."""
+    """Batches that are all there: arrays, or a function that makes them in the program."""
 
-    def __init__(self, arrays: PyTree, num_rows: int) -> None:
+    def __init__(
+        self, arrays: PyTree, num_rows: int, batch_fn: Callable[[jax.Array], PyTree] | None = None
+    ) -> None:
         self.arrays = arrays
+        self.batch_fn = batch_fn
         self.capacity = self._num_rows = num_rows
         self._next_row = 0
         self.ended_by: BaseException | None = None
@@ -125,7 +128,7 @@ class HeldBatches:
     @property
     def example(self) -> PyTree:
         """Shapes and dtypes of one batch, or of the step that the function is given."""
-        if not jax.tree.leaves(self.arrays):
+        if self.batch_fn is not None:
             return _ShapeDtype((), jnp.int32)
         shape = lambda leaf: _ShapeDtype(leaf.shape[1:], leaf.dtype)
         return jax.tree.map(shape, self.arrays)
@@ -147,6 +150,7 @@ class StreamedBatches:
     """
 
     arrays = ()  # none are there before they are read
+    batch_fn = None
 
     def __init__(self, batches: Iterable[PyTree], num_rows: int, steps_per_value: int) -> None:
         self._iterable = batches
@@ -160,6 +164,7 @@ class StreamedBatches:
         if first is None:
             raise ValueError("batches must give at least one batch, got none.")
         self._leaves = itertools.chain([first], leaves)
+        self._on_device = any(isinstance(leaf, jax.Array) for leaf in first)
         num_bytes = steps_per_value * sum(leaf.size * leaf.dtype.itemsize for leaf in first)
         self.capacity = max(1, min(num_rows, _CHUNK_ROWS, _CHUNK_BYTES // max(num_bytes, 1)))
 
@@ -175,15 +180,11 @@ class StreamedBatches:
         """Return the next chunk; None at the end."""
         num_wanted = self._steps_per_value * min(max_rows, self.capacity, self._rows_left)
         num_slots = self._steps_per_value * self.capacity
-        stack: _HostStack | _DeviceStack | None = None
-        while num_wanted and (leaves := self._next_leaves()) is not None:
-            if stack is None:
-                on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
-                stack = _DeviceStack(num_slots) if on_device else _HostStack(leaves, num_slots)
+        stack = _DeviceStack(num_slots) if self._on_device else _HostStack(self._types, num_slots)
+        while stack.length < num_wanted and (leaves := self._next_leaves()) is not None:
             stack.append(leaves)
-            num_wanted -= 1
-        num_rows = stack.length // self._steps_per_value if stack is not None else 0
-        if stack is None or not num_rows:
+        num_rows = stack.length // self._steps_per_value
+        if not num_rows:
             return None
         self._rows_left -= num_rows
         batches = jax.tree.unflatten(self._structure, stack.on_device())
@@ -254,9 +255,9 @@ def _in_words(types: list[Any]) -> str:
 class _HostStack:
     """Batches of NumPy arrays, copied as they come: a loader may use its own memory again."""
 
-    def __init__(self, leaves: list[np.ndarray], num_slots: int) -> None:
+    def __init__(self, types: list[Any], num_slots: int) -> None:
         self.length = 0
-        self._columns = [_aligned((num_slots, *leaf.shape), leaf.dtype) for leaf in leaves]
+        self._columns = [_aligned((num_slots, *shape), dtype) for shape, dtype in types]
 
     def append(self, leaves: list[np.ndarray]) -> None:
         for column, leaf in zip(self._columns, leaves, strict=True):

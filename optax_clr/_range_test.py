@@ -16,7 +16,6 @@ from optax_clr._arguments import function, is_traced, known_float, real_scalar, 
 from optax_clr._batches import (
     StreamedBatches,
     check_num_steps,
-    is_stream,
     open_batches,
 )
 from optax_clr._chunks import run_in_chunks
@@ -109,7 +108,7 @@ def range_test(
     values = _check_values(values)
     steps_per_value = whole_number("steps_per_value", steps_per_value)
     _check_arrays("state", state)
-    rule = StopRule(_check_smoothing(smoothing), _check_stop_factor(stop_factor))
+    rule = _stop_rule(smoothing, stop_factor)
     return _run(step_fn, state, batches, values, rule, bool(has_aux), steps_per_value, progress)
 
 
@@ -195,7 +194,7 @@ def lr_range_test(
     _check_arrays("params", params)
     num_steps = check_num_steps(num_steps, batches, steps_per_value)
     values = _spaced(min_value, max_value, num_steps // steps_per_value, spacing)
-    rule = StopRule(_check_smoothing(smoothing), _check_stop_factor(stop_factor))
+    rule = _stop_rule(smoothing, stop_factor)
     step = OptimizerStep(loss_fn, optimizer, bool(has_aux))
     return _run(step, params, batches, values, rule, step.has_aux, steps_per_value, progress)
 
@@ -214,9 +213,8 @@ def _run(
     progress: bool,
 ) -> RangeTest:
     """Run the test as one program, or in chunks where that cannot be or would be slow."""
-    batch_fn = batches if callable(batches) and not is_stream(batches) else None
-    compiled = programs(Plan(step_fn, batch_fn, has_aux, steps_per_value))
     source = open_batches(batches, values.shape[0], steps_per_value)
+    compiled = programs(Plan(step_fn, source.batch_fn, has_aux, steps_per_value))
     facts = compiled.facts or compiled.inspect(initial, source.example, values)
     from_python = progress or isinstance(source, StreamedBatches)
     if from_python or facts.convolves:
@@ -293,20 +291,16 @@ def _spaced(
     return jnp.linspace(start, stop, num_values)
 
 
-def _check_smoothing(smoothing: ArrayLike) -> ArrayLike:
+def _stop_rule(smoothing: ArrayLike, stop_factor: ArrayLike) -> StopRule:
     number = known_float(real_scalar("smoothing", smoothing))
     if number is not None and not 0 <= number < 1:
         raise ValueError(
             f"smoothing must be from 0 up to but not including 1, got {smoothing!r}: it is the "
             "weight of the past in the moving average."
         )
-    return _as_float32(smoothing)
-
-
-def _check_stop_factor(stop_factor: ArrayLike) -> ArrayLike:
     if not (isinstance(stop_factor, float) and stop_factor == math.inf):
         stop_factor = real_scalar("stop_factor", stop_factor, positive=True)
-    return _as_float32(stop_factor)
+    return StopRule(_as_float32(smoothing), _as_float32(stop_factor))
 
 
 def _as_float32(number: Any) -> ArrayLike:
