@@ -11,6 +11,7 @@ _gc.disable()
 from optax_clr import plotting as plotting
 from optax_clr import suggestions as suggestions
 from optax_clr._cycles import Cycles as Cycles
+from optax_clr._grid_test import lr_grid_test as lr_grid_test
 from optax_clr._hyperparams import get_hyperparams as get_hyperparams
 from optax_clr._hyperparams import inject_schedules as inject_schedules
 from optax_clr._hyperparams import set_hyperparams as set_hyperparams

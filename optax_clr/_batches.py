@@ -48,11 +48,13 @@ def _is_array(value: Any) -> bool:
     return type(value) is np.ndarray or isinstance(value, (jax.Array, np.ndarray))
 
 
-def check_num_steps(num_steps: int | None, batches: Any, steps_per_value: int) -> int:
+def check_num_steps(
+    num_steps: int | None, batches: Any, steps_per_value: int, default: int = _DEFAULT_NUM_STEPS
+) -> int:
     """Return ``num_steps``, or the default for such batches, if it makes two rows or more."""
     if num_steps is None:
         sized = not callable(batches) and not is_stream(batches)
-        available = _batch_length(batches) if sized else _DEFAULT_NUM_STEPS
+        available = _batch_length(batches) if sized else default
         num_steps = available - available % steps_per_value
     num_steps = whole_number("num_steps", num_steps, minimum=0)
     if num_steps < 2 * steps_per_value or num_steps % steps_per_value:
@@ -83,6 +85,22 @@ def _batch_length(batches: PyTree) -> int:
     if len(set(lengths.values())) > 1:
         raise ValueError(f"batches must have leading axes of one length, got {lengths}.")
     return next(iter(lengths.values()))
+
+
+def stack_stream(batches: Any, num_batches: int) -> PyTree:
+    """Return the next batches of a stream stacked, all of them on the device."""
+    stream = StreamedBatches(batches, num_batches, steps_per_value=1)
+    stream.capacity = num_batches
+    chunk = stream.read(num_batches)
+    if stream.ended_by is not None:
+        raise stream.ended_by
+    if chunk is None or chunk.num_rows < num_batches:
+        raise ValueError(
+            f"batches must give one batch for each of num_steps={num_batches} training steps, got "
+            f"{0 if chunk is None else chunk.num_rows}; an iterator cannot be read again, a list "
+            "or a data loader can."
+        )
+    return chunk.batches
 
 
 # ------------------------------------------------------------------------------ chunks of rows

@@ -30,8 +30,8 @@ def run_in_chunks(
     *,
     single_rows: bool,
     progress: bool,
-) -> RangeTest:
-    """Return the result of a test whose chunks are run one after the other.
+) -> tuple[RangeTest, PyTree]:
+    """Return the result of a test whose chunks are run one after the other, and the state after it.
 
     The next chunk is read while the device computes the last. What ends it early, be it the end of
     the data, an exception in a loader or Ctrl-C, leaves the rows so far and a warning.
@@ -69,8 +69,8 @@ def run_in_chunks(
         raise ended_by
     if alive and num_done < values.shape[0]:
         _warn_of_early_end(num_done, values.shape[0], ended_by or batches.ended_by)
-    result: RangeTest = _finish(host_values, _joined(outputs, values.shape[0]), outputs[-1][1])
-    return result
+    rows = _joined(outputs, values.shape[0])
+    return _finish(host_values, rows, outputs[-1][1]), state
 
 
 _finish = jax.jit(finish)

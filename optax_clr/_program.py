@@ -62,15 +62,16 @@ class Programs:
         self.start = jax.jit(self._start)
         self.train_chunk = jax.jit(self._train_rows, donate_argnums=0)
         self.train_single = jax.jit(self._train_single, donate_argnums=0)
+        self.evaluate = jax.jit(self._evaluate)
 
     def _whole(
         self, initial: PyTree, batches: PyTree, values: jax.Array, rule: StopRule
-    ) -> RangeTest:
-        """Return the result of the whole test."""
+    ) -> tuple[RangeTest, PyTree]:
+        """Return the result of the whole test, and the state after it."""
         state, tracker = self._begin(initial, batches, values)
         chunk = Chunk(batches, jnp.int32(0), jnp.int32(values.shape[0]))
-        _, tracker, rows = self._train_rows(state, tracker, chunk, values, rule)
-        return finish(values, rows, tracker)
+        state, tracker, rows = self._train_rows(state, tracker, chunk, values, rule)
+        return finish(values, rows, tracker), state
 
     def _start(
         self, initial: PyTree, batches: PyTree, values: jax.Array
@@ -155,6 +156,11 @@ class Programs:
         alive = Tracker.unpack(tracker).alive
         state, tracker = advance(alive, (state, tracker), (after, tracker_after))
         return state, tracker, Rows(loss, smoothed, metrics)
+
+    def _evaluate(self, params: PyTree, batch: PyTree) -> jax.Array:
+        """Return the loss of a batch that is not trained on, for an optimizer's step."""
+        assert isinstance(self.plan.step_fn, OptimizerStep)
+        return self.plan.step_fn.evaluate(params, batch)[0]
 
     def _row_batches(self, batches: PyTree, row: jax.Array) -> PyTree:
         """Return what the steps of a row train on, ``[steps_per_value, ...]``."""

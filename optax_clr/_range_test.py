@@ -13,14 +13,10 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import function, is_traced, known_float, real_scalar, whole_number
-from optax_clr._batches import (
-    StreamedBatches,
-    check_num_steps,
-    open_batches,
-)
+from optax_clr._batches import HeldBatches, StreamedBatches, check_num_steps, open_batches
 from optax_clr._chunks import run_in_chunks
 from optax_clr._divergence import StopRule
-from optax_clr._program import Plan, programs
+from optax_clr._program import Plan, Programs, programs
 from optax_clr._result import RangeTest
 from optax_clr._training_step import OptimizerStep, PyTree, StepFn, describe
 
@@ -107,9 +103,12 @@ def range_test(
     step_fn = function("step_fn", step_fn, form="(state, batch, value) -> (state, loss)")
     values = _check_values(values)
     steps_per_value = whole_number("steps_per_value", steps_per_value)
-    _check_arrays("state", state)
+    check_arrays("state", state)
     rule = _stop_rule(smoothing, stop_factor)
-    return _run(step_fn, state, batches, values, rule, bool(has_aux), steps_per_value, progress)
+    result, _ = train_rows(
+        step_fn, state, batches, values, rule, bool(has_aux), steps_per_value, progress
+    )
+    return result
 
 
 def lr_range_test(
@@ -182,6 +181,82 @@ def lr_range_test(
     References:
       Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3.
     """
+    step = optimizer_step(loss_fn, optimizer, has_aux)
+    steps_per_value = whole_number("steps_per_value", steps_per_value)
+    check_arrays("params", params)
+    num_steps = check_num_steps(num_steps, batches, steps_per_value)
+    values = spaced(min_value, max_value, num_steps // steps_per_value, spacing)
+    rule = _stop_rule(smoothing, stop_factor)
+    result, _ = train_rows(
+        step, params, batches, values, rule, step.has_aux, steps_per_value, progress
+    )
+    return result
+
+
+# ------------------------------------------------------------------------------------- running
+
+
+def train_rows(
+    step_fn: StepFn,
+    initial: PyTree,
+    batches: Any,
+    values: jax.Array | np.ndarray,
+    rule: StopRule,
+    has_aux: bool,
+    steps_per_value: int = 1,
+    progress: bool = False,
+) -> tuple[RangeTest, PyTree]:
+    """Return the result of a test, and the state after it.
+
+    It is one program, or runs in chunks where that cannot be or would be slow.
+    """
+    source = open_batches(batches, values.shape[0], steps_per_value)
+    compiled = programs(Plan(step_fn, source.batch_fn, has_aux, steps_per_value))
+    row_by_row = runs_row_by_row(compiled, initial, source, values)
+    from_python = progress or isinstance(source, StreamedBatches)
+    if from_python and _is_inside(compiled, (initial, values, source.arrays)):
+        raise TypeError(
+            "a range test with a stream of batches, or with progress=True, runs from Python: "
+            "it cannot be inside jax.jit or jax.vmap. Pass stacked batches or a function step "
+            "-> batch, and progress=False."
+        )
+    if from_python or row_by_row:
+        return run_in_chunks(
+            compiled, initial, source, values, rule, single_rows=row_by_row, progress=progress
+        )
+    return compiled.whole(initial, source.arrays, values, rule)  # type: ignore[no-any-return]
+
+
+def runs_row_by_row(
+    compiled: Programs,
+    initial: PyTree,
+    source: HeldBatches | StreamedBatches,
+    values: jax.Array | np.ndarray,
+) -> bool:
+    """Whether the step has a convolution, is on a CPU, and Python can call its rows one by one.
+
+    A loop of XLA's CPU backend computes convolutions ten times slower than a program without.
+    """
+    facts = compiled.facts or compiled.inspect(initial, source.example, values)
+    arrays = initial, values, source.arrays
+    return facts.convolves and not _is_inside(compiled, arrays) and _lie_on_cpus(arrays)
+
+
+def _is_inside(compiled: Programs, arrays: PyTree) -> bool:
+    """Whether the test is inside a transformation, such as jax.jit, of the caller."""
+    leaves = [*jax.tree.leaves(arrays), jnp.zeros(())]
+    closes_over = compiled.facts is not None and compiled.facts.closes_over_tracers
+    return closes_over or any(map(is_traced, leaves))
+
+
+def _lie_on_cpus(arrays: PyTree) -> bool:
+    leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
+    placed = leaves or [jnp.zeros(())]
+    return all(device.platform == "cpu" for array in placed for device in array.devices())
+
+
+def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
+    """Return the training step of a loss and an optimizer, if they are functions."""
     loss_fn = function("loss_fn", loss_fn, form="(params, batch) -> loss")
     if isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
@@ -190,57 +265,10 @@ def lr_range_test(
             "weight_decay=0.1)."
         )
     optimizer = function("optimizer", optimizer, form="learning_rate -> GradientTransformation")
-    steps_per_value = whole_number("steps_per_value", steps_per_value)
-    _check_arrays("params", params)
-    num_steps = check_num_steps(num_steps, batches, steps_per_value)
-    values = _spaced(min_value, max_value, num_steps // steps_per_value, spacing)
-    rule = _stop_rule(smoothing, stop_factor)
-    step = OptimizerStep(loss_fn, optimizer, bool(has_aux))
-    return _run(step, params, batches, values, rule, step.has_aux, steps_per_value, progress)
+    return OptimizerStep(loss_fn, optimizer, bool(has_aux))
 
 
-# ------------------------------------------------------------------------------------- running
-
-
-def _run(
-    step_fn: StepFn,
-    initial: PyTree,
-    batches: Any,
-    values: jax.Array | np.ndarray,
-    rule: StopRule,
-    has_aux: bool,
-    steps_per_value: int,
-    progress: bool,
-) -> RangeTest:
-    """Run the test as one program, or in chunks where that cannot be or would be slow."""
-    source = open_batches(batches, values.shape[0], steps_per_value)
-    compiled = programs(Plan(step_fn, source.batch_fn, has_aux, steps_per_value))
-    facts = compiled.facts or compiled.inspect(initial, source.example, values)
-    from_python = progress or isinstance(source, StreamedBatches)
-    if from_python or facts.convolves:
-        arrays = jax.tree.leaves((initial, values, source.arrays))
-        inside = facts.closes_over_tracers or any(map(is_traced, [*arrays, jnp.zeros(())]))
-        if from_python and inside:
-            raise TypeError(
-                "a range test with a stream of batches, or with progress=True, runs from Python: "
-                "it cannot be inside jax.jit or jax.vmap. Pass stacked batches or a function step "
-                "-> batch, and progress=False."
-            )
-        # A loop of XLA's CPU backend computes convolutions ten times slower than a program without.
-        single_rows = facts.convolves and not inside and _lie_on_cpus(arrays)
-        if from_python or single_rows:
-            return run_in_chunks(
-                compiled, initial, source, values, rule, single_rows=single_rows, progress=progress
-            )
-    return compiled.whole(initial, source.arrays, values, rule)  # type: ignore[no-any-return]
-
-
-def _lie_on_cpus(leaves: list[Any]) -> bool:
-    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)] or [jnp.zeros(())]
-    return all(device.platform == "cpu" for array in arrays for device in array.devices())
-
-
-def _check_arrays(name: str, tree: PyTree) -> None:
+def check_arrays(name: str, tree: PyTree) -> None:
     leaves = jax.tree.leaves(tree)
     if not leaves:
         raise ValueError(f"{name} must have at least one array, got the empty pytree {tree!r}.")
@@ -272,9 +300,7 @@ def _check_values(values: ArrayLike) -> jax.Array | np.ndarray:
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype) if is_float else np.float32)
 
 
-def _spaced(
-    min_value: Any, max_value: Any, num_values: int, spacing: str
-) -> jax.Array | np.ndarray:
+def spaced(min_value: Any, max_value: Any, num_values: int, spacing: str) -> jax.Array | np.ndarray:
     min_value = real_scalar("min_value", min_value, positive=True)
     max_value = real_scalar("max_value", max_value, positive=True)
     low, high = known_float(min_value), known_float(max_value)

@@ -40,8 +40,7 @@ class OptimizerStep:
         params, optimizer_state = state
 
         def checked_loss(params: PyTree) -> Any:
-            output = self.loss_fn(params, batch)
-            loss, metrics = _split_output(output, self.has_aux, "loss_fn")
+            loss, metrics = self.evaluate(params, batch)
             return (loss, metrics) if self.has_aux else loss
 
         output, gradients = jax.value_and_grad(checked_loss, has_aux=self.has_aux)(params)
@@ -49,6 +48,10 @@ class OptimizerStep:
             gradients, optimizer_state, params
         )
         return (optax.apply_updates(params, updates), optimizer_state), output
+
+    def evaluate(self, params: PyTree, batch: PyTree) -> tuple[jax.Array, PyTree]:
+        """Return the loss of a batch, and metrics."""
+        return _split_output(self.loss_fn(params, batch), self.has_aux, "loss_fn")
 
 
 def checked_step(

@@ -29,6 +29,7 @@ MODULES = [
     "_program",
     "_chunks",
     "_range_test",
+    "_grid_test",
     "suggestions",
     "plotting",
 ]
@@ -47,6 +48,7 @@ PUBLIC = {
     "halving",
     "inject_schedules",
     "linear",
+    "lr_grid_test",
     "lr_range_test",
     "one_cycle_schedule",
     "plotting",

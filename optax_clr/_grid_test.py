@@ -1,0 +1,139 @@
+"""The range test at constant rates: short training runs side by side, one for each rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from optax_clr._arguments import whole_number
+from optax_clr._batches import check_num_steps, is_stream, open_batches, stack_stream
+from optax_clr._divergence import StopRule
+from optax_clr._program import Plan, programs
+from optax_clr._range_test import (
+    check_arrays,
+    optimizer_step,
+    runs_row_by_row,
+    spaced,
+    train_rows,
+)
+from optax_clr._result import RangeTest
+from optax_clr._training_step import PyTree
+
+_DEFAULT_NUM_STEPS = 50
+# A run is judged by the last quarter of its losses, which have less noise than the last of them.
+_JUDGED_PART = 4
+_STOP_AT_NAN = StopRule(smoothing=np.float32(0.0), stop_factor=np.float32(math.inf))
+
+
+def lr_grid_test(
+    loss_fn: Callable[[PyTree, PyTree], Any],
+    params: PyTree,
+    optimizer: Callable[[Any], optax.GradientTransformation],
+    batches: PyTree | Callable[[jax.Array], PyTree] | Iterable[PyTree],
+    *,
+    min_value: ArrayLike = 1e-7,
+    max_value: ArrayLike = 10.0,
+    num_values: int = 17,
+    num_steps: int | None = None,
+    held_out: PyTree = None,
+    spacing: str = "log",
+    has_aux: bool = False,
+) -> RangeTest:
+    r"""Train with constant rates side by side, each for a few steps, in one program.
+
+    Each of the ``num_values`` rates trains from the same ``params`` on the same batches for
+    ``num_steps`` steps. It is judged by the mean loss of the last quarter of its steps,
+
+    .. math:: L(\eta) = \frac{1}{q} \sum_{t = T - q}^{T - 1} L_t(\eta),
+        \quad q = \lceil T / 4 \rceil
+
+    or, where there is a held-out batch, by its loss after the training. The curve of these losses
+    is read like that of :func:`lr_range_test`. It costs ``num_values * num_steps`` training
+    steps, and the memory of ``num_values`` models.
+
+    Args:
+      loss_fn: ``(params, batch) -> loss``, a scalar; with ``has_aux``, ``(loss, metrics)``.
+      params: pytree of arrays to start from; never changed.
+      optimizer: function from a learning rate to a ``GradientTransformation``, such as
+        ``optax.adamw``.
+      batches: pytree of arrays with a leading axis of at least ``num_steps``; or a function from
+        the step, ``i32[]``, to a batch, which is traced into the program; or a Python iterable of
+        batches, of which ``num_steps`` are read and stacked (inside ``jax.jit``, when traced).
+      min_value: positive lowest rate, may be traced.
+      max_value: highest rate, larger than ``min_value``, may be traced.
+      num_values: number of rates, at least 2; a reading needs 10.
+      num_steps: training steps for each rate; ``None`` means as many as there are batches, or 50 if
+        ``batches`` is a function or an iterable.
+      held_out: a batch that is not trained on, of any size, to judge the rates by; ``None`` means
+        to judge them by their training.
+      spacing: ``"log"`` or ``"linear"`` spacing of the rates.
+      has_aux: whether the loss comes with metrics.
+
+    Returns:
+      A :class:`RangeTest` with a row for each rate. ``losses``, and ``smoothed_losses``, are what
+      the rates are judged by; ``metrics`` has the loss of every training step,
+      ``f32[num_values, num_steps]``, or with ``has_aux`` a pair of that and the metrics. Rows from
+      the first rate on whose loss was not finite are NaN, and not counted in ``num_valid``.
+
+    Raises:
+      TypeError: if a function is missing or returns something else, or the optimizer is one
+        already built.
+      ValueError: if an argument is out of range or empty, the batches are too few or do not agree
+        in length or shape, or the loss is not a scalar.
+
+    Example:
+      >>> def loss_fn(params, batch):
+      ...     inputs, targets = batch
+      ...     return jnp.mean((inputs @ params - targets) ** 2)
+      >>> inputs = jax.random.normal(jax.random.key(0), (50, 32, 5))
+      >>> result = lr_grid_test(loss_fn, jnp.zeros(5), optax.adam, (inputs, inputs.sum(-1)))
+      >>> result.losses.shape, result.metrics.shape
+      ((17,), (17, 50))
+      >>> base_value, peak_value = result.bounds()
+      >>> bool(0 < base_value < peak_value)
+      True
+    """
+    step = optimizer_step(loss_fn, optimizer, has_aux)
+    check_arrays("params", params)
+    num_values = whole_number("num_values", num_values, minimum=2)
+    num_steps = check_num_steps(num_steps, batches, 1, default=_DEFAULT_NUM_STEPS)
+    rates = jnp.asarray(spaced(min_value, max_value, num_values, spacing))
+    if is_stream(batches):
+        batches = stack_stream(batches, num_steps)
+    if held_out is not None:
+        check_arrays("held_out", held_out)
+    source = open_batches(batches, num_steps, steps_per_value=1)
+    compiled = programs(Plan(step, source.batch_fn, step.has_aux, steps_per_value=1))
+
+    def train_at(rate: jax.Array) -> tuple[jax.Array, PyTree]:
+        """Return what the rate is judged by, and the rows of its training."""
+        test, (trained, _) = train_rows(
+            step, params, batches, jnp.full(num_steps, rate), _STOP_AT_NAN, step.has_aux
+        )
+        if held_out is None:
+            loss = test.losses[-math.ceil(num_steps / _JUDGED_PART) :].mean()
+        else:
+            loss = compiled.evaluate(trained, held_out)
+        loss = jnp.where(test.num_valid == num_steps, loss, jnp.nan)
+        return loss, (test.losses, test.metrics) if step.has_aux else test.losses
+
+    if runs_row_by_row(compiled, params, source, rates):
+        runs = [train_at(rate) for rate in rates]
+        losses, metrics = jax.tree.map(lambda *columns: jnp.stack(columns), *runs)
+    else:
+        losses, metrics = jax.vmap(train_at)(rates)
+    return _as_range_test(rates, losses, metrics)
+
+
+def _as_range_test(rates: jax.Array, losses: jax.Array, metrics: PyTree) -> RangeTest:
+    """Return rows up to the first rate that diverged; those after it are not data."""
+    is_row = jnp.cumprod(jnp.isfinite(losses)).astype(bool)
+    rates, losses = (jnp.where(is_row, column, jnp.nan) for column in (rates, losses))
+    return RangeTest(rates, losses, losses, is_row.sum(dtype=jnp.int32), metrics)

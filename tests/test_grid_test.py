@@ -1,0 +1,183 @@
+"""Constant rates side by side against a plain loop of Optax."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_clr
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+NUM_STEPS, NUM_VALUES = 12, 11
+INPUTS = jax.random.normal(jax.random.key(0), (NUM_STEPS, 16, 4))
+TARGETS = jnp.tanh(INPUTS.sum(-1)) + 0.1 * jax.random.normal(jax.random.key(1), (NUM_STEPS, 16))
+BATCHES = (INPUTS, TARGETS)
+HELD_OUT = (INPUTS[::-1, 0] + 0.1, TARGETS[::-1, 0])
+PARAMS = {"weights": jnp.linspace(-0.5, 0.5, 4), "bias": jnp.float32(0.2)}
+RATES = np.geomspace(1e-3, 10.0, NUM_VALUES)
+
+
+def loss_fn(params, batch):
+    inputs, targets = batch
+    return jnp.mean((jnp.tanh(inputs @ params["weights"] + params["bias"]) - targets) ** 2)
+
+
+def run(batches=BATCHES, loss_fn=loss_fn, optimizer=optax.adam, **options):
+    options = {"min_value": 1e-3, "num_values": NUM_VALUES, "num_steps": NUM_STEPS} | options
+    return optax_clr.lr_grid_test(loss_fn, PARAMS, optimizer, batches, **options)
+
+
+def train(rate, optimizer=optax.adam, num_steps=NUM_STEPS):
+    """An ordinary training loop: the loss of each step, and the params after it."""
+    transformation = optimizer(rate)
+    params, state, losses = PARAMS, transformation.init(PARAMS), []
+    for step in range(num_steps):
+        batch = jax.tree.map(lambda leaf, step=step: leaf[step], BATCHES)
+        loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
+        updates, state = transformation.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(loss))
+    return np.array(losses), params
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd, optax.adamw])
+def test_every_rate_trains_as_a_plain_loop_does(optimizer):
+    result = run(optimizer=optimizer)
+    expected = np.array([train(rate, optimizer)[0] for rate in RATES])
+    np.testing.assert_allclose(result.learning_rates, RATES, rtol=1e-6)
+    np.testing.assert_allclose(result.metrics, expected, rtol=2e-4)
+    np.testing.assert_allclose(result.losses, expected[:, -3:].mean(1), rtol=2e-4)  # 12 / 4
+    assert int(result.num_valid) == NUM_VALUES
+
+
+def test_a_held_out_batch_judges_after_the_training():
+    result = run(held_out=HELD_OUT)
+    expected = [loss_fn(train(rate)[1], HELD_OUT) for rate in RATES]
+    np.testing.assert_allclose(result.losses, expected, rtol=2e-3)  # at 10.0 rounding grows
+    np.testing.assert_allclose(result.metrics, run().metrics, rtol=1e-5)
+
+
+def test_fewer_steps_than_batches():
+    result = run(num_steps=5)
+    expected = np.array([train(rate, num_steps=5)[0] for rate in RATES])
+    np.testing.assert_allclose(result.losses, expected[:, -2:].mean(1), rtol=2e-4)  # 5 / 4, up
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        lambda step: jax.tree.map(lambda leaf: leaf[step], BATCHES),
+        list(zip(*map(np.asarray, BATCHES), strict=True)),
+        list(zip(*BATCHES, strict=True)),
+    ],
+    ids=["function", "list of NumPy arrays", "list of JAX arrays"],
+)
+def test_batches_of_any_form_give_the_same_curve(batches):
+    for options in ({}, {"held_out": HELD_OUT}):
+        result = run(batches, **options)
+        np.testing.assert_allclose(result.losses, run(**options).losses, rtol=1e-5)
+
+
+def test_a_loader_is_read_again_and_an_iterator_is_not():
+    short = list(zip(*map(np.asarray, BATCHES), strict=True))[:5]
+    again = run(short)
+    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:5]] * 3), BATCHES)
+    np.testing.assert_allclose(again.losses, run(twice).losses, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"num_steps=12 training steps, got 5; an iterator"):
+        run(iter(short))
+
+
+def test_an_exception_of_the_loader_is_raised():
+    def batches():
+        yield BATCHES[0][0], BATCHES[1][0]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(batches())
+
+
+def test_rows_end_at_the_first_rate_that_diverged():
+    def quadratic(params, batch):
+        return jnp.mean((batch[0] @ params["weights"]) ** 2) + params["bias"] ** 2
+
+    result = run(loss_fn=quadratic, optimizer=optax.sgd, max_value=1e12)
+    count = int(result.num_valid)
+    assert 0 < count < NUM_VALUES
+    assert np.isfinite(result.losses[:count]).all()
+    for column in (result.learning_rates, result.losses, result.smoothed_losses):
+        assert np.isnan(column[count:]).all()
+
+
+def test_metrics_come_with_the_losses():
+    with_metrics = lambda params, batch: (loss_fn(params, batch), {"count": params["bias"]})
+    result = run(loss_fn=with_metrics, has_aux=True, held_out=HELD_OUT)
+    losses, metrics = result.metrics
+    np.testing.assert_allclose(result.losses, run(held_out=HELD_OUT).losses, rtol=1e-5)
+    np.testing.assert_allclose(losses, run().metrics, rtol=1e-5)
+    np.testing.assert_allclose(metrics["count"][:, 0], 0.2, rtol=1e-6)
+
+
+def test_a_convolution_on_the_cpu_gives_what_it_gives_inside_jit():
+    def convolved(params, batch):
+        signal = jnp.convolve(batch[0][:, 0], params["weights"], mode="same")
+        return jnp.mean((signal + params["bias"] - batch[1]) ** 2)
+
+    plain = run(loss_fn=convolved, held_out=HELD_OUT)
+    jitted = jax.jit(lambda batches: run(batches, loss_fn=convolved, held_out=HELD_OUT))(BATCHES)
+    np.testing.assert_allclose(plain.losses, jitted.losses, rtol=1e-4)
+    assert "conv_general_dilated" in str(jax.make_jaxpr(convolved)(PARAMS, (INPUTS[0], TARGETS[0])))
+
+
+def test_it_works_under_jit_and_vmap_and_is_read_like_a_sweep():
+    decays = jnp.array([0.0, 0.1])
+    lane = lambda decay: run(optimizer=lambda rate: optax.adamw(rate, weight_decay=decay))
+    lanes = jax.jit(jax.vmap(lane))(decays)
+    assert lanes.losses.shape == (2, NUM_VALUES)
+    for index, decay in enumerate(decays):
+        np.testing.assert_allclose(lanes.losses[index], lane(decay).losses, rtol=1e-3)
+    assert 0 < lanes.bounds().base_value < lanes.bounds().peak_value < 10
+    assert np.isfinite(lanes.suggest())
+    assert lanes.summary().startswith("Range test: 2 curves of 11 rows")
+
+
+def test_calling_again_compiles_nothing(caplog):
+    run(held_out=HELD_OUT)
+    with jax.log_compiles(True):
+        run(held_out=HELD_OUT)
+    assert "Compiling" not in caplog.text
+    with jax.log_compiles(True):
+        jax.jit(lambda x: x + 17)(3.0)
+    assert "Compiling" in caplog.text  # or the line above could not fail
+
+
+BAD = {
+    "num_values must be a Python integer .*, got 2.5": {"num_values": 2.5},
+    "num_values must be a Python integer .*, got 1": {"num_values": 1},
+    "num_steps=1 must be": {"num_steps": 1},
+    "leading axis of at least 13": {"num_steps": 13},
+    "max_value=1.0 must be larger than min_value=2.0": {"min_value": 2.0, "max_value": 1.0},
+    "spacing must be 'log' or 'linear'": {"spacing": "cubic"},
+    "optimizer must be a function from": {"optimizer": optax.adam(0.1)},
+    "loss_fn must be a function": {"loss_fn": None},
+    "held_out.* must be an array, got str": {"held_out": (INPUTS, "targets")},
+    "held_out must have at least one array": {"held_out": ()},
+    "has_aux=True, got": {"has_aux": True},
+    "must return a scalar loss, got one of shape": {"loss_fn": lambda p, b: b[1]},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_named(message):
+    with pytest.raises((TypeError, ValueError)) as error:
+        run(**BAD[message])
+    assert re.search(message, str(error.value)), error.value
+
+
+def test_a_stream_serves_all_lanes():
+    stream = list(zip(*map(np.asarray, BATCHES), strict=True))
+    lanes = jax.vmap(lambda high: run(stream, max_value=high))(jnp.array([1.0, 10.0]))
+    np.testing.assert_allclose(lanes.losses[1], run().losses, rtol=1e-3)
