@@ -109,6 +109,8 @@ def valley(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     length = jnp.where(lengths[end] > 1, lengths[end], 0)
     # A third, rounded down, and half of that third, rounded down: of the exact fractions.
     middle = end - length + length // 3 + length // 6
+    # One before the first row, for two rows that fall, is the last one: so it is in fastai.
+    middle = jnp.where(middle < 0, valid.sum() - 1, middle)
     return jnp.where(valid[1], rates[middle], jnp.nan)
 
 

@@ -112,3 +112,10 @@ def test_bad_shapes_are_refused(name):
         RULES[name](jnp.ones(40), jnp.ones(41))
     with pytest.raises(ValueError, match=r"must have at least .* rows, got 0"):
         RULES[name](jnp.ones(0), jnp.ones(0))
+
+
+def test_the_valley_of_two_rows_is_the_last_of_them_in_padding_too():
+    rates, losses = jnp.array([0.1, 1.0]), jnp.array([2.0, 1.0])
+    padded = [jnp.append(column, jnp.nan) for column in (rates, losses)]
+    assert float(suggestions.valley(rates, losses)) == fastai_valley([0.1, 1.0], [2.0, 1.0]) == 1.0
+    assert float(suggestions.valley(*padded)) == 1.0

@@ -1,0 +1,359 @@
+"""How good are the rates that a range test suggests? Ours, and every other system's, on real tasks.
+
+    python docs/benchmarks/suggestions.py               # all tasks, from the stored ground truth
+    python docs/benchmarks/suggestions.py --quick       # four small tasks, a minute
+    python docs/benchmarks/suggestions.py --only dev    # the tasks that choices were made on
+
+Range tests are run here, with this library; what training with each rate comes to was measured once
+(suggestion_truth.py, which also says what a regret is), on the tasks of suggestion_tasks.py. The
+rules of others (suggestion_peers.py) read the same sweeps without this library's early stop: they
+have their own. Every number is a mean over the tasks of a group, of the mean over SEEDS.
+
+Printed are, for each number of training steps that a test may take,
+- the regret of each method, as published and with a factor for each use that is fitted to the "dev"
+  tasks, and the difference to this library's reading, with an interval of 95% by drawing tasks;
+- how far a suggestion moves with the seed, the range and the length of the sweep;
+- what other lower bounds of a cycle come to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.metadata
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from suggestion_peers import PEERS, Suggestion
+from suggestion_tasks import OPTIMIZERS, TASKS
+from suggestion_truth import USES, noise_floor, regret
+
+import optax_clr
+
+SEEDS = tuple(range(100, 105))  # other starts and batches than those of the ground truth
+LENGTHS = (300, 600, 1200)
+RANGE = (1e-7, 10.0)
+GRID_VALUES = {300: 12, 600: 15, 1200: 20}
+QUICK = ("digits MLP sgd", "diabetes MLP adam", "mnist1d MLP adamw", "wine MLP lion")
+NOTHING = Suggestion(np.nan, np.nan, np.nan, np.nan)
+OURS = "optax_clr sweep"
+FACTORS = np.logspace(-2, 2, 161)
+
+
+# -------------------------------------------------------------------------------- methods, measured
+
+
+def reading(result):
+    """Return what this library reads from a test."""
+    try:
+        base_value, peak_value = result.bounds()
+        rates = result.suggest(), result.one_cycle_peak(), base_value, peak_value
+    except optax_clr.RangeTestError:
+        return NOTHING
+    return Suggestion(*map(float, rates))
+
+
+@functools.cache
+def sweep(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, stops=True):
+    return optax_clr.lr_range_test(
+        task.loss_fn,
+        task.start(seed),
+        task.make_optimizer,
+        task.batches(seed, num_steps),
+        min_value=low,
+        max_value=high,
+        stop_factor=1.0 if stops else np.inf,
+    )
+
+
+def grid(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, num_values=None, held_out=None):
+    num_values = num_values or GRID_VALUES[num_steps]
+    return optax_clr.lr_grid_test(
+        task.loss_fn,
+        task.start(seed),
+        task.make_optimizer,
+        task.batches(seed, num_steps // num_values),
+        min_value=low,
+        max_value=high,
+        num_values=num_values,
+        held_out=held_out,
+    )
+
+
+def sweep_then_grid(task, seed, num_steps):
+    """Half of the steps for a sweep, half for ten rates around the peak that it suggests."""
+    peak = reading(sweep(task, seed, num_steps // 2)).one_cycle_peak
+    if not np.isfinite(peak):
+        return NOTHING
+    near = grid(task, seed, num_steps // 2, peak / 30, peak * 10, num_values=10)
+    return reading(near)
+
+
+def methods(task, seed, num_steps):
+    """Return what each method suggests after a test of so many steps."""
+    validation = jax.tree.map(lambda leaf: leaf[:200], task.validation)
+    unstopped = sweep(task, seed, num_steps, stops=False)
+    # A sweep without a stop ends with a loss that is not finite, and peers' go on: NaN there.
+    rates = np.geomspace(*RANGE, num_steps)
+    losses = np.asarray(unstopped.losses)
+    return {
+        OURS: reading(sweep(task, seed, num_steps)),
+        "optax_clr grid": reading(grid(task, seed, num_steps)),
+        "optax_clr grid, held out": reading(grid(task, seed, num_steps, held_out=validation)),
+        "optax_clr sweep, then grid": sweep_then_grid(task, seed, num_steps),
+    } | {name: rule(rates, losses) for name, rule in PEERS.items()}
+
+
+def measure(tasks, num_steps):
+    """Return ``{method: {task: [a suggestion for each seed]}}``."""
+    found = {}
+    for task in tasks:
+        for seed in SEEDS:
+            for name, suggestion in methods(task, seed, num_steps).items():
+                found.setdefault(name, {}).setdefault(task.name, []).append(suggestion)
+    return found
+
+
+# -------------------------------------------------------------------------------------- scores
+
+
+def rates_of(suggestion):
+    """Return the rate for each use, and the ratio of base to peak."""
+    ratio = suggestion.base_value / suggestion.peak_value
+    return dict(zip(USES, (suggestion[0], suggestion[1], suggestion[3]), strict=True)), ratio
+
+
+def score(task, use, suggestions, factor=1.0):
+    """Return the mean regret over the seeds."""
+    entries = [rates_of(suggestion) for suggestion in suggestions]
+    return np.mean([regret(task, use, factor * rates[use], ratio) for rates, ratio in entries])
+
+
+def scores(tasks, use, suggestions, factor=1.0):
+    return np.array([score(task, use, suggestions[task.name], factor) for task in tasks])
+
+
+def fitted_factor(tasks, use, suggestions):
+    return min(FACTORS, key=lambda factor: scores(tasks, use, suggestions, factor).mean())
+
+
+def interval(differences):
+    """Return the 95% interval of a mean over tasks, by drawing the tasks anew."""
+    draws = np.random.default_rng(0).integers(0, len(differences), (4000, len(differences)))
+    return np.quantile(differences[draws].mean(1), (0.025, 0.975))
+
+
+def fixed_rates(tasks, rates):
+    """Return suggestions that are one rate for each optimizer and use."""
+    entry = lambda task: [rates[task.optimizer]] * len(SEEDS)
+    return {task.name: entry(task) for task in tasks}
+
+
+def customary():
+    every = {name: optimizer.customary_rate for name, optimizer in OPTIMIZERS.items()}
+    return {name: Suggestion(rate, rate, rate / 4, rate) for name, rate in every.items()}
+
+
+def tuned(tasks):
+    """Return the best rate for each optimizer and use, on these tasks."""
+    grid = np.logspace(-6, 1.5, 151)
+    found = {}
+    for name in OPTIMIZERS:
+        mine = [task for task in tasks if task.optimizer == name]
+        best = {
+            use: min(grid, key=lambda rate, use=use: sum(regret(t, use, rate) for t in mine))
+            for use in USES
+        }
+        constant, peak, triangular = (best[use] for use in USES)
+        found[name] = Suggestion(constant, peak, triangular / 4, triangular)
+    return found
+
+
+# ----------------------------------------------------------------------- the lower bound of a cycle
+
+
+def smoothed(rates, losses, width=0.3):
+    """Return the finite rows in the order of the test, averaged over ``width`` decades."""
+    rows = np.isfinite(losses)
+    place, losses = np.log10(rates[rows]), losses[rows]
+    weights = np.exp(-0.5 * ((place[:, None] - place) / width) ** 2)
+    return rates[rows], weights @ losses / weights.sum(1)
+
+
+def begins_to_fall(result, part=0.1):
+    """Return the rate at which the loss has made a part of its fall, on the way up."""
+    rates, losses = smoothed(np.asarray(result.learning_rates), np.asarray(result.losses))
+    return rates[np.argmax(losses <= losses[0] - part * (losses[0] - losses.min()))]
+
+
+def stagnates(task, seed, num_steps, peak, part=0.9):
+    """Return the rate at which the loss has made most of its fall, on the way down from the peak.
+
+    Half of the steps lead up to the peak, half down again.
+    """
+    transformation = task.make_optimizer(1.0)
+
+    def step(state, batch, rate):
+        params, optimizer_state = state
+        loss, gradients = jax.value_and_grad(task.loss_fn)(params, batch)
+        updates, optimizer_state = task.make_optimizer(rate).update(
+            gradients, optimizer_state, params
+        )
+        return (jax.tree.map(jax.numpy.add, params, updates), optimizer_state), loss
+
+    up = np.geomspace(RANGE[0], peak, num_steps // 2)
+    params = task.start(seed)
+    state = params, transformation.init(params)
+    result = optax_clr.range_test(
+        step, state, task.batches(seed, num_steps), np.concatenate([up, up[::-1]])
+    )
+    down = slice(num_steps // 2, None)
+    rates, losses = np.asarray(result.learning_rates)[down], np.asarray(result.losses)[down]
+    if np.isfinite(losses).sum() < 10:
+        return peak / 4
+    rates, losses = smoothed(rates, losses)
+    return min(rates[np.argmax(losses <= losses[0] - part * (losses[0] - losses.min()))], peak)
+
+
+def print_lower_bounds(tasks, num_steps):
+    found = {}
+    for task in tasks:
+        for seed in SEEDS:
+            peak = reading(sweep(task, seed, num_steps)).peak_value
+            if not np.isfinite(peak):
+                continue
+            bases = {
+                "peak / 2": peak / 2,
+                "peak / 4": peak / 4,
+                "peak / 10": peak / 10,
+                "peak / 50": peak / 50,
+                "where the loss begins to fall": begins_to_fall(sweep(task, seed, num_steps)),
+                "where it stagnates on the way down": stagnates(task, seed, num_steps, peak),
+            }
+            for name, base in bases.items():
+                entry = regret(task, "triangular", peak, min(base / peak, 1.0))
+                found.setdefault(name, {}).setdefault(task.name, []).append(entry)
+    for name, by_task in found.items():
+        means = np.array([np.mean(entries) for entries in by_task.values()])
+        print(f"{name:36} {means.mean():5.2f}  worst {means.max():5.2f}")
+
+
+# -------------------------------------------------------------------------------------- stability
+
+
+def print_stability(tasks):
+    """How many tasks have the same answer, to a factor of 1.5, in another test of the same task."""
+    low, high = RANGE
+    changes = {
+        "range a decade wider at both ends": (300, low / 10, high * 10),
+        "half the steps": (150, low, high),
+        "twice the steps": (600, low, high),
+    }
+
+    def answers(task, *test):
+        return np.log([reading(sweep(task, seed, *test)).constant for seed in SEEDS])
+
+    same, others = [], {name: [] for name in changes}
+    for task in tasks:
+        plain = answers(task, 300, low, high)
+        same.append(np.quantile(np.abs(plain - np.median(plain)), 0.8))
+        for name, test in changes.items():
+            others[name].append(np.abs(np.nanmedian(answers(task, *test) - plain)))
+    for name, moves in {"another seed": same, **others}.items():
+        close = np.mean(np.array(moves) <= np.log(1.5))
+        print(f"{name:36} {close:4.0%} of tasks within 1.5; largest {np.exp(np.max(moves)):.2f}")
+
+
+# ----------------------------------------------------------------------------------------- printing
+
+
+def row(name, tasks, found, dev=None, dev_found=None, ours=None):
+    """Return a line: mean and worst regret for each use, and the difference to our reading."""
+    cells = []
+    for use in USES:
+        factor = fitted_factor(dev, use, dev_found) if dev_found else 1.0
+        values = scores(tasks, use, found, factor)
+        cell = f"{values.mean():5.2f} {values.max():5.2f}"
+        if ours is not None:
+            differences = values - scores(tasks, use, ours)
+            low, high = interval(differences)
+            cell += f" {differences.mean():+5.2f} ({low:+.2f} to {high:+.2f})"
+        if dev_found:
+            cell += f" x{factor:.3g}"
+        cells.append(f"{cell:40}")
+    return f"{name:28}" + " | ".join(cells)
+
+
+class Group(NamedTuple):
+    title: str
+    tasks: list
+
+
+def groups(tasks):
+    split = {
+        "dev, well scaled": lambda task: task.group == "dev" and task.well_scaled,
+        "dev, badly scaled": lambda task: task.group == "dev" and not task.well_scaled,
+        "held-out, well scaled": lambda task: task.group != "dev" and task.well_scaled,
+        "held-out, badly scaled": lambda task: task.group != "dev" and not task.well_scaled,
+    }
+    found = [Group(title, list(filter(rule, tasks))) for title, rule in split.items()]
+    return [group for group in found if group.tasks]
+
+
+def print_scores(tasks, num_steps):
+    found = measure(tasks, num_steps)
+    dev = [task for task in tasks if task.group == "dev"]
+    for title, members in groups(tasks):
+        print(f"\n{title}: {len(members)} tasks, {num_steps} steps. Mean and worst regret, "
+              f"and difference to {OURS!r}")  # fmt: skip
+        print(f"{'':28}" + " | ".join(f"{use:40}" for use in USES))
+        ours = found[OURS]
+        print(row(OURS, members, ours))
+        for name in found:
+            if name != OURS:
+                print(row(name, members, found[name], ours=ours))
+        if not dev:
+            continue
+        for name in found:
+            print(row(f"{name}, fitted", members, found[name], dev, found[name], ours))
+        print(row("customary rate", members, fixed_rates(members, customary()), ours=ours))
+        print(
+            row("rate per optimizer, tuned", members, fixed_rates(members, tuned(dev)), ours=ours)
+        )
+    return found
+
+
+def print_noise(tasks):
+    for title, members in groups(tasks):
+        floors = [np.mean([noise_floor(task, use) for task in members]) for use in USES]
+        print(f"noise floor, {title:24}" + "".join(f"{floor:6.2f}" for floor in floors))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="four small tasks, one length")
+    parser.add_argument("--only", choices=("dev", "held-out"), help="one group of tasks")
+    arguments = parser.parse_args()
+    names = QUICK if arguments.quick else TASKS
+    tasks = [TASKS[name] for name in names if arguments.only in (None, TASKS[name].group)]
+    lengths = LENGTHS[:1] if arguments.quick else LENGTHS
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax", "flax")
+    )
+    print(f"{versions}, {jax.default_backend()}; seeds {SEEDS}")
+    started = time.perf_counter()
+    print_noise(tasks)
+    for num_steps in lengths:
+        print_scores(tasks, num_steps)
+        sweep.cache_clear()
+    print("\nThe same answer of a sweep of 300 steps, when this is changed:")
+    print_stability([task for task in tasks if task.well_scaled])
+    print("\nRegret of a triangular cycle to our peak, by its base (sweeps of 300 steps):")
+    print_lower_bounds([task for task in tasks if task.well_scaled], 300)
+    print(f"\n{time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
