@@ -20,6 +20,7 @@ from optax_clr._range_test import lr_range_test as lr_range_test
 from optax_clr._range_test import range_test as range_test
 from optax_clr._reading import LRBounds as LRBounds
 from optax_clr._reading import RangeTestError as RangeTestError
+from optax_clr._reading import RangeTestWarning as RangeTestWarning
 from optax_clr._result import RangeTest as RangeTest
 from optax_clr._schedules import cyclical_schedule as cyclical_schedule
 from optax_clr._schedules import every_epoch as every_epoch

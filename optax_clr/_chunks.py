@@ -27,6 +27,7 @@ def run_in_chunks(
     batches: HeldBatches | StreamedBatches,
     values: jax.Array | np.ndarray,
     rule: StopRule,
+    held_out: PyTree,
     *,
     single_rows: bool,
     progress: bool,
@@ -52,7 +53,7 @@ def run_in_chunks(
                 started = time.perf_counter()
                 row_numbers = np.arange(num_done, num_done + batches.capacity)
                 chunk_values = host_values.take(row_numbers, mode="clip")
-                state, tracker, rows = train(state, tracker, chunk, chunk_values, rule)
+                state, tracker, rows = train(state, tracker, chunk, chunk_values, rule, held_out)
                 count = int(chunk.num_rows)
                 outputs.append((count, tracker, rows))
                 num_done += count
@@ -70,10 +71,11 @@ def run_in_chunks(
     if alive and num_done < values.shape[0]:
         _warn_of_early_end(num_done, values.shape[0], ended_by or batches.ended_by)
     rows = _joined(outputs, values.shape[0])
-    return _finish(host_values, rows, outputs[-1][1]), state
+    steps_per_value = programs.plan.steps_per_value
+    return _finish(host_values, rows, outputs[-1][1], steps_per_value), state
 
 
-_finish = jax.jit(finish)
+_finish = jax.jit(finish, static_argnums=3)
 
 
 def _first_chunk(batches: HeldBatches | StreamedBatches, programs: Programs) -> Chunk:

@@ -49,14 +49,14 @@ def lr_grid_test(
     r"""Train with constant rates side by side, each for a few steps, in one program.
 
     Each of the ``num_values`` rates trains from the same ``params`` on the same batches for
-    ``num_steps`` steps. It is judged by the mean loss of the last quarter of its steps,
+    ``num_steps`` steps. Its loss is the mean of the last quarter of them,
 
     .. math:: L(\eta) = \frac{1}{q} \sum_{t = T - q}^{T - 1} L_t(\eta),
         \quad q = \lceil T / 4 \rceil
 
-    or, where there is a held-out batch, by its loss after the training. The curve of these losses
-    is read like that of :func:`lr_range_test`. It costs ``num_values * num_steps`` training
-    steps, and the memory of ``num_values`` models.
+    and the curve of these losses, or of those of a held-out batch after the training, is read like
+    that of :func:`lr_range_test`. It costs ``num_values * num_steps`` training steps, and the
+    memory of ``num_values`` models.
 
     Args:
       loss_fn: ``(params, batch) -> loss``, a scalar; with ``has_aux``, ``(loss, metrics)``.
@@ -68,19 +68,19 @@ def lr_grid_test(
         batches, of which ``num_steps`` are read and stacked (inside ``jax.jit``, when traced).
       min_value: positive lowest rate, may be traced.
       max_value: highest rate, larger than ``min_value``, may be traced.
-      num_values: number of rates, at least 2; a reading needs 10.
+      num_values: number of rates, at least 2; a reading needs 6 that do not diverge.
       num_steps: training steps for each rate; ``None`` means as many as there are batches, or 50 if
         ``batches`` is a function or an iterable.
-      held_out: a batch that is not trained on, of any size, to judge the rates by; ``None`` means
-        to judge them by their training.
+      held_out: a batch that is not trained on, of any size; its loss after the training is
+        recorded too, and the readings then read that. ``None`` means none.
       spacing: ``"log"`` or ``"linear"`` spacing of the rates.
       has_aux: whether the loss comes with metrics.
 
     Returns:
-      A :class:`RangeTest` with a row for each rate. ``losses``, and ``smoothed_losses``, are what
-      the rates are judged by; ``metrics`` has the loss of every training step,
-      ``f32[num_values, num_steps]``, or with ``has_aux`` a pair of that and the metrics. Rows from
-      the first rate on whose loss was not finite are NaN, and not counted in ``num_valid``.
+      A :class:`RangeTest` with a row for each rate; ``smoothed_losses`` are the ``losses``, and
+      ``metrics`` has the loss of every training step, ``f32[num_values, num_steps]``, or with
+      ``has_aux`` a pair of that and the metrics. Rows from the first rate on whose loss was not
+      finite are NaN, and not counted in ``num_valid``.
 
     Raises:
       TypeError: if a function is missing or returns something else, or the optimizer is one
@@ -112,28 +112,36 @@ def lr_grid_test(
     source = open_batches(batches, num_steps, steps_per_value=1)
     compiled = programs(Plan(step, source.batch_fn, step.has_aux, steps_per_value=1))
 
-    def train_at(rate: jax.Array) -> tuple[jax.Array, PyTree]:
+    def train_at(rate: jax.Array) -> tuple[jax.Array, Any, PyTree]:
         """Return what the rate is judged by, and the rows of its training."""
         test, (trained, _) = train_rows(
-            step, params, batches, jnp.full(num_steps, rate), _STOP_AT_NAN, step.has_aux
+            step, step.has_aux, 1, params, batches, jnp.full(num_steps, rate), _STOP_AT_NAN
         )
-        if held_out is None:
-            loss = test.losses[-math.ceil(num_steps / _JUDGED_PART) :].mean()
-        else:
-            loss = compiled.evaluate(trained, held_out)
-        loss = jnp.where(test.num_valid == num_steps, loss, jnp.nan)
-        return loss, (test.losses, test.metrics) if step.has_aux else test.losses
+        is_whole = test.num_valid == num_steps
+        part = test.losses[-math.ceil(num_steps / _JUDGED_PART) :]
+        loss = jnp.where(is_whole, part.mean(), jnp.nan)
+        held_out_loss: Any = ()
+        if held_out is not None:
+            held_out_loss = jnp.where(is_whole, compiled.evaluate(trained, held_out), jnp.nan)
+        return loss, held_out_loss, (test.losses, test.metrics) if has_aux else test.losses
 
     if runs_row_by_row(compiled, params, source, rates):
         runs = [train_at(rate) for rate in rates]
-        losses, metrics = jax.tree.map(lambda *columns: jnp.stack(columns), *runs)
+        columns = jax.tree.map(lambda *entries: jnp.stack(entries), *runs)
     else:
-        losses, metrics = jax.vmap(train_at)(rates)
-    return _as_range_test(rates, losses, metrics)
+        columns = jax.vmap(train_at)(rates)
+    return _as_range_test(rates, num_steps, *columns)
 
 
-def _as_range_test(rates: jax.Array, losses: jax.Array, metrics: PyTree) -> RangeTest:
+def _as_range_test(
+    rates: jax.Array, num_steps: int, losses: jax.Array, held_out_losses: Any, metrics: PyTree
+) -> RangeTest:
     """Return rows up to the first rate that diverged; those after it are not data."""
     is_row = jnp.cumprod(jnp.isfinite(losses)).astype(bool)
-    rates, losses = (jnp.where(is_row, column, jnp.nan) for column in (rates, losses))
-    return RangeTest(rates, losses, losses, is_row.sum(dtype=jnp.int32), metrics)
+    steps = jnp.full_like(rates, num_steps)
+    columns = jax.tree.map(
+        lambda column: jnp.where(is_row, column, jnp.nan), (rates, losses, held_out_losses, steps)
+    )
+    rates, losses, held_out_losses, steps = columns
+    num_valid = is_row.sum(dtype=jnp.int32)
+    return RangeTest(rates, losses, losses, num_valid, metrics, held_out_losses, steps)

@@ -17,7 +17,7 @@ from optax_clr._batches import Chunk
 from optax_clr._divergence import StopRule, Tracker, new_tracker, track
 from optax_clr._lanes import advance, any_lane
 from optax_clr._result import RangeTest
-from optax_clr._training_step import OptimizerStep, PyTree, StepFn, checked_step
+from optax_clr._training_step import OptimizerStep, PyTree, StepFn, as_float32, checked_step
 
 _CONFIG: Any = jax.config
 
@@ -48,6 +48,7 @@ class Rows(NamedTuple):
     losses: jax.Array
     smoothed_losses: jax.Array
     metrics: PyTree
+    held_out_losses: Any  # () where there is no held-out batch
 
 
 class Programs:
@@ -65,13 +66,18 @@ class Programs:
         self.evaluate = jax.jit(self._evaluate)
 
     def _whole(
-        self, initial: PyTree, batches: PyTree, values: jax.Array, rule: StopRule
+        self,
+        initial: PyTree,
+        batches: PyTree,
+        values: jax.Array,
+        rule: StopRule,
+        held_out: PyTree,
     ) -> tuple[RangeTest, PyTree]:
         """Return the result of the whole test, and the state after it."""
         state, tracker = self._begin(initial, batches, values)
         chunk = Chunk(batches, jnp.int32(0), jnp.int32(values.shape[0]))
-        state, tracker, rows = self._train_rows(state, tracker, chunk, values, rule)
-        return finish(values, rows, tracker), state
+        state, tracker, rows = self._train_rows(state, tracker, chunk, values, rule, held_out)
+        return finish(values, rows, tracker, self.plan.steps_per_value), state
 
     def _start(
         self, initial: PyTree, batches: PyTree, values: jax.Array
@@ -94,7 +100,13 @@ class Programs:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
 
     def _train_rows(
-        self, state: PyTree, tracker: jax.Array, chunk: Chunk, values: jax.Array, rule: StopRule
+        self,
+        state: PyTree,
+        tracker: jax.Array,
+        chunk: Chunk,
+        values: jax.Array,
+        rule: StopRule,
+        held_out: PyTree,
     ) -> tuple[PyTree, jax.Array, Rows]:
         """Train the rows of a chunk until all lanes have diverged; return what is after them.
 
@@ -102,7 +114,7 @@ class Programs:
         """
         loss, metrics = self._row_shape(state, chunk.batches, values)
         room = lambda entry: jnp.broadcast_to(_empty(entry), (values.shape[0], *entry.shape))
-        rows = jax.tree.map(room, Rows(loss, loss, metrics))
+        rows = jax.tree.map(room, Rows(loss, loss, metrics, () if held_out is None else loss))
 
         def goes_on(carry: tuple[jax.Array, PyTree, jax.Array, Rows]) -> jax.Array:
             row, _, tracker, _ = carry
@@ -114,7 +126,9 @@ class Programs:
         ) -> tuple[jax.Array, PyTree, jax.Array, Rows]:
             row, state, tracker, rows = carry
             inputs = self._row_batches(chunk.batches, chunk.first + row)
-            state, tracker, entries = self._train_row(state, tracker, inputs, values[row], rule)
+            state, tracker, entries = self._train_row(
+                state, tracker, inputs, values[row], rule, held_out
+            )
             put = lambda column, entry: lax.dynamic_update_index_in_dim(column, entry, row, 0)
             return row + 1, state, tracker, jax.tree.map(put, rows, entries)
 
@@ -123,12 +137,18 @@ class Programs:
         return state, tracker, rows
 
     def _train_single(
-        self, state: PyTree, tracker: jax.Array, chunk: Chunk, values: jax.Array, rule: StopRule
+        self,
+        state: PyTree,
+        tracker: jax.Array,
+        chunk: Chunk,
+        values: jax.Array,
+        rule: StopRule,
+        held_out: PyTree,
     ) -> tuple[PyTree, jax.Array, Rows]:
         """Do the same for a chunk of one row, with no loop or branch in the program."""
         inputs = self._row_batches(chunk.batches, chunk.first)
         state, tracker, entries = self._train_row(
-            state, tracker, inputs, values[0], rule, unroll=True
+            state, tracker, inputs, values[0], rule, held_out, unroll=True
         )
         return state, tracker, jax.tree.map(lambda entry: entry[None], entries)
 
@@ -139,6 +159,7 @@ class Programs:
         batches: PyTree,
         value: jax.Array,
         rule: StopRule,
+        held_out: PyTree,
         *,
         unroll: bool = False,
     ) -> tuple[PyTree, jax.Array, Rows]:
@@ -152,15 +173,17 @@ class Programs:
         else:
             after, outputs = lax.scan(train, state, batches, unroll=unroll)
             loss, metrics = jax.tree.map(lambda leaf: leaf.mean(0), outputs)
+        # Before the lanes that have diverged are frozen, or it would be that of another row.
+        held_out_loss = () if held_out is None else self._evaluate(after[0], held_out)
         tracker_after, smoothed = track(tracker, loss, rule)
         alive = Tracker.unpack(tracker).alive
         state, tracker = advance(alive, (state, tracker), (after, tracker_after))
-        return state, tracker, Rows(loss, smoothed, metrics)
+        return state, tracker, Rows(loss, smoothed, metrics, held_out_loss)
 
     def _evaluate(self, params: PyTree, batch: PyTree) -> jax.Array:
         """Return the loss of a batch that is not trained on, for an optimizer's step."""
         assert isinstance(self.plan.step_fn, OptimizerStep)
-        return self.plan.step_fn.evaluate(params, batch)[0]
+        return as_float32(self.plan.step_fn.evaluate(params, batch)[0])
 
     def _row_batches(self, batches: PyTree, row: jax.Array) -> PyTree:
         """Return what the steps of a row train on, ``[steps_per_value, ...]``."""
@@ -198,7 +221,7 @@ def programs(plan: Plan) -> Programs:
 _kept_programs = functools.lru_cache(maxsize=8)(Programs)
 
 
-def finish(values: jax.Array, rows: Rows, tracker: jax.Array) -> RangeTest:
+def finish(values: jax.Array, rows: Rows, tracker: jax.Array, steps_per_value: int) -> RangeTest:
     """Return the result, with NaN for all rows that are not data."""
     num_valid = Tracker.unpack(tracker).num_rows.astype(jnp.int32)
     recorded = jnp.arange(values.shape[0], dtype=jnp.int32) < num_valid
@@ -207,8 +230,17 @@ def finish(values: jax.Array, rows: Rows, tracker: jax.Array) -> RangeTest:
         shaped = recorded.reshape(recorded.shape + (1,) * (column.ndim - 1))
         return jnp.where(shaped, column, jnp.nan)
 
-    losses, smoothed_losses, metrics = jax.tree.map(mask, rows)
-    return RangeTest(mask(values), losses, smoothed_losses, num_valid, metrics)
+    losses, smoothed_losses, metrics, held_out_losses = jax.tree.map(mask, rows)
+    equivalent_steps = mask(steps_per_value * jnp.cumsum(values) / values)
+    return RangeTest(
+        mask(values),
+        losses,
+        smoothed_losses,
+        num_valid,
+        metrics,
+        held_out_losses,
+        equivalent_steps,
+    )
 
 
 def _step(

@@ -41,7 +41,7 @@ def range_test(
 
     .. math:: s_i = \frac{1 - \beta}{1 - \beta^{i + 1}} \sum_{j \le i} \beta^{i - j} L_j
 
-    and the test has diverged when a loss is not finite, or when, after ten rows,
+    and the test has diverged when a loss is not finite, or when, after twenty rows,
 
     .. math:: s_i - \min_j s_j > \text{stop\_factor} \cdot \max(\text{fall}, 4 \, \text{noise})
 
@@ -106,7 +106,7 @@ def range_test(
     check_arrays("state", state)
     rule = _stop_rule(smoothing, stop_factor)
     result, _ = train_rows(
-        step_fn, state, batches, values, rule, bool(has_aux), steps_per_value, progress
+        step_fn, bool(has_aux), steps_per_value, state, batches, values, rule, progress=progress
     )
     return result
 
@@ -125,6 +125,7 @@ def lr_range_test(
     smoothing: ArrayLike = 0.98,
     stop_factor: ArrayLike = 1.0,
     steps_per_value: int = 1,
+    held_out: PyTree = None,
     progress: bool = False,
 ) -> RangeTest:
     r"""Sweep the learning rate once over a short training run, as one XLA program.
@@ -153,6 +154,9 @@ def lr_range_test(
       smoothing: weight of the past in the moving average, as in :func:`range_test`.
       stop_factor: when the test stops, as in :func:`range_test`.
       steps_per_value: training steps at each rate; the row has their mean loss.
+      held_out: a batch that is not trained on, of any size; its loss after each row is recorded
+        too, and the readings then read that. Training loss cannot see overfitting. ``None`` means
+        none.
       progress: whether to show a bar, as in :func:`range_test`.
 
     Returns:
@@ -187,8 +191,18 @@ def lr_range_test(
     num_steps = check_num_steps(num_steps, batches, steps_per_value)
     values = spaced(min_value, max_value, num_steps // steps_per_value, spacing)
     rule = _stop_rule(smoothing, stop_factor)
+    if held_out is not None:
+        check_arrays("held_out", held_out)
     result, _ = train_rows(
-        step, params, batches, values, rule, step.has_aux, steps_per_value, progress
+        step,
+        step.has_aux,
+        steps_per_value,
+        params,
+        batches,
+        values,
+        rule,
+        held_out=held_out,
+        progress=progress,
     )
     return result
 
@@ -198,12 +212,14 @@ def lr_range_test(
 
 def train_rows(
     step_fn: StepFn,
+    has_aux: bool,
+    steps_per_value: int,
     initial: PyTree,
     batches: Any,
     values: jax.Array | np.ndarray,
     rule: StopRule,
-    has_aux: bool,
-    steps_per_value: int = 1,
+    *,
+    held_out: PyTree = None,
     progress: bool = False,
 ) -> tuple[RangeTest, PyTree]:
     """Return the result of a test, and the state after it.
@@ -214,7 +230,7 @@ def train_rows(
     compiled = programs(Plan(step_fn, source.batch_fn, has_aux, steps_per_value))
     row_by_row = runs_row_by_row(compiled, initial, source, values)
     from_python = progress or isinstance(source, StreamedBatches)
-    if from_python and _is_inside(compiled, (initial, values, source.arrays)):
+    if from_python and _is_inside(compiled, (initial, values, source.arrays, held_out)):
         raise TypeError(
             "a range test with a stream of batches, or with progress=True, runs from Python: "
             "it cannot be inside jax.jit or jax.vmap. Pass stacked batches or a function step "
@@ -222,9 +238,16 @@ def train_rows(
         )
     if from_python or row_by_row:
         return run_in_chunks(
-            compiled, initial, source, values, rule, single_rows=row_by_row, progress=progress
+            compiled,
+            initial,
+            source,
+            values,
+            rule,
+            held_out,
+            single_rows=row_by_row,
+            progress=progress,
         )
-    return compiled.whole(initial, source.arrays, values, rule)  # type: ignore[no-any-return]
+    return compiled.whole(initial, source.arrays, values, rule, held_out)  # type: ignore[no-any-return]
 
 
 def runs_row_by_row(

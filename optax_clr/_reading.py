@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -11,26 +12,26 @@ from jax.typing import ArrayLike
 
 from optax_clr._arguments import is_traced
 
-# The curve is averaged with a Gaussian of this width in decades: narrower reads noise, wider
-# blurs the valley. Of 0.1 to 0.3, on the same tasks as the factors below, it gave the same answer
-# most often when the seed was changed.
+# Rows are averaged with a Gaussian of this width in decades: narrower reads noise, wider blurs the
+# valley. From 0.2 to 0.4 it makes no difference on real tasks (docs/benchmarks).
 _WIDTH = 0.3
 # Where the average is computed: enough for 0.03 decades over eight, and a bound on the memory.
 _GRID_SIZE = 256
-_MIN_ROWS = 10
+_MIN_ROWS = 6
 # How far below the first losses the lowest average must be, in standard errors of the two. At 3
-# about 1 of 30 curves of pure noise is read, and none of 144 real tests of 300 steps refused; at 4
-# none, and one.
+# about 1 of 30 curves of pure noise is read.
 _MIN_SIGNIFICANCE = 3.0
+_CLEAR_SIGNIFICANCE = 6.0
+# Where there is no noise, the loss is told apart to this part of its fall.
+_LEAST_NOISE = 0.01
 
-# The lowest point of a sweep is at a rate too high to train with: there the loss falls no more
-# because steps overshoot. A first calibration, the best of {1, 1.5, 2, 3, 4, 5, 6, 8, 10} for each
-# use by validation loss after training, on nine small tasks with five optimizers, 300 steps each.
-_CONSTANT_BELOW_LOWEST = 5.0
-_ONE_CYCLE_BELOW_LOWEST = 2.0
-_PEAK_BELOW_LOWEST = 3.0
-# Smith, 1506.01186, section 3.3: the base at a third or a quarter of the peak.
-_BASE_BELOW_PEAK = 4.0
+# Fitted on the development tasks of docs/benchmarks/suggestions.py, all three lengths together.
+_CONSTANT = 1 / 18
+_ONE_CYCLE = 1 / 7
+_PEAK = 1 / 10
+# Of 1/2 to 1/50 those from 1/4 to 1/10 do equally well there. Smith, 1506.01186, section 3.3, has a
+# third or a quarter.
+_BASE_OF_PEAK = 1 / 4
 
 
 class RangeTestError(ValueError):
@@ -62,29 +63,88 @@ class LRBounds(NamedTuple):
     peak_value: jax.Array
 
 
-def suggest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
-    """Return the reading of :meth:`optax_clr.RangeTest.suggest`, of ``f32[..., n]`` each."""
-    return lowest_rate(learning_rates, losses) / _CONSTANT_BELOW_LOWEST
+class RangeTestWarning(UserWarning):
+    """A range test was read, but its curve leaves a doubt; the message says what to change.
+
+    Example:
+      >>> import warnings
+      >>> rates = jnp.geomspace(1e-5, 1e-2, 100)
+      >>> losses = jnp.exp(-1e3 * rates)  # still falling at the last rate
+      >>> with warnings.catch_warnings(record=True) as caught:
+      ...     warnings.simplefilter("always")
+      ...     _ = optax_clr.RangeTest(rates, losses, losses, jnp.int32(100)).suggest()
+      >>> print(str(caught[0].message).partition(":")[0])
+      the end of the sweep cuts the valley
+    """
 
 
-def one_cycle_peak(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
-    """Return the reading of :meth:`optax_clr.RangeTest.one_cycle_peak`, of ``f32[..., n]`` each."""
-    return lowest_rate(learning_rates, losses) / _ONE_CYCLE_BELOW_LOWEST
+class Curve(NamedTuple):
+    """The columns that are read, ``f32[..., n]`` each."""
+
+    learning_rates: jax.Array
+    losses: jax.Array
+    equivalent_steps: jax.Array
 
 
-def bounds(learning_rates: jax.Array, losses: jax.Array) -> LRBounds:
-    """Return the reading of :meth:`optax_clr.RangeTest.bounds`, of ``f32[..., n]`` each."""
-    peak_value = lowest_rate(learning_rates, losses) / _PEAK_BELOW_LOWEST
-    return LRBounds(peak_value / _BASE_BELOW_PEAK, peak_value)
+class Valley(NamedTuple):
+    """Where the loss is low, ``f32[]`` each."""
+
+    lower: jax.Array  # the rate at which it has made half of its fall
+    lowest: jax.Array
+    upper: jax.Array  # the rate at which it has lost half of it again
+    steps: jax.Array  # training at the lower rate, in steps at that rate
 
 
-def lowest_rate(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
-    """Return the rate at which the smoothed curve is lowest, or raise (NaN if traced)."""
-    rate: jax.Array
-    rate, problem = _find_lowest(*checked_columns(learning_rates, losses))
-    if not is_traced(problem) and int(problem) != _READABLE:
+def suggest(curve: Curve) -> jax.Array:
+    """Return the constant rate, the valley's centre times ``sqrt(steps) / 18``."""
+    return _CONSTANT * _centre(find_valley(curve))
+
+
+def one_cycle_peak(curve: Curve) -> jax.Array:
+    """Return the peak of one cycle, the valley's centre times ``sqrt(steps) / 7``."""
+    return _ONE_CYCLE * _centre(find_valley(curve))
+
+
+def bounds(curve: Curve) -> LRBounds:
+    """Return the bounds of a cycle: a peak of the valley's centre times ``sqrt(steps) / 10``."""
+    peak_value = _PEAK * _centre(find_valley(curve))
+    return LRBounds(_BASE_OF_PEAK * peak_value, peak_value)
+
+
+def _centre(valley: Valley) -> jax.Array:
+    """Return the centre of the valley as a test of one step at each rate would have it.
+
+    A rate twice as high learns as much in half the steps, so with the length of the test the lower
+    end of the valley moves down, and the centre with the root of it. The upper end is where
+    training is no longer stable, however long the test.
+    """
+    return jnp.sqrt(valley.lower * valley.upper * valley.steps)
+
+
+def find_valley(curve: Curve) -> Valley:
+    """Return the valley of a curve, warn of what is doubtful, or raise (NaN if traced)."""
+    valley, problem, doubts = _find_valley(*_checked(curve))
+    if is_traced(problem):
+        return valley  # type: ignore[no-any-return]
+    if int(problem) != _READABLE:
         raise RangeTestError(_PROBLEMS[int(problem)])
-    return rate
+    for doubt in doubts_in_words(doubts):
+        warnings.warn(doubt, RangeTestWarning, stacklevel=4)
+    return valley  # type: ignore[no-any-return]
+
+
+def doubts_of(curve: Curve) -> list[str]:
+    """Return what is doubtful about a curve that can be read."""
+    return doubts_in_words(_find_valley(*_checked(curve))[2])
+
+
+def doubts_in_words(doubts: jax.Array) -> list[str]:
+    return [text for doubt, text in zip(np.asarray(doubts), _DOUBTS, strict=True) if doubt]
+
+
+def _checked(curve: Curve) -> Curve:
+    rates, losses = checked_columns(curve.learning_rates, curve.losses)
+    return Curve(rates, losses, jnp.broadcast_to(curve.equivalent_steps, losses.shape))
 
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -111,56 +171,111 @@ _PROBLEMS = (
     "the curves are of different sweeps: only those over the same rates can be read together. Read "
     "each by itself: jax.vmap(lambda lane: lane.bounds())(result).",
 )
+_DOUBTS = (
+    "the end of the sweep cuts the valley: after its lowest point the loss did not rise by half of "
+    "its fall, and what is read is too low. Go on to a larger rate (max_value).",
+    "the start of the sweep cuts the valley: the loss had made half of its fall within the first "
+    "rows, and what is read is too high. Begin at a smaller rate (min_value).",
+    "the loss fell little in comparison with its noise: take more steps, larger batches "
+    "(steps_per_value), or several seeds (jax.vmap), whose curves are read together.",
+)
 
 
 @jax.jit
-def _find_lowest(learning_rates: jax.Array, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the rate (NaN if there is none) and the index of the problem."""
+def _find_valley(
+    learning_rates: jax.Array, losses: jax.Array, equivalent_steps: jax.Array
+) -> tuple[Valley, jax.Array, jax.Array]:
+    """Return the valley (NaN if there is none), the index of the problem, and the doubts."""
     num_rows = losses.shape[-1]
     curves = losses.reshape(-1, num_rows).astype(jnp.float32)
     # The same sweep in every curve, which may end early in some and then is NaN there.
     all_rates = learning_rates.reshape(-1, num_rows).astype(jnp.float32)
     rates = jnp.nanmax(all_rates, axis=0)
+    steps = jnp.nanmax(equivalent_steps.reshape(-1, num_rows).astype(jnp.float32), axis=0)
     mixed = jnp.any(all_rates != rates[None], where=~jnp.isnan(all_rates))
     position = jnp.log10(jnp.where(rates > 0, rates, jnp.nan))
     valid = jnp.isfinite(position) & jnp.isfinite(curves).any(0)
-    grid = jnp.linspace(
-        jnp.min(position, initial=jnp.inf, where=valid),
-        jnp.max(position, initial=-jnp.inf, where=valid),
-        _GRID_SIZE,
-    )
+    start = jnp.min(position, initial=jnp.inf, where=valid)
+    end = jnp.max(position, initial=-jnp.inf, where=valid)
+    grid = jnp.linspace(start, end, _GRID_SIZE)
     weights = jnp.where(valid[None], _gaussian(position[None] - grid[:, None]), 0)
-    depths = jax.vmap(lambda curve: _relative_depth(curve, weights))(curves)
-    depth = jnp.where(valid, depths.mean(0), 0)
+    depth = jax.vmap(lambda curve: _depth(curve, weights))(curves).mean(0)
+    depth = jnp.where(valid, depth, 0)
     average = _average(weights, depth)
     lowest = jnp.argmin(average)
 
+    # The valley is what is lower than half of its depth, in one piece around the lowest point.
+    index = jnp.arange(_GRID_SIZE)
+    is_high = average > average[lowest] / 2
+    lower = jnp.max(index, initial=-1, where=is_high & (index < lowest)) + 1
+    upper = jnp.min(index, initial=_GRID_SIZE, where=is_high & (index > lowest)) - 1
+    log_steps = _average(weights, jnp.where(valid, jnp.log(steps), 0))[lower]
+    valley = Valley(
+        lower=10 ** grid[lower],
+        lowest=10 ** grid[lowest],
+        upper=10 ** grid[upper],
+        steps=jnp.exp(log_steps),
+    )
+
     error = _standard_error(depth, valid & (position <= grid[lowest]), weights[lowest])
     begins = valid & (jnp.cumsum(valid) <= _num_first(num_rows))
-    after = grid[lowest] > jnp.max(position, initial=-jnp.inf, where=begins)
+    first_end = jnp.max(position, initial=-jnp.inf, where=begins)
+    after = grid[lowest] > first_end
     before = grid[lowest] < jnp.min(position, initial=jnp.inf, where=begins)
-    fell = (average[lowest] < -_MIN_SIGNIFICANCE * error) & (after | before)
+    significance = -average[lowest] / error
+    fell = (significance > _MIN_SIGNIFICANCE) & (after | before)
     problem = jnp.where(fell, _READABLE, _NEVER_FELL)
     few = _DIVERGED if num_rows >= _MIN_ROWS else _TOO_FEW
     problem = jnp.where(valid.sum() < _MIN_ROWS, few, problem)
     problem = jnp.where(mixed, _MIXED, problem)
-    return jnp.where(problem == _READABLE, 10 ** grid[lowest], jnp.nan), problem
+    doubts = jnp.stack(
+        [
+            (upper == _GRID_SIZE - 1) & valid.all(),  # or the test stopped because it diverged
+            grid[lower] <= first_end,
+            significance < _CLEAR_SIGNIFICANCE,
+        ]
+    )
+    found = problem == _READABLE
+    return jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley), problem, doubts
 
 
-def _relative_depth(curve: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return the loss in units of its fall: 0 where it began, -1 where lowest, at most 1.
+def _depth(curve: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return the loss as a depth: 0 where it began, -1 where its average is lowest, at most 1.
 
-    So curves of different seeds can be averaged, an explosion of the loss (or a NaN, when other
-    curves go on) is worth no more than a loss as far above the start as the best is below, and
-    neither a factor nor a constant in the loss matters.
+    What is above the lowest is counted in units of the noise there, and in proportion beyond it:
+    with ``asinh``, which is linear within the noise and logarithmic above. So a loss that begins
+    hundreds of times higher than it ends, with raw features or targets, has a valley at its lowest
+    losses and not where it has left the largest. Neither a factor nor a constant in the loss
+    matters, and curves of different seeds can be averaged. An explosion, or a NaN where
+    other curves go on, is worth a loss as far above the start as the best is below.
     """
     finite = jnp.isfinite(curve)
     is_first = finite & (jnp.cumsum(finite) <= _num_first(curve.shape[0]))
     first = jnp.sum(curve, where=is_first) / jnp.maximum(is_first.sum(dtype=jnp.float32), 1)
-    below = jnp.where(finite, jnp.minimum(curve - first, 0), 0)
-    fall = -jnp.min(_average(jnp.where(finite[None], weights, 0), below))
-    depth = jnp.clip((curve - first) / jnp.where(fall > 0, fall, 1), -2, 1)
-    return jnp.where(finite, depth, 1)
+    lowest_row = jnp.min(curve, initial=jnp.inf, where=finite)
+    ceiling = first + 2 * jnp.maximum(first - lowest_row, 0)
+    curve = jnp.where(finite, jnp.minimum(curve, ceiling), 0)
+    weights = jnp.where(finite[None], weights, 0)
+    average = _average(weights, curve)
+    lowest = jnp.argmin(average)
+    fall = jnp.maximum(first - average[lowest], 0)
+    noise = _noise(curve, weights[lowest])
+    unit = jnp.maximum(noise, _LEAST_NOISE * fall)
+    unit = jnp.where(unit > 0, unit, 1)
+    whole = jnp.arcsinh((first - average[lowest]) / unit)
+    height = jnp.arcsinh((curve - average[lowest]) / unit)
+    depth = jnp.clip(height / jnp.where(whole > 0, whole, 1) - 1, -2, 1)
+    return jnp.where(finite, jnp.where(whole > 0, depth, 0), 1)
+
+
+def _noise(rows: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return the deviation of rows, weighted, from the line through their neighbours.
+
+    A slope is not noise: the rows of a grid of rates are few, and far apart.
+    """
+    both = jnp.where((weights[2:] > 0) & (weights[:-2] > 0), weights[1:-1], 0)
+    bends = rows[2:] - 2 * rows[1:-1] + rows[:-2]  # six times the variance of a row
+    return jnp.sqrt(both @ jnp.square(bends) / jnp.maximum(6 * both.sum(), 1e-30))
 
 
 def _average(weights: jax.Array, rows: jax.Array) -> jax.Array:
@@ -169,15 +284,10 @@ def _average(weights: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _standard_error(depth: jax.Array, rows: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return the error of the lowest average, and of the first rows, from the noise between rows.
-
-    Noise is what differs from one row to the next, in the rows up to the lowest point.
-    """
-    pairs = rows[1:] & rows[:-1]
-    num_pairs = jnp.maximum(pairs.sum(dtype=jnp.float32), 1)
-    variance = jnp.sum(jnp.diff(depth) ** 2, where=pairs) / (2 * num_pairs)
+    """Return the error of the lowest average and of the first rows, from the noise of ``rows``."""
+    noise = _noise(depth, rows.astype(depth.dtype))
     share = weights / jnp.maximum(weights.sum(), 1e-30)
-    return jnp.sqrt(variance * (jnp.sum(share**2) + 1 / _num_first(depth.shape[0])))
+    return noise * jnp.sqrt(jnp.sum(share**2) + 1 / _num_first(depth.shape[0]))
 
 
 def _num_first(num_rows: int) -> int:
@@ -189,11 +299,10 @@ def _gaussian(distance: jax.Array) -> jax.Array:
     return jnp.exp(-0.5 * jnp.square(distance / _WIDTH))
 
 
-def spread(learning_rates: jax.Array, losses: jax.Array) -> tuple[float, float] | None:
-    """Return the smallest and largest lowest rate of the single curves; None if there is one."""
-    num_rows = losses.shape[-1]
-    rates, _ = jax.vmap(_find_lowest)(
-        learning_rates.reshape(-1, num_rows), losses.reshape(-1, num_rows)
-    )
-    found = np.asarray(rates)[np.isfinite(rates)]
+def spread(curve: Curve) -> tuple[float, float] | None:
+    """Return the lowest and highest suggestion of the single curves; None if there is one."""
+    rows = [column.reshape(-1, column.shape[-1]) for column in _checked(curve)]
+    valleys, _, _ = jax.vmap(_find_valley)(*rows)
+    rates = np.asarray(_CONSTANT * _centre(valleys))
+    found = rates[np.isfinite(rates)]
     return (float(found.min()), float(found.max())) if found.size > 1 else None

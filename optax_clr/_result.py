@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optax_clr import _reading
@@ -28,6 +30,10 @@ class RangeTest(NamedTuple):
         not counted.
       metrics: what ``has_aux`` returned at each row, as floats, a pytree of ``[n, ...]``; ``()``
         without ``has_aux``.
+      held_out_losses: ``f32[n]`` loss of the held-out batch after each row, which the readings
+        then read; ``()`` without one.
+      equivalent_steps: ``f32[n]`` how many steps at its own rate all the training up to a row
+        amounts to, the sum of the rates so far over that rate; ``()`` means one step a row.
 
     Example:
       >>> inputs = jax.random.normal(jax.random.key(0), (200, 8))
@@ -45,15 +51,27 @@ class RangeTest(NamedTuple):
     smoothed_losses: jax.Array
     num_valid: jax.Array
     metrics: Any = ()
+    held_out_losses: Any = ()
+    equivalent_steps: Any = ()
 
     def suggest(self) -> jax.Array:
-        """Return one rate to train with throughout: that of the lowest loss, divided by 5.
+        r"""Return one rate to train with throughout.
+
+        .. math:: \sqrt{N \eta_1 \eta_2} / 18
+
+        The valley of the curve reaches from the rate :math:`\eta_1`, at which the loss has made
+        half of its fall, to :math:`\eta_2`, at which it has lost half of that again. :math:`N` are
+        the ``equivalent_steps`` at :math:`\eta_1`: the longer the test, the lower it is. Losses
+        are averaged over 0.3 decades of the rate, and counted logarithmically above their noise.
+        With leading axes all the curves are read together.
 
         Returns:
           ``f32[]`` the rate; NaN, inside ``jax.jit`` or ``jax.vmap``, if the curve cannot be read.
 
         Raises:
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
+          RangeTestWarning: a warning, outside of them, if an end of the sweep cuts the valley or
+            noise blurs it; it says what to change.
 
         Example:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
@@ -62,16 +80,21 @@ class RangeTest(NamedTuple):
           >>> print(f"{result.suggest():.2f}")
           0.10
         """
-        return _reading.suggest(self.learning_rates, self.losses)
+        return _reading.suggest(_curve(self))
 
     def one_cycle_peak(self) -> jax.Array:
-        """Return the peak of a one-cycle run: the rate of the lowest loss, halved.
+        r"""Return the peak of a one-cycle run, which may be higher than a constant rate.
+
+        .. math:: \sqrt{N \eta_1 \eta_2} / 7
+
+        in the terms of :meth:`suggest`.
 
         Returns:
           ``f32[]`` the rate; NaN, inside ``jax.jit`` or ``jax.vmap``, if the curve cannot be read.
 
         Raises:
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
+          RangeTestWarning: a warning, as for :meth:`suggest`.
 
         Example:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
@@ -80,10 +103,15 @@ class RangeTest(NamedTuple):
           >>> print(f"{result.one_cycle_peak():.2f}")
           0.25
         """
-        return _reading.one_cycle_peak(self.learning_rates, self.losses)
+        return _reading.one_cycle_peak(_curve(self))
 
     def bounds(self) -> _reading.LRBounds:
-        """Return the bounds of a cycle: the rate of the lowest loss over 3, and a quarter of that.
+        r"""Return the bounds of a cycle: its peak, and a quarter of it.
+
+        .. math:: \eta_\text{peak} = \sqrt{N \eta_1 \eta_2} / 10, \quad
+            \eta_\text{base} = \eta_\text{peak} / 4
+
+        in the terms of :meth:`suggest`.
 
         Returns:
           ``LRBounds(base_value, peak_value)``, two ``f32[]``; NaN, inside ``jax.jit`` or
@@ -91,6 +119,7 @@ class RangeTest(NamedTuple):
 
         Raises:
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
+          RangeTestWarning: a warning, as for :meth:`suggest`.
 
         Example:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
@@ -103,7 +132,7 @@ class RangeTest(NamedTuple):
         References:
           Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3.
         """
-        return _reading.bounds(self.learning_rates, self.losses)
+        return _reading.bounds(_curve(self))
 
     def summary(self) -> str:
         """Return what the test showed, in a few lines of text.
@@ -123,6 +152,16 @@ class RangeTest(NamedTuple):
           one_cycle_peak()  0.249  the peak of one cycle
         """
         return _summary(self)
+
+
+def _curve(result: RangeTest) -> _reading.Curve:
+    """Return what is read of a result: the held-out losses, where there are any."""
+    rates, held_out, steps = result.learning_rates, result.held_out_losses, result.equivalent_steps
+    return _reading.Curve(
+        rates,
+        held_out if np.size(held_out) else result.losses,
+        steps if np.size(steps) else jnp.nancumsum(rates, axis=-1) / rates,
+    )
 
 
 def _summary(result: RangeTest) -> str:
@@ -146,15 +185,20 @@ def _summary(result: RangeTest) -> str:
         f"Loss: {np.nanmean(first):.3g} at first, {np.nanmin(result.smoothed_losses):.3g} at the "
         "lowest.",
     ]
+    curve = _curve(result)
     try:
-        base_value, peak_value = result.bounds()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", _reading.RangeTestWarning)  # they are lines below
+            base_value, peak_value = result.bounds()
+            constant, one_cycle_peak = result.suggest(), result.one_cycle_peak()
     except _reading.RangeTestError as error:
         return "\n".join([*lines, f"Cannot be read: {error}"])
     lines += [
-        f"suggest()         {result.suggest():.3g}  a constant rate",
+        f"suggest()         {constant:.3g}  a constant rate",
         f"bounds()          {base_value:.3g} to {peak_value:.3g}  a cycle's base and peak",
-        f"one_cycle_peak()  {result.one_cycle_peak():.3g}  the peak of one cycle",
+        f"one_cycle_peak()  {one_cycle_peak:.3g}  the peak of one cycle",
     ]
-    if spread := _reading.spread(result.learning_rates, result.losses):
-        lines.append(f"The single curves are lowest at {spread[0]:.3g} to {spread[1]:.3g}.")
+    if spread := _reading.spread(curve):
+        lines.append(f"suggest() of the single curves: {spread[0]:.3g} to {spread[1]:.3g}.")
+    lines += [f"In doubt: {doubt}" for doubt in _reading.doubts_of(curve)]
     return "\n".join(lines)

@@ -64,10 +64,14 @@ def checked_step(
         raise TypeError(f"step_fn must return {expected}, got {describe(result)}.")
     new_state, output = result
     loss, metrics = _split_output(output, has_aux, "step_fn")
-    if loss.dtype != jnp.float64:
-        loss = loss.astype(jnp.float32)
     # Floats, so that rows after divergence can be NaN.
-    return _check_state(state, new_state), (loss, jax.tree.map(_as_float, metrics))
+    metrics = jax.tree.map(_as_float, metrics)
+    return _check_state(state, new_state), (as_float32(loss), metrics)
+
+
+def as_float32(loss: jax.Array) -> jax.Array:
+    """Return a loss in float32, or in float64 if it is."""
+    return loss if loss.dtype == jnp.float64 else loss.astype(jnp.float32)
 
 
 def _split_output(output: Any, has_aux: bool, name: str) -> tuple[jax.Array, PyTree]:

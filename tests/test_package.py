@@ -39,6 +39,7 @@ PUBLIC = {
     "LRBounds",
     "RangeTest",
     "RangeTestError",
+    "RangeTestWarning",
     "cosine",
     "cyclical_schedule",
     "every_epoch",

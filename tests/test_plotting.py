@@ -46,8 +46,8 @@ def test_a_range_test_shows_both_curves_and_the_bounds():
 
 
 def test_a_linear_sweep_has_a_linear_axis():
-    rates = jnp.linspace(1e-3, 1.0, 100)
-    ax = plotting.plot_range_test(result_of((rates - 0.5) ** 2, rates))
+    rates = jnp.linspace(1e-3, 2.0, 100)
+    ax = plotting.plot_range_test(result_of((rates - 0.7) ** 2, rates))
     assert ax.get_xscale() == "linear"
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optax_clr
-from optax_clr import RangeTest, RangeTestError
+from optax_clr import RangeTest, RangeTestError, RangeTestWarning
 
 READINGS = ["suggest", "one_cycle_peak", "bounds"]
 
@@ -37,12 +37,62 @@ def read(result):
     return np.array([result.suggest(), result.one_cycle_peak(), *result.bounds()])
 
 
-@pytest.mark.parametrize("lowest", [1e-3, 1e-2, 0.1])
+def box(lower, upper, num_rows, noise=0.0, seed=0):
+    """A loss of 1 between two rates and of 2 elsewhere: half of the fall is made just there."""
+    rates = np.geomspace(1e-5, 10.0, num_rows)
+    losses = np.where((rates > lower) & (rates < upper), 1.0, 2.0)
+    return losses + noise * np.random.default_rng(seed).normal(size=num_rows)
+
+
+def expected(lower, upper, steps):
+    """The formula of the documentation."""
+    centre = np.sqrt(lower * upper * steps)
+    return np.array([centre / 18, centre / 7, centre / 40, centre / 10])
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(1e-4, 1e-2), (3e-3, 0.1), (0.01, 2.0)])
 @pytest.mark.parametrize("num_rows", [100, 300, 1000])
-def test_the_lowest_point_is_found_and_scaled_for_each_use(lowest, num_rows):
-    result = result_of(valley(lowest, num_rows, noise=0.03))
-    expected = lowest / np.array([5, 2, 12, 3])
-    np.testing.assert_allclose(read(result), expected, rtol=0.25)
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_the_readings_are_those_of_the_valley(lower, upper, num_rows, noise):
+    # In a sweep that is even in the logarithm the sum of the rates so far is an integral.
+    steps = num_rows / 6 / np.log(10)
+    result = result_of(box(lower, upper, num_rows, noise))
+    np.testing.assert_allclose(read(result), expected(lower, upper, steps), rtol=0.15)
+
+
+@pytest.mark.parametrize("longer", [2, 4])
+def test_a_longer_test_of_the_same_task_reads_the_same(longer):
+    """With twice the steps the loss falls at half the rate, and explodes at the same one."""
+    short = read(result_of(box(0.01, 1.0, 300)))
+    long = read(result_of(box(0.01 / longer, 1.0, 300 * longer)))
+    np.testing.assert_allclose(long, short, rtol=0.06)
+
+
+def test_steps_at_each_rate_count_like_rows():
+    plain = result_of(box(0.01, 1.0, 300))
+    steps = 8 * np.cumsum(plain.learning_rates) / plain.learning_rates
+    np.testing.assert_allclose(
+        read(plain._replace(equivalent_steps=steps)), read(plain) * np.sqrt(8), rtol=1e-4
+    )
+
+
+def test_held_out_losses_are_read_where_there_are_any():
+    train, held_out = box(0.01, 1.0, 300), box(0.001, 0.1, 300)
+    result = result_of(train)._replace(held_out_losses=jnp.asarray(held_out, jnp.float32))
+    np.testing.assert_allclose(read(result), read(result_of(held_out)), rtol=1e-5)
+    assert "suggest()" in result.summary()
+
+
+def test_a_loss_that_begins_high_has_its_valley_where_it_is_lowest():
+    """As with raw features: it falls a hundredfold first, and by what matters later."""
+    rates = np.geomspace(1e-5, 10.0, 300)
+    losses = np.select([rates < 1e-4, rates < 1e-2, rates < 0.3], [200.0, 20.0, 0.2], 200.0)
+    losses *= 1 + 0.1 * np.random.default_rng(0).normal(size=300)
+    # Half of the fall in logarithms is not made at 20, half of that in the loss is.
+    steps = 300 / 6 / np.log(10)
+    np.testing.assert_allclose(read(result_of(losses)), expected(1e-2, 0.3, steps), rtol=0.35)
+    linear_answer = expected(1e-4, 0.3, steps)
+    assert (read(result_of(losses)) > 3 * linear_answer).all()
 
 
 def test_base_and_peak_are_in_order():
@@ -69,7 +119,7 @@ def test_negative_losses_are_read_like_others():
 
 
 def test_the_answer_does_not_depend_on_the_number_of_rows_after_the_stop():
-    stopped = result_of(valley(), num_valid=230)
+    stopped = result_of(valley(), num_valid=245)
     np.testing.assert_allclose(read(stopped), read(result_of(valley())), rtol=0.15)
 
 
@@ -94,7 +144,7 @@ def test_many_seeds_are_read_together():
     curves = np.stack([valley(noise=0.3, seed=seed) for seed in range(16)])
     together = result_of(curves)
     assert together.suggest().shape == ()
-    np.testing.assert_allclose(together.suggest(), 0.1 / 5, rtol=0.2)
+    np.testing.assert_allclose(together.suggest(), result_of(valley()).suggest(), rtol=0.3)
     # Each lane can be read by itself, for the spread.
     each = jax.vmap(lambda lane: lane.suggest())(together)
     assert each.shape == (16,)
@@ -102,7 +152,7 @@ def test_many_seeds_are_read_together():
 
 def test_seeds_on_different_scales_count_alike():
     curves = np.stack([valley(0.1), 1e4 * valley(0.1) + 77, 1e-4 * valley(0.1)])
-    np.testing.assert_allclose(result_of(curves).suggest(), 0.1 / 5, rtol=0.1)
+    np.testing.assert_allclose(result_of(curves).suggest(), result_of(valley()).suggest(), rtol=0.1)
 
 
 def test_a_seed_that_diverged_early_moves_the_answer_down():
@@ -152,13 +202,48 @@ def test_columns_of_different_shapes_are_refused():
         result.suggest()
 
 
+# ------------------------------------------------------------------------------------- doubts
+
+DOUBTS = {
+    "the end of the sweep cuts the valley": result_of(box(0.01, 20.0, 300)),
+    "the start of the sweep cuts the valley": result_of(box(1.2e-5, 0.01, 300)),
+    "the loss fell little": result_of(box(0.01, 1.0, 300, noise=0.9)),
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("doubt", DOUBTS)
+def test_a_doubtful_curve_is_read_with_a_warning(doubt, reading):
+    with pytest.warns(RangeTestWarning, match=doubt) as caught:
+        answer = getattr(DOUBTS[doubt], reading)()
+    assert np.isfinite(answer).all()
+    assert caught[0].filename == __file__
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("doubt", DOUBTS)
+def test_the_summary_names_a_doubt_and_warns_of_none(doubt):
+    assert f"In doubt: {doubt}" in DOUBTS[doubt].summary()
+    assert "In doubt" not in result_of(valley()).summary()
+
+
+@pytest.mark.parametrize("doubt", DOUBTS)
+def test_inside_jit_nothing_warns(doubt):
+    assert np.isfinite(jax.jit(lambda result: result.suggest())(DOUBTS[doubt]))
+
+
+def test_a_test_that_stopped_is_not_cut_by_its_end():
+    stopped = result_of(box(0.01, 20.0, 300), num_valid=280)
+    assert np.isfinite(stopped.suggest())
+
+
 # --------------------------------------------------------------------------------- the summary
 
 
 def test_the_summary_of_a_sweep_names_the_spread():
     text = result_of(np.stack([valley(noise=0.1, seed=seed) for seed in range(4)])).summary()
     assert text.startswith("Range test: 4 curves of 300 rows, learning rate 1e-05 to 10")
-    assert "The single curves are lowest at" in text
+    assert "suggest() of the single curves: " in text
 
 
 @pytest.mark.parametrize("problem", UNREADABLE)

@@ -8,8 +8,10 @@ one cycle, and as the peak of four triangular cycles whose base is each of BASE_
 from three starts. All these runs of a task are lanes of one program.
 
 The **regret** of a rate is how much higher the validation loss is after training with it than
-with the best rate of the grid: the difference of the logarithms, each first averaged over the
+with the best rate of the grid: the difference of the logarithms, that of the best averaged over the
 starts, and at most ln 10, which stands for diverged. Between rates of the grid it is interpolated.
+Losses below a hundredth of what the best constant guess has are counted as that: where a small
+validation set is learned to the last row, the logarithm would go on without end.
 """
 
 from __future__ import annotations
@@ -110,29 +112,48 @@ def measure(task):
 
 
 @functools.cache
-def regrets(name):
+def log_losses(task):
+    """Return the log of the losses of each use, ``[seed, (ratio,) rate]``; inf if not finite."""
+    known = np.load(FILE)
+    floor = 0.01 * guessing_loss(task)
+
+    def log(losses):
+        return np.log(np.where(np.isfinite(losses), np.maximum(losses, floor), np.inf))
+
+    return {use: log(known[f"{task.name}/{use}"].astype(float)) for use in USES}
+
+
+def guessing_loss(task):
+    """Return the training loss of the best constant guess: an entropy, or a variance."""
+    targets = task.data.targets
+    if targets.dtype == np.int32:
+        shares = np.bincount(targets.ravel()) / targets.size
+        return -float(np.sum(shares * np.log(np.maximum(shares, 1e-12))))
+    return float(targets.var(0).mean())
+
+
+@functools.cache
+def regrets(task):
     """Return the regret of each use at the rates of the grid, ``[rate]`` or ``[ratio, rate]``.
 
     The first ratio of a triangular cycle's base to its peak is 1, which is a constant rate.
     """
-    known = np.load(FILE)
-    tables = {use: np.log(known[f"{name}/{use}"].astype(float)) for use in USES}
-    constant = tables["constant"][:, None]
-    tables["triangular"] = np.concatenate([constant, tables["triangular"]], 1)
+    tables = dict(log_losses(task))
+    tables["triangular"] = np.concatenate(
+        [tables["constant"][:, None], tables["triangular"]], axis=1
+    )
     return {use: _above_best(table) for use, table in tables.items()}
 
 
-def _above_best(log_losses):
-    log_losses = np.where(np.isfinite(log_losses), log_losses, np.inf)
-    best = log_losses.mean(0).min()
-    return np.minimum(log_losses - best, WORST).mean(0)
+def _above_best(table):
+    return np.minimum(table - table.mean(0).min(), WORST).mean(0)
 
 
 def regret(task, use, rate, ratio=0.25):
     """Return the regret of a rate, or of a peak with a base of ``ratio`` times it."""
     if not (np.isfinite(rate) and rate > 0):
         return WORST  # no answer
-    place, table = np.log(rate), regrets(task.name)[use]
+    place, table = np.log(rate), regrets(task)[use]
     if use != "triangular":
         return float(np.interp(place, np.log(task.rates), table))
     by_ratio = [np.interp(place, np.log(task.rates), row) for row in table]
@@ -142,11 +163,11 @@ def regret(task, use, rate, ratio=0.25):
 
 def noise_floor(task, use):
     """Return the regret of the rate that is best for two of the starts, for the third."""
-    losses = np.log(np.load(FILE)[f"{task.name}/{use}"].astype(float))
-    losses = np.where(np.isfinite(losses), losses, np.inf).reshape(len(SEEDS), -1)
+    losses = log_losses(task)[use].reshape(len(SEEDS), -1)
     best = losses.mean(0).min()
     chosen = [np.delete(losses, seed, 0).mean(0).argmin() for seed in range(len(SEEDS))]
-    return float(np.mean([losses[seed, index] - best for seed, index in enumerate(chosen)]))
+    regret_of = lambda seed, index: min(losses[seed, index] - best, WORST)
+    return float(np.mean([regret_of(*choice) for choice in enumerate(chosen)]))
 
 
 def build(names):

@@ -22,6 +22,7 @@ import argparse
 import functools
 import importlib.metadata
 import time
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -36,7 +37,8 @@ SEEDS = tuple(range(100, 105))  # other starts and batches than those of the gro
 LENGTHS = (300, 600, 1200)
 RANGE = (1e-7, 10.0)
 GRID_VALUES = {300: 12, 600: 15, 1200: 20}
-QUICK = ("digits MLP sgd", "diabetes MLP adam", "mnist1d MLP adamw", "wine MLP lion")
+HELD_OUT_SIZE = 200
+QUICK = ("digits MLP sgd", "digits MLP adam", "diabetes MLP adam", "mileage MLP momentum")
 NOTHING = Suggestion(np.nan, np.nan, np.nan, np.nan)
 OURS = "optax_clr sweep"
 FACTORS = np.logspace(-2, 2, 161)
@@ -55,8 +57,12 @@ def reading(result):
     return Suggestion(*map(float, rates))
 
 
+def held_out_batch(task):
+    return jax.tree.map(lambda leaf: leaf[:HELD_OUT_SIZE], task.validation)
+
+
 @functools.cache
-def sweep(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, stops=True):
+def sweep(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, stops=True, held_out=False):
     return optax_clr.lr_range_test(
         task.loss_fn,
         task.start(seed),
@@ -65,11 +71,11 @@ def sweep(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, stops=True):
         min_value=low,
         max_value=high,
         stop_factor=1.0 if stops else np.inf,
+        held_out=held_out_batch(task) if held_out else None,
     )
 
 
-def grid(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, num_values=None, held_out=None):
-    num_values = num_values or GRID_VALUES[num_steps]
+def grid(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, num_values, held_out=False):
     return optax_clr.lr_grid_test(
         task.loss_fn,
         task.start(seed),
@@ -78,7 +84,7 @@ def grid(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, num_values=None,
         min_value=low,
         max_value=high,
         num_values=num_values,
-        held_out=held_out,
+        held_out=held_out_batch(task) if held_out else None,
     )
 
 
@@ -93,15 +99,18 @@ def sweep_then_grid(task, seed, num_steps):
 
 def methods(task, seed, num_steps):
     """Return what each method suggests after a test of so many steps."""
-    validation = jax.tree.map(lambda leaf: leaf[:200], task.validation)
+    num_values = GRID_VALUES[num_steps]
     unstopped = sweep(task, seed, num_steps, stops=False)
     # A sweep without a stop ends with a loss that is not finite, and peers' go on: NaN there.
     rates = np.geomspace(*RANGE, num_steps)
     losses = np.asarray(unstopped.losses)
     return {
         OURS: reading(sweep(task, seed, num_steps)),
-        "optax_clr grid": reading(grid(task, seed, num_steps)),
-        "optax_clr grid, held out": reading(grid(task, seed, num_steps, held_out=validation)),
+        "optax_clr sweep, held out": reading(sweep(task, seed, num_steps, held_out=True)),
+        "optax_clr grid": reading(grid(task, seed, num_steps, num_values=num_values)),
+        "optax_clr grid, held out": reading(
+            grid(task, seed, num_steps, num_values=num_values, held_out=True)
+        ),
         "optax_clr sweep, then grid": sweep_then_grid(task, seed, num_steps),
     } | {name: rule(rates, losses) for name, rule in PEERS.items()}
 
@@ -125,9 +134,18 @@ def rates_of(suggestion):
     return dict(zip(USES, (suggestion[0], suggestion[1], suggestion[3]), strict=True)), ratio
 
 
+def refused(suggestion):
+    return not np.isfinite(suggestion.constant)
+
+
 def score(task, use, suggestions, factor=1.0):
-    """Return the mean regret over the seeds."""
-    entries = [rates_of(suggestion) for suggestion in suggestions]
+    """Return the mean regret over the seeds.
+
+    Where a method gives no answer its user takes the customary rate, and so does the score.
+    """
+    instead = customary()[task.optimizer]
+    instead = Suggestion(*(rate / factor for rate in instead))
+    entries = [rates_of(instead if refused(entry) else entry) for entry in suggestions]
     return np.mean([regret(task, use, factor * rates[use], ratio) for rates, ratio in entries])
 
 
@@ -269,21 +287,22 @@ def print_stability(tasks):
 # ----------------------------------------------------------------------------------------- printing
 
 
-def row(name, tasks, found, dev=None, dev_found=None, ours=None):
+def row(name, tasks, found, factors=(1.0, 1.0, 1.0), ours=None):
     """Return a line: mean and worst regret for each use, and the difference to our reading."""
     cells = []
-    for use in USES:
-        factor = fitted_factor(dev, use, dev_found) if dev_found else 1.0
+    for use, factor in zip(USES, factors, strict=True):
         values = scores(tasks, use, found, factor)
         cell = f"{values.mean():5.2f} {values.max():5.2f}"
         if ours is not None:
             differences = values - scores(tasks, use, ours)
             low, high = interval(differences)
             cell += f" {differences.mean():+5.2f} ({low:+.2f} to {high:+.2f})"
-        if dev_found:
+        if factor != 1:
             cell += f" x{factor:.3g}"
         cells.append(f"{cell:40}")
-    return f"{name:28}" + " | ".join(cells)
+    refusals = np.mean([refused(entry) for task in tasks for entry in found[task.name]])
+    name += f" ({refusals:.0%} no answer)" if refusals else ""
+    return f"{name:42}" + " | ".join(cells).rstrip()
 
 
 class Group(NamedTuple):
@@ -305,24 +324,27 @@ def groups(tasks):
 def print_scores(tasks, num_steps):
     found = measure(tasks, num_steps)
     dev = [task for task in tasks if task.group == "dev"]
+    factors = {
+        name: [fitted_factor(dev, use, suggestions) for use in USES]
+        for name, suggestions in found.items()
+        if dev
+    }
+    fixed = {"customary rate": customary()} | (
+        {"rate per optimizer, tuned": tuned(dev)} if dev else {}
+    )
     for title, members in groups(tasks):
         print(f"\n{title}: {len(members)} tasks, {num_steps} steps. Mean and worst regret, "
               f"and difference to {OURS!r}")  # fmt: skip
-        print(f"{'':28}" + " | ".join(f"{use:40}" for use in USES))
+        print(f"{'':42}" + " | ".join(f"{use:40}" for use in USES).rstrip())
         ours = found[OURS]
         print(row(OURS, members, ours))
-        for name in found:
+        for name, suggestions in found.items():
             if name != OURS:
-                print(row(name, members, found[name], ours=ours))
-        if not dev:
-            continue
-        for name in found:
-            print(row(f"{name}, fitted", members, found[name], dev, found[name], ours))
-        print(row("customary rate", members, fixed_rates(members, customary()), ours=ours))
-        print(
-            row("rate per optimizer, tuned", members, fixed_rates(members, tuned(dev)), ours=ours)
-        )
-    return found
+                print(row(name, members, suggestions, ours=ours))
+        for name in factors:
+            print(row(f"{name}, fitted", members, found[name], factors[name], ours))
+        for name, rates in fixed.items():
+            print(row(name, members, fixed_rates(members, rates), ours=ours))
 
 
 def print_noise(tasks):
@@ -332,6 +354,7 @@ def print_noise(tasks):
 
 
 def main():
+    warnings.simplefilter("ignore", optax_clr.RangeTestWarning)  # what is read is scored as it is
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="four small tasks, one length")
     parser.add_argument("--only", choices=("dev", "held-out"), help="one group of tasks")
