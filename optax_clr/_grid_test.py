@@ -93,7 +93,8 @@ def lr_grid_test(
       ...     inputs, targets = batch
       ...     return jnp.mean((inputs @ params - targets) ** 2)
       >>> inputs = jax.random.normal(jax.random.key(0), (50, 32, 5))
-      >>> result = lr_grid_test(loss_fn, jnp.zeros(5), optax.adam, (inputs, inputs.sum(-1)))
+      >>> targets = inputs.sum(-1) + jax.random.normal(jax.random.key(1), (50, 32))
+      >>> result = lr_grid_test(loss_fn, jnp.zeros(5), optax.adam, (inputs, targets))
       >>> result.losses.shape, result.metrics.shape
       ((17,), (17, 50))
       >>> base_value, peak_value = result.bounds()

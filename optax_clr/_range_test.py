@@ -175,7 +175,8 @@ def lr_range_test(
       ...     inputs, targets = batch
       ...     return jnp.mean((inputs @ params - targets) ** 2)
       >>> inputs = jax.random.normal(jax.random.key(0), (300, 32, 5))
-      >>> result = lr_range_test(loss_fn, jnp.zeros(5), optax.adam, (inputs, inputs.sum(-1)))
+      >>> targets = inputs.sum(-1) + jax.random.normal(jax.random.key(1), (300, 32))
+      >>> result = lr_range_test(loss_fn, jnp.zeros(5), optax.sgd, (inputs, targets))
       >>> result.losses.shape
       (300,)
       >>> base_value, peak_value = result.bounds()

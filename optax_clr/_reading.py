@@ -173,9 +173,9 @@ _PROBLEMS = (
 )
 _DOUBTS = (
     "the end of the sweep cuts the valley: after its lowest point the loss did not rise by half of "
-    "its fall, and what is read is too low. Go on to a larger rate (max_value).",
+    "its fall, and what is read may be too low. Go on to a larger rate (max_value).",
     "the start of the sweep cuts the valley: the loss had made half of its fall within the first "
-    "rows, and what is read is too high. Begin at a smaller rate (min_value).",
+    "rows, and what is read may be too high. Begin at a smaller rate (min_value).",
     "the loss fell little in comparison with its noise: take more steps, larger batches "
     "(steps_per_value), or several seeds (jax.vmap), whose curves are read together.",
 )
@@ -231,7 +231,7 @@ def _find_valley(
     doubts = jnp.stack(
         [
             (upper == _GRID_SIZE - 1) & valid.all(),  # or the test stopped because it diverged
-            grid[lower] <= first_end,
+            after & (grid[lower] <= first_end),  # a falling sweep begins at the other end
             significance < _CLEAR_SIGNIFICANCE,
         ]
     )

@@ -78,7 +78,7 @@ class RangeTest(NamedTuple):
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
           >>> print(f"{result.suggest():.2f}")
-          0.10
+          0.09
         """
         return _reading.suggest(_curve(self))
 
@@ -101,7 +101,7 @@ class RangeTest(NamedTuple):
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
           >>> print(f"{result.one_cycle_peak():.2f}")
-          0.25
+          0.24
         """
         return _reading.one_cycle_peak(_curve(self))
 
@@ -127,7 +127,7 @@ class RangeTest(NamedTuple):
           >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
           >>> schedule = optax_clr.triangular_schedule(*result.bounds(), rise_steps=100)
           >>> print(f"{schedule(0):.3f} {schedule(100):.3f}")
-          0.042 0.166
+          0.042 0.169
 
         References:
           Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3.
@@ -147,9 +147,9 @@ class RangeTest(NamedTuple):
           >>> print(RangeTest(rates, losses, losses, jnp.int32(100)).summary())
           Range test: 100 rows, learning rate 0.001 to 10, no divergence.
           Loss: 7.28 at first, 6.56e-05 at the lowest.
-          suggest()         0.0998  a constant rate
-          bounds()          0.0416 to 0.166  a cycle's base and peak
-          one_cycle_peak()  0.249  the peak of one cycle
+          suggest()         0.094  a constant rate
+          bounds()          0.0423 to 0.169  a cycle's base and peak
+          one_cycle_peak()  0.242  the peak of one cycle
         """
         return _summary(self)
 

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_range_test", "plot_schedule"]
 
-_CURVE, _BOUNDS, _SUGGESTION = "tab:blue", "tab:green", "tab:red"
+_CURVE, _HELD_OUT, _BOUNDS, _SUGGESTION = "tab:blue", "tab:orange", "tab:green", "tab:red"
 
 
 def plot_range_test(result: RangeTest, ax: Axes | None = None) -> Axes:
     """Draw the losses over the rates, the bounds of a cycle shaded; return the Axes.
 
     Raw losses are drawn faintly and smoothed ones strongly; with leading axes, such as seeds, the
-    median of the smoothed curves and the band from the lowest to the highest. Where the curve
-    cannot be read there are no bounds, and the title says why.
+    median of the smoothed curves and the band from the lowest to the highest. Held-out losses,
+    where there are any, are a line of their own. Where the curve cannot be read there are no
+    bounds, and the title says why.
 
     Args:
       result: what :func:`optax_clr.lr_range_test` or :func:`optax_clr.range_test` returned.
@@ -70,6 +71,10 @@ def plot_range_test(result: RangeTest, ax: Axes | None = None) -> Axes:
             lw=2,
             label="median of moving averages",
         )
+    if np.size(result.held_out_losses):
+        held_out = np.asarray(result.held_out_losses).reshape(-1, num_rows)[:, recorded]
+        label = "held-out loss" + (", median" if len(held_out) > 1 else "")
+        ax.plot(rates, np.nanmedian(held_out, axis=0), color=_HELD_OUT, lw=1.5, label=label)
     try:
         _draw_reading(ax, result.bounds(), float(result.suggest()))
     except RangeTestError as error:

@@ -51,6 +51,13 @@ def test_a_linear_sweep_has_a_linear_axis():
     assert ax.get_xscale() == "linear"
 
 
+def test_held_out_losses_are_a_line_of_their_own():
+    held_out = LOSSES + 0.3
+    ax = plotting.plot_range_test(result_of(LOSSES)._replace(held_out_losses=held_out))
+    (line,) = [line for line in ax.lines if line.get_label() == "held-out loss"]
+    np.testing.assert_allclose(line.get_ydata(), held_out, rtol=1e-5)
+
+
 def test_seeds_are_a_band():
     losses = jnp.stack([LOSSES, LOSSES + 0.1, LOSSES - 0.2])
     losses = losses.at[0, 80:].set(jnp.nan)

@@ -1,19 +1,20 @@
 """How good are the rates that a range test suggests? Ours, and every other system's, on real tasks.
 
-    python docs/benchmarks/suggestions.py               # all tasks, from the stored ground truth
-    python docs/benchmarks/suggestions.py --quick       # four small tasks, a minute
-    python docs/benchmarks/suggestions.py --only dev    # the tasks that choices were made on
+    python docs/benchmarks/suggestions.py --quick     # four small tasks, a minute
+    python docs/benchmarks/suggestions.py scores      # from the stored suggestions, a minute
+    python docs/benchmarks/suggestions.py measure     # makes them anew, half an hour
+    python docs/benchmarks/suggestions.py stability bounds
 
-Range tests are run here, with this library; what training with each rate comes to was measured once
-(suggestion_truth.py, which also says what a regret is), on the tasks of suggestion_tasks.py. The
-rules of others (suggestion_peers.py) read the same sweeps without this library's early stop: they
-have their own. Every number is a mean over the tasks of a group, of the mean over SEEDS.
+What training with each rate comes to was measured once (suggestion_truth.py, which also says what a
+regret is), on the tasks of suggestion_tasks.py. The rules of others (suggestion_peers.py) read the
+same sweeps as ours without this library's early stop: they have their own.
 
-Printed are, for each number of training steps that a test may take,
-- the regret of each method, as published and with a factor for each use that is fitted to the "dev"
-  tasks, and the difference to this library's reading, with an interval of 95% by drawing tasks;
-- how far a suggestion moves with the seed, the range and the length of the sweep;
-- what other lower bounds of a cycle come to.
+    measure    what each method suggests after tests of 300, 600 and 1,200 training steps
+    scores     the regret of each method, as published and with a factor for each use that is
+               fitted to the "dev" tasks, and the difference to this library's reading of a sweep,
+               with an interval of 95% by drawing tasks
+    stability  how far a suggestion moves with the seed, the range and the length of the sweep
+    bounds     what other lower bounds of a cycle come to
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.metadata
+import pathlib
 import time
 import warnings
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 from suggestion_peers import PEERS, Suggestion
 from suggestion_tasks import OPTIMIZERS, TASKS
 from suggestion_truth import USES, noise_floor, regret
@@ -122,6 +125,28 @@ def measure(tasks, num_steps):
         for seed in SEEDS:
             for name, suggestion in methods(task, seed, num_steps).items():
                 found.setdefault(name, {}).setdefault(task.name, []).append(suggestion)
+        sweep.cache_clear()
+    return found
+
+
+def stored(num_steps):
+    return pathlib.Path(__file__).with_name(f"suggestions_{num_steps}.npz")
+
+
+def store(found, num_steps):
+    tables = {
+        f"{name}/{task}": np.array(suggestions, np.float32)
+        for name, by_task in found.items()
+        for task, suggestions in by_task.items()
+    }
+    np.savez_compressed(stored(num_steps), **tables)
+
+
+def recall(num_steps):
+    found = {}
+    for key, table in np.load(stored(num_steps)).items():
+        name, task = key.split("/")
+        found.setdefault(name, {})[task] = [Suggestion(*row.tolist()) for row in table]
     return found
 
 
@@ -206,26 +231,32 @@ def begins_to_fall(result, part=0.1):
     return rates[np.argmax(losses <= losses[0] - part * (losses[0] - losses.min()))]
 
 
+@functools.cache
+def training_step(task):
+    """Return the step of ``range_test``, the same object each time: it compiles once a task."""
+
+    def step(state, batch, rate):
+        params, optimizer_state = state
+        loss, gradients = jax.value_and_grad(task.loss_fn)(params, batch)
+        transformation = task.make_optimizer(rate)
+        updates, optimizer_state = transformation.update(gradients, optimizer_state, params)
+        return (optax.apply_updates(params, updates), optimizer_state), loss
+
+    return step
+
+
 def stagnates(task, seed, num_steps, peak, part=0.9):
     """Return the rate at which the loss has made most of its fall, on the way down from the peak.
 
     Half of the steps lead up to the peak, half down again.
     """
-    transformation = task.make_optimizer(1.0)
-
-    def step(state, batch, rate):
-        params, optimizer_state = state
-        loss, gradients = jax.value_and_grad(task.loss_fn)(params, batch)
-        updates, optimizer_state = task.make_optimizer(rate).update(
-            gradients, optimizer_state, params
-        )
-        return (jax.tree.map(jax.numpy.add, params, updates), optimizer_state), loss
-
     up = np.geomspace(RANGE[0], peak, num_steps // 2)
     params = task.start(seed)
-    state = params, transformation.init(params)
     result = optax_clr.range_test(
-        step, state, task.batches(seed, num_steps), np.concatenate([up, up[::-1]])
+        training_step(task),
+        (params, task.make_optimizer(1.0).init(params)),
+        task.batches(seed, num_steps),
+        np.concatenate([up, up[::-1]]),
     )
     down = slice(num_steps // 2, None)
     rates, losses = np.asarray(result.learning_rates)[down], np.asarray(result.losses)[down]
@@ -288,18 +319,18 @@ def print_stability(tasks):
 
 
 def row(name, tasks, found, factors=(1.0, 1.0, 1.0), ours=None):
-    """Return a line: mean and worst regret for each use, and the difference to our reading."""
+    """Return a line: mean, median and worst regret for each use, and what is added to ours."""
     cells = []
     for use, factor in zip(USES, factors, strict=True):
         values = scores(tasks, use, found, factor)
-        cell = f"{values.mean():5.2f} {values.max():5.2f}"
+        cell = f"{values.mean():4.2f} {np.median(values):4.2f} {values.max():4.2f}"
         if ours is not None:
             differences = values - scores(tasks, use, ours)
             low, high = interval(differences)
-            cell += f" {differences.mean():+5.2f} ({low:+.2f} to {high:+.2f})"
+            cell += f" {differences.mean():+.2f} ({low:+.2f} to {high:+.2f})"
         if factor != 1:
             cell += f" x{factor:.3g}"
-        cells.append(f"{cell:40}")
+        cells.append(f"{cell:44}")
     refusals = np.mean([refused(entry) for task in tasks for entry in found[task.name]])
     name += f" ({refusals:.0%} no answer)" if refusals else ""
     return f"{name:42}" + " | ".join(cells).rstrip()
@@ -316,13 +347,15 @@ def groups(tasks):
         "dev, badly scaled": lambda task: task.group == "dev" and not task.well_scaled,
         "held-out, well scaled": lambda task: task.group != "dev" and task.well_scaled,
         "held-out, badly scaled": lambda task: task.group != "dev" and not task.well_scaled,
+        "held-out without wine, whose 44 validation rows are learned to the last": (
+            lambda task: task.group != "dev" and not task.name.startswith("wine")
+        ),
     }
     found = [Group(title, list(filter(rule, tasks))) for title, rule in split.items()]
     return [group for group in found if group.tasks]
 
 
-def print_scores(tasks, num_steps):
-    found = measure(tasks, num_steps)
+def print_scores(tasks, num_steps, found):
     dev = [task for task in tasks if task.group == "dev"]
     factors = {
         name: [fitted_factor(dev, use, suggestions) for use in USES]
@@ -333,9 +366,9 @@ def print_scores(tasks, num_steps):
         {"rate per optimizer, tuned": tuned(dev)} if dev else {}
     )
     for title, members in groups(tasks):
-        print(f"\n{title}: {len(members)} tasks, {num_steps} steps. Mean and worst regret, "
-              f"and difference to {OURS!r}")  # fmt: skip
-        print(f"{'':42}" + " | ".join(f"{use:40}" for use in USES).rstrip())
+        print(f"\n{title}: {len(members)} tasks, {num_steps} steps. Mean, median and worst "
+              f"regret, and how much more than {OURS!r}")  # fmt: skip
+        print(f"{'':42}" + " | ".join(f"{use:44}" for use in USES).rstrip())
         ours = found[OURS]
         print(row(OURS, members, ours))
         for name, suggestions in found.items():
@@ -353,29 +386,43 @@ def print_noise(tasks):
         print(f"noise floor, {title:24}" + "".join(f"{floor:6.2f}" for floor in floors))
 
 
+SECTIONS = ("measure", "scores", "stability", "bounds")
+
+
 def main():
     warnings.simplefilter("ignore", optax_clr.RangeTestWarning)  # what is read is scored as it is
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all unless given")
     parser.add_argument("--quick", action="store_true", help="four small tasks, one length")
-    parser.add_argument("--only", choices=("dev", "held-out"), help="one group of tasks")
+    parser.add_argument("--lengths", nargs="*", type=int, default=LENGTHS)
     arguments = parser.parse_args()
-    names = QUICK if arguments.quick else TASKS
-    tasks = [TASKS[name] for name in names if arguments.only in (None, TASKS[name].group)]
-    lengths = LENGTHS[:1] if arguments.quick else LENGTHS
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax", "flax")
-    )
-    print(f"{versions}, {jax.default_backend()}; seeds {SEEDS}")
     started = time.perf_counter()
-    print_noise(tasks)
-    for num_steps in lengths:
-        print_scores(tasks, num_steps)
-        sweep.cache_clear()
-    print("\nThe same answer of a sweep of 300 steps, when this is changed:")
-    print_stability([task for task in tasks if task.well_scaled])
-    print("\nRegret of a triangular cycle to our peak, by its base (sweeps of 300 steps):")
-    print_lower_bounds([task for task in tasks if task.well_scaled], 300)
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax", "flax"))
+    print(f"{', '.join(versions)}, {jax.default_backend()}; seeds {SEEDS}")
+    if arguments.quick:
+        tasks = [TASKS[name] for name in QUICK]
+        print_scores(tasks, LENGTHS[0], measure(tasks, LENGTHS[0]))
+    else:
+        run_sections(arguments.sections or SECTIONS, arguments.lengths)
     print(f"\n{time.perf_counter() - started:.0f} s")
+
+
+def run_sections(sections, lengths):
+    tasks = list(TASKS.values())
+    well_scaled = [task for task in tasks if task.well_scaled]
+    if "measure" in sections:
+        for num_steps in lengths:
+            store(measure(tasks, num_steps), num_steps)
+    if "scores" in sections:
+        print_noise(tasks)
+        for num_steps in lengths:
+            print_scores(tasks, num_steps, recall(num_steps))
+    if "stability" in sections:
+        print("\nThe same answer of a sweep of 300 steps, when this is changed:")
+        print_stability(well_scaled)
+    if "bounds" in sections:
+        print("\nRegret of a triangular cycle to our peak, by its base (sweeps of 300 steps):")
+        print_lower_bounds(well_scaled, 300)
 
 
 if __name__ == "__main__":
