@@ -10,11 +10,11 @@ momentum, from the same starts, on the same batches, a mark at the end of cycles
 
 validation accuracy, % (mean ± sd)                 200 steps      400 steps      800 steps
 constant, the default, 0.01                     92.80 ± 0.91   95.33 ± 0.71   96.16 ± 0.27
-constant, suggest(), 0.0216                     94.59 ± 1.08   95.78 ± 0.55   96.67 ± 0.31
+constant, suggest(), 0.0261                     94.67 ± 1.24   96.10 ± 0.68   96.82 ± 0.21
 constant, middle of accuracy, 0.0702            93.48 ± 2.59   96.06 ± 1.11   97.35 ± 0.42
 triangular, accuracy, 0.0234 to 0.117           96.45 ± 0.55   96.85 ± 0.43   97.54 ± 0.37
 triangular, there and back, 0.0334 to 0.482    50.85 ± 25.66  27.44 ± 19.33  19.11 ± 10.47
-triangular, bounds(), 0.00899 to 0.036          95.85 ± 0.41   96.55 ± 0.36   96.83 ± 0.23
+triangular, bounds(), 0.0117 to 0.047           96.15 ± 0.30   96.73 ± 0.31   97.04 ± 0.34
 
 10 seeds, jax 0.10.2, optax 0.2.8, cpu. The bounds from the accuracy do best, early most clearly; at
 the end a constant rate between them does as well. A peak near divergence breaks most of the runs.

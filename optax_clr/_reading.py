@@ -202,13 +202,7 @@ def _find_valley(
     depth = jax.vmap(lambda curve: _depth(curve, weights))(curves).mean(0)
     depth = jnp.where(valid, depth, 0)
     average = _average(weights, depth)
-    lowest = jnp.argmin(average)
-
-    # The valley is what is lower than half of its depth, in one piece around the lowest point.
-    index = jnp.arange(_GRID_SIZE)
-    is_high = average > average[lowest] / 2
-    lower = jnp.max(index, initial=-1, where=is_high & (index < lowest)) + 1
-    upper = jnp.min(index, initial=_GRID_SIZE, where=is_high & (index > lowest)) - 1
+    lower, lowest, upper = _valley_of(average)
     log_steps = _average(weights, jnp.where(valid, jnp.log(steps), 0))[lower]
     valley = Valley(
         lower=10 ** grid[lower],
@@ -239,15 +233,25 @@ def _find_valley(
     return jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley), problem, doubts
 
 
+def _valley_of(average: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the index of the lowest entry, between those of what is below half, in one piece."""
+    index = jnp.arange(average.shape[0])
+    lowest = jnp.argmin(average)
+    is_high = average > average[lowest] / 2
+    lower = jnp.max(index, initial=-1, where=is_high & (index < lowest)) + 1
+    upper = jnp.min(index, initial=average.shape[0], where=is_high & (index > lowest)) - 1
+    return lower, lowest, upper
+
+
 def _depth(curve: jax.Array, weights: jax.Array) -> jax.Array:
     """Return the loss as a depth: 0 where it began, -1 where its average is lowest, at most 1.
 
-    What is above the lowest is counted in units of the noise there, and in proportion beyond it:
-    with ``asinh``, which is linear within the noise and logarithmic above. So a loss that begins
-    hundreds of times higher than it ends, with raw features or targets, has a valley at its lowest
-    losses and not where it has left the largest. Neither a factor nor a constant in the loss
-    matters, and curves of different seeds can be averaged. An explosion, or a NaN where
-    other curves go on, is worth a loss as far above the start as the best is below.
+    What is above the lowest is counted in units of the noise there, by ``asinh``: linearly within
+    the noise, and logarithmically above. So a loss that begins hundreds of times higher than it
+    ends, as with raw features or targets, has its valley at the lowest losses, and not where it
+    has left the highest. Neither a factor nor a constant in the loss matters, and curves of
+    different seeds can be averaged. An explosion, or a NaN where other curves go on, is worth a
+    loss as far above the start as the best is below.
     """
     finite = jnp.isfinite(curve)
     is_first = finite & (jnp.cumsum(finite) <= _num_first(curve.shape[0]))
@@ -301,8 +305,8 @@ def _gaussian(distance: jax.Array) -> jax.Array:
 
 def spread(curve: Curve) -> tuple[float, float] | None:
     """Return the lowest and highest suggestion of the single curves; None if there is one."""
-    rows = [column.reshape(-1, column.shape[-1]) for column in _checked(curve)]
-    valleys, _, _ = jax.vmap(_find_valley)(*rows)
+    lanes = [column.reshape(-1, column.shape[-1]) for column in _checked(curve)]
+    valleys, _, _ = jax.vmap(_find_valley)(*lanes)
     rates = np.asarray(_CONSTANT * _centre(valleys))
     found = rates[np.isfinite(rates)]
     return (float(found.min()), float(found.max())) if found.size > 1 else None
