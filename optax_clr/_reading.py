@@ -198,12 +198,12 @@ def _find_valley(
     start = jnp.min(position, initial=jnp.inf, where=valid)
     end = jnp.max(position, initial=-jnp.inf, where=valid)
     grid = jnp.linspace(start, end, _GRID_SIZE)
-    weights = jnp.where(valid[None], _gaussian(position[None] - grid[:, None]), 0)
-    depth = jax.vmap(lambda curve: _depth(curve, weights))(curves).mean(0)
-    depth = jnp.where(valid, depth, 0)
-    average = _average(weights, depth)
+    place = jnp.where(valid, position, start)
+    weights = _gaussian(place[None] - grid[:, None])
+    depth = jax.vmap(lambda curve: _depth(curve, valid, weights))(curves).mean(0)
+    average = _average(weights, depth, valid)
     lower, lowest, upper = _valley_of(average)
-    log_steps = _average(weights, jnp.where(valid, jnp.log(steps), 0))[lower]
+    log_steps = _average(weights[lower][None], jnp.log(steps), valid)[0]
     valley = Valley(
         lower=10 ** grid[lower],
         lowest=10 ** grid[lowest],
@@ -211,7 +211,8 @@ def _find_valley(
         steps=jnp.exp(log_steps),
     )
 
-    error = _standard_error(depth, valid & (position <= grid[lowest]), weights[lowest])
+    near = jnp.where(valid, weights[lowest], 0)
+    error = _standard_error(depth, valid & (position <= grid[lowest]), near)
     begins = valid & (jnp.cumsum(valid) <= _num_first(num_rows))
     first_end = jnp.max(position, initial=-jnp.inf, where=begins)
     after = grid[lowest] > first_end
@@ -243,7 +244,7 @@ def _valley_of(average: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return lower, lowest, upper
 
 
-def _depth(curve: jax.Array, weights: jax.Array) -> jax.Array:
+def _depth(curve: jax.Array, valid: jax.Array, weights: jax.Array) -> jax.Array:
     """Return the loss as a depth: 0 where it began, -1 where its average is lowest, at most 1.
 
     What is above the lowest is counted in units of the noise there, by ``asinh``: linearly within
@@ -253,17 +254,16 @@ def _depth(curve: jax.Array, weights: jax.Array) -> jax.Array:
     different seeds can be averaged. An explosion, or a NaN where other curves go on, is worth a
     loss as far above the start as the best is below.
     """
-    finite = jnp.isfinite(curve)
+    finite = valid & jnp.isfinite(curve)
     is_first = finite & (jnp.cumsum(finite) <= _num_first(curve.shape[0]))
     first = jnp.sum(curve, where=is_first) / jnp.maximum(is_first.sum(dtype=jnp.float32), 1)
     lowest_row = jnp.min(curve, initial=jnp.inf, where=finite)
     ceiling = first + 2 * jnp.maximum(first - lowest_row, 0)
     curve = jnp.where(finite, jnp.minimum(curve, ceiling), 0)
-    weights = jnp.where(finite[None], weights, 0)
-    average = _average(weights, curve)
+    average = _average(weights, curve, finite)
     lowest = jnp.argmin(average)
     fall = jnp.maximum(first - average[lowest], 0)
-    noise = _noise(curve, weights[lowest])
+    noise = _noise(curve, jnp.where(finite, weights[lowest], 0))
     unit = jnp.maximum(noise, _LEAST_NOISE * fall)
     unit = jnp.where(unit > 0, unit, 1)
     whole = jnp.arcsinh((first - average[lowest]) / unit)
@@ -282,9 +282,11 @@ def _noise(rows: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sqrt(both @ jnp.square(bends) / jnp.maximum(6 * both.sum(), 1e-30))
 
 
-def _average(weights: jax.Array, rows: jax.Array) -> jax.Array:
-    total = weights.sum(1)
-    return jnp.where(total > 0, (weights @ rows) / jnp.where(total > 0, total, 1), jnp.inf)
+def _average(weights: jax.Array, rows: jax.Array, valid: jax.Array) -> jax.Array:
+    """Return the weighted averages of the valid rows; inf where none has weight."""
+    total = weights @ valid.astype(weights.dtype)
+    average = (weights @ jnp.where(valid, rows, 0)) / jnp.where(total > 0, total, 1)
+    return jnp.where(total > 0, average, jnp.inf)
 
 
 def _standard_error(depth: jax.Array, rows: jax.Array, weights: jax.Array) -> jax.Array:
