@@ -96,17 +96,28 @@ class Valley(NamedTuple):
 
 
 def suggest(curve: Curve) -> jax.Array:
-    """Return the constant rate, the valley's centre times ``sqrt(steps) / 18``."""
+    """Return the constant rate, the valley's centre times ``sqrt(steps) / 18``.
+
+    On 14 tasks that no choice was made on, validation loss after training is 9, 6 and 5% above
+    that with the best rate, after tests of 300, 600 and 1,200 steps (docs/pages/suggestions.md).
+    """
     return _CONSTANT * _centre(find_valley(curve))
 
 
 def one_cycle_peak(curve: Curve) -> jax.Array:
-    """Return the peak of one cycle, the valley's centre times ``sqrt(steps) / 7``."""
+    """Return the peak of one cycle, the valley's centre times ``sqrt(steps) / 7``.
+
+    It may be higher than a constant rate, since the run ends at a low one. There 8, 6 and 5%.
+    """
     return _ONE_CYCLE * _centre(find_valley(curve))
 
 
 def bounds(curve: Curve) -> LRBounds:
-    """Return the bounds of a cycle: a peak of the valley's centre times ``sqrt(steps) / 10``."""
+    """Return the bounds of a cycle: a peak of the valley's centre times ``sqrt(steps) / 10``.
+
+    There 11, 9 and 8%. The base is a quarter of the peak: a tenth, and bases read from where the
+    loss begins to fall or stagnates, came to 13 and 14% where a quarter came to 12.
+    """
     peak_value = _PEAK * _centre(find_valley(curve))
     return LRBounds(_BASE_OF_PEAK * peak_value, peak_value)
 
