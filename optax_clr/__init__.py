@@ -10,6 +10,8 @@ _gc.disable()
 
 from optax_clr import plotting as plotting
 from optax_clr import suggestions as suggestions
+from optax_clr._averaging import average_at_cycle_ends as average_at_cycle_ends
+from optax_clr._averaging import averaged_params as averaged_params
 from optax_clr._cycles import Cycles as Cycles
 from optax_clr._grid_test import lr_grid_test as lr_grid_test
 from optax_clr._hyperparams import get_hyperparams as get_hyperparams

@@ -14,6 +14,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import as_step, function, is_traced
+from optax_clr._averaging import AveragingState
 
 _Injected = optax.InjectStatefulHyperparamsState
 
@@ -162,8 +163,8 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
     """Return the state with every schedule moved to ``step``, so that a resumed run goes on there.
 
     Moves the counter of each injected state, of each schedule wrapped in it, of
-    ``optax.scale_by_schedule`` and the count of real updates of ``optax.MultiSteps``. The count
-    of an Adam's moments, which is no schedule, stays.
+    ``optax.scale_by_schedule``, of ``average_at_cycle_ends`` and the count of real updates of
+    ``optax.MultiSteps``. The count of an Adam's moments, which is no schedule, stays.
 
     Args:
       state: an optimizer's or trainer's state, as for :func:`get_hyperparams`; not changed.
@@ -212,6 +213,7 @@ def _counters() -> dict[type, str]:
     wrapped = jax.eval_shape(optax.schedules.WrappedSchedule(lambda step: step).init)
     return {
         _Injected: "count",
+        AveragingState: "step",
         optax.ScaleByScheduleState: "count",
         optax.MultiStepsState: "gradient_step",
         type(wrapped): "count",

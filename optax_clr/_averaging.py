@@ -1,0 +1,137 @@
+"""Stochastic weight averaging: the mean of the weights at the ends of cycles."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_clr._arguments import INT32_MAX
+from optax_clr._cycles import Cycles
+
+PyTree = Any
+
+
+class AveragingState(NamedTuple):
+    """The state of :func:`average_at_cycle_ends`."""
+
+    step: jax.Array  # i32[], steps so far
+    num_averaged: jax.Array  # i32[], ends of cycles so far
+    average: PyTree  # the current params until the first of them
+
+
+def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
+    r"""Average the params at the end of each cycle; the last transformation of a chain.
+
+    .. math:: \bar w_n = \bar w_{n - 1} + (w_{t_n} - \bar w_{n - 1}) / n
+
+    where :math:`w_{t_n}` are the params after the last step of cycle :math:`n`. Updates pass
+    unchanged, so training is what it was. Averages are kept in float32 (float64 of float64
+    params), also where the params are of a lower precision. Read them by :func:`averaged_params`.
+
+    Batch statistics, as of ``BatchNorm``, are no params: those of the average are to be measured
+    anew, by passing over the training data without training.
+
+    Args:
+      cycles: the :class:`Cycles` of the schedule: both then agree on where a cycle ends.
+
+    Returns:
+      ``optax.GradientTransformation``, whose update needs the params. Its state is a pytree of
+      arrays, as large as the params in float32: to be saved and restored with the optimizer's.
+
+    Raises:
+      TypeError: if ``cycles`` is no :class:`Cycles`.
+      ValueError: from the update, if it is not given the params.
+
+    Example:
+      >>> cycles = Cycles(2)
+      >>> optimizer = optax.chain(optax.sgd(1.0), average_at_cycle_ends(cycles))
+      >>> params = jnp.float32(0.0)
+      >>> state = optimizer.init(params)
+      >>> for gradient in (-1.0, -1.0, -2.0, -2.0, -5.0):  # params 1, 2, 4, 6, 11
+      ...     updates, state = optimizer.update(jnp.float32(gradient), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> float(averaged_params(state))  # of 2 and 6
+      4.0
+
+    References:
+      Izmailov et al., `Averaging Weights Leads to Wider Optima and Better Generalization
+      <https://arxiv.org/abs/1803.05407>`_, 2018.
+    """
+    if not isinstance(cycles, Cycles):
+        raise TypeError(
+            f"cycles must be an optax_clr.Cycles, got {cycles!r}. For cycles of n steps pass "
+            "Cycles(n)."
+        )
+
+    def init(params: PyTree) -> AveragingState:
+        # A copy, for the caller may donate the params to the training step.
+        average = jax.tree.map(lambda leaf: jnp.array(leaf, _wide(leaf)), params)
+        return AveragingState(jnp.int32(0), jnp.int32(0), average)
+
+    def update(
+        updates: PyTree, state: AveragingState, params: PyTree | None = None
+    ) -> tuple[PyTree, AveragingState]:
+        if params is None:
+            raise ValueError(
+                "average_at_cycle_ends needs the params: call optimizer.update(gradients, state, "
+                "params)."
+            )
+        is_end = cycles.is_end(state.step)
+        num_averaged = state.num_averaged + is_end.astype(jnp.int32)
+        # Before the second end there is nothing to average with: the params as they are.
+        first, moves = num_averaged <= 1, is_end | (state.num_averaged == 0)
+
+        def follow(average: jax.Array, leaf: jax.Array) -> jax.Array:
+            if not jnp.issubdtype(average.dtype, jnp.inexact):
+                return leaf
+            leaf = leaf.astype(average.dtype)
+            mean = average + (leaf - average) / jnp.maximum(num_averaged, 1).astype(average.dtype)
+            return jnp.where(moves, jnp.where(first, leaf, mean), average)
+
+        average = jax.tree.map(follow, state.average, optax.apply_updates(params, updates))
+        return updates, AveragingState(
+            jnp.minimum(state.step, INT32_MAX - 1) + 1, num_averaged, average
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged_params(opt_state: PyTree) -> PyTree:
+    """Return the mean of the params at the ends of the cycles so far.
+
+    Args:
+      opt_state: the state of an optimizer with :func:`average_at_cycle_ends` anywhere in it, such
+        as of ``optax.chain``, ``optax.MultiSteps`` or a Flax ``TrainState``.
+
+    Returns:
+      The params, in float32 where they were of a lower precision; before the first end of a
+      cycle, the current ones.
+
+    Raises:
+      ValueError: if there is no such state in it, or more than one.
+
+    Example:
+      >>> optimizer = optax.chain(optax.sgd(0.1), average_at_cycle_ends(Cycles(100)))
+      >>> print(averaged_params(optimizer.init({"weight": jnp.ones(2)})))
+      {'weight': Array([1., 1.], dtype=float32)}
+    """
+
+    def is_state(node: Any) -> bool:
+        return isinstance(node, AveragingState)
+
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)]
+    if len(found) != 1:
+        raise ValueError(
+            f"opt_state must have the state of one average_at_cycle_ends in it, got {len(found)}. "
+            "Put it last in optax.chain; where there are several, pass the part that has one."
+        )
+    return found[0].average
+
+
+def _wide(leaf: Any) -> Any:
+    """Return the dtype in which a leaf is averaged: at least float32, and as it is if no float."""
+    dtype = jnp.result_type(leaf)
+    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype
