@@ -36,3 +36,29 @@ def test_accuracy_bounds_prints_its_table_and_writes_its_figure(tmp_path):
     assert 0 < divergence <= 100
     assert all(50 < accuracy <= 100 for accuracy in accuracies.values())
     assert (tmp_path / "accuracy_bounds.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_swa_prints_its_table(tmp_path):
+    output = run(tmp_path, "swa.py", "--steps", "160", "--seeds", "2")
+    table = [line for line in output.splitlines() if line.count(" ± ") == 2 and "sd" not in line]
+    assert len(table) == 4
+    assert all(80 < float(line.split(" ± ")[0].split()[-1]) <= 100 for line in table)
+
+
+def test_sampling_finds_every_mode_with_cycles_and_fewer_at_a_constant_rate(tmp_path):
+    output = run(tmp_path, "sampling.py", "--steps", "30000", "--keys", "2")
+    table = [line for line in output.splitlines() if line.endswith("%")]
+    assert len(table) == 6
+    # Modes found, divergence and the percentage in none, by sampler and what its rate is best at.
+    rows = {
+        (line[:35].strip(), line[35:].split()[0]): [
+            float(line.split(" (")[0].split()[-1]), *map(float, line.rstrip("%").split()[-2:])
+        ]
+        for line in table
+    }  # fmt: skip
+    modes, divergence, in_none = rows["cyclical, noise throughout", "divergence"]
+    assert modes == 25
+    assert rows["constant", "divergence"][0] < modes
+    assert all(rows["constant", aim][1] > 4 * divergence for aim in ("divergence", "modes"))
+    assert all(rows["constant", aim][2] > 4 * in_none for aim in ("divergence", "modes"))
+    assert rows["cyclical, exploring without noise", "divergence"][1] < rows["constant", "modes"][1]
