@@ -296,6 +296,14 @@ def test_noise_around_a_level_is_no_divergence(level):
         assert run_script(losses).num_valid == 400
 
 
+def test_a_low_first_loss_is_no_divergence():
+    """After it the average rises for a while, and the noise downward has not been seen yet."""
+    noise = np.random.default_rng(0).normal(size=(200, 60))
+    noise[:, 0] = -3.0
+    curves = jnp.asarray(4 + 0.1 * noise, jnp.float32)
+    assert (jax.vmap(run_script)(curves).num_valid == 60).all()
+
+
 def test_a_spike_is_no_divergence_and_a_rise_is_one():
     falling = np.concatenate([np.linspace(2.0, 1.0, 200), np.full(200, 1.0)])
     falling += 0.05 * np.random.default_rng(0).normal(size=400)
