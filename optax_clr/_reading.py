@@ -224,10 +224,10 @@ def _find_valley(
 
     near = jnp.where(valid, weights[lowest], 0)
     error = _standard_error(depth, valid & (position <= grid[lowest]), near)
-    begins = valid & (jnp.cumsum(valid) <= _num_first(num_rows))
-    first_end = jnp.max(position, initial=-jnp.inf, where=begins)
+    begins = slice(_num_first(num_rows))
+    first_end = jnp.max(position[begins], initial=-jnp.inf, where=valid[begins])
     after = grid[lowest] > first_end
-    before = grid[lowest] < jnp.min(position, initial=jnp.inf, where=begins)
+    before = grid[lowest] < jnp.min(position[begins], initial=jnp.inf, where=valid[begins])
     significance = -average[lowest] / error
     fell = (significance > _MIN_SIGNIFICANCE) & (after | before)
     problem = jnp.where(fell, _READABLE, _NEVER_FELL)
@@ -266,8 +266,9 @@ def _depth(curve: jax.Array, valid: jax.Array, weights: jax.Array) -> jax.Array:
     loss as far above the start as the best is below.
     """
     finite = valid & jnp.isfinite(curve)
-    is_first = finite & (jnp.cumsum(finite) <= _num_first(curve.shape[0]))
-    first = jnp.sum(curve, where=is_first) / jnp.maximum(is_first.sum(dtype=jnp.float32), 1)
+    is_first = finite[: _num_first(curve.shape[0])]
+    firsts = jnp.where(is_first, curve[: is_first.shape[0]], 0)
+    first = firsts.sum() / jnp.maximum(is_first.sum(dtype=jnp.float32), 1)
     lowest_row = jnp.min(curve, initial=jnp.inf, where=finite)
     ceiling = first + 2 * jnp.maximum(first - lowest_row, 0)
     curve = jnp.where(finite, jnp.minimum(curve, ceiling), 0)
@@ -277,9 +278,9 @@ def _depth(curve: jax.Array, valid: jax.Array, weights: jax.Array) -> jax.Array:
     noise = _noise(curve, jnp.where(finite, weights[lowest], 0))
     unit = jnp.maximum(noise, _LEAST_NOISE * fall)
     unit = jnp.where(unit > 0, unit, 1)
-    whole = jnp.arcsinh((first - average[lowest]) / unit)
-    height = jnp.arcsinh((curve - average[lowest]) / unit)
-    depth = jnp.clip(height / jnp.where(whole > 0, whole, 1) - 1, -2, 1)
+    heights = jnp.arcsinh((jnp.append(first, curve) - average[lowest]) / unit)
+    whole = heights[0]
+    depth = jnp.clip(heights[1:] / jnp.where(whole > 0, whole, 1) - 1, -2, 1)
     return jnp.where(finite, jnp.where(whole > 0, depth, 0), 1)
 
 
@@ -319,6 +320,8 @@ def _gaussian(distance: jax.Array) -> jax.Array:
 def spread(curve: Curve) -> tuple[float, float] | None:
     """Return the lowest and highest suggestion of the single curves; None if there is one."""
     lanes = [column.reshape(-1, column.shape[-1]) for column in _checked(curve)]
+    if len(lanes[0]) == 1:
+        return None
     valleys, _, _ = jax.vmap(_find_valley)(*lanes)
     rates = np.asarray(_CONSTANT * _centre(valleys))
     found = rates[np.isfinite(rates)]

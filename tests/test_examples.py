@@ -62,3 +62,20 @@ def test_sampling_finds_every_mode_with_cycles_and_fewer_at_a_constant_rate(tmp_
     assert all(rows["constant", aim][1] > 4 * divergence for aim in ("divergence", "modes"))
     assert all(rows["constant", aim][2] > 4 * in_none for aim in ("divergence", "modes"))
     assert rows["cyclical, exploring without noise", "divergence"][1] < rows["constant", "modes"][1]
+
+
+def test_snapshots_prints_its_table_of_ensembles(tmp_path):
+    output = run(tmp_path, "snapshots.py", "--steps", "500", "--seeds", "2")
+    table = [line for line in output.splitlines() if " ± " in line and "sd" not in line]
+    assert len(table) == 10
+    accuracies, losses = {}, {}
+    for line in table:
+        *name, members, accuracy, _, _, loss, _, _, change, _, _ = line.split()
+        accuracies[" ".join(name), int(members)] = float(accuracy)
+        losses[" ".join(name), int(members)] = float(loss)
+        assert abs(float(loss) - losses["one run", 1] - float(change)) < 0.002
+    # Before they have converged, runs from scratch may still guess; the others may not.
+    assert all(70 < a <= 100 for (name, _), a in accuracies.items() if name != "separate runs")
+    assert all(0 < loss < 2.303 for loss in losses.values())  # log(10) is guessing
+    for name in ("FGE", "separate runs"):
+        assert losses[name, 5] < losses[name, 1]
