@@ -4,6 +4,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
@@ -79,3 +81,21 @@ def test_snapshots_prints_its_table_of_ensembles(tmp_path):
     assert all(0 < loss < 2.303 for loss in losses.values())  # log(10) is guessing
     for name in ("FGE", "separate runs"):
         assert losses[name, 5] < losses[name, 1]
+
+
+@pytest.mark.parametrize("name", ["train_linen.py", "train_nnx.py"])
+def test_a_flax_run_that_stops_in_mid_cycle_resumes_bit_for_bit(tmp_path, name, monkeypatch):
+    # Most of the time is XLA's, compiling: the three runs share what they compile.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # A rise is 60 steps and an epoch 30: 45 is within both.
+    straight = run(tmp_path, name, "--checkpoints", "straight", "--steps", "90")
+    stopped = run(tmp_path, name, "--checkpoints", "parts", "--steps", "45")
+    resumed = run(tmp_path, name, "--checkpoints", "parts", "--steps", "90", "--resume")
+
+    assert stopped.splitlines()[-1].startswith("step 45: ")
+    assert straight.splitlines()[-1].startswith("step 90: ")
+    assert resumed.splitlines()[-1] == straight.splitlines()[-1]
+    assert "step 40: " not in resumed  # it did not begin again
+    assert "step 80: " in resumed
