@@ -69,7 +69,7 @@ def test_sampling_finds_every_mode_with_cycles_and_fewer_at_a_constant_rate(tmp_
 def test_snapshots_prints_its_table_of_ensembles(tmp_path):
     output = run(tmp_path, "snapshots.py", "--steps", "500", "--seeds", "2")
     table = [line for line in output.splitlines() if " ± " in line and "sd" not in line]
-    assert len(table) == 10
+    assert len(table) == 16
     accuracies, losses = {}, {}
     for line in table:
         *name, members, accuracy, _, _, loss, _, _, change, _, _ = line.split()
