@@ -79,8 +79,8 @@ def test_snapshots_prints_its_table_of_ensembles(tmp_path):
     # Before they have converged, runs from scratch may still guess; the others may not.
     assert all(70 < a <= 100 for (name, _), a in accuracies.items() if name != "separate runs")
     assert all(0 < loss < 2.303 for loss in losses.values())  # log(10) is guessing
-    for name in ("FGE", "separate runs"):
-        assert losses[name, 5] < losses[name, 1]
+    assert losses["separate runs", 5] < losses["separate runs", 1]
+    assert losses["snapshots", 5] < losses["snapshots", 1] + 0.1  # that few steps gain nothing
 
 
 @pytest.mark.parametrize("name", ["train_linen.py", "train_nnx.py"])
