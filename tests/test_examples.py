@@ -80,7 +80,6 @@ def test_snapshots_prints_its_table_of_ensembles(tmp_path):
     assert all(70 < a <= 100 for (name, _), a in accuracies.items() if name != "separate runs")
     assert all(0 < loss < 2.303 for loss in losses.values())  # log(10) is guessing
     assert losses["separate runs", 5] < losses["separate runs", 1]
-    assert losses["snapshots", 5] < losses["snapshots", 1] + 0.1  # that few steps gain nothing
 
 
 @pytest.mark.parametrize("name", ["train_linen.py", "train_nnx.py"])
