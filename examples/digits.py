@@ -10,7 +10,7 @@ validation accuracy, % (mean ± sd)      100 steps      200 steps      400 steps
 constant 0.001, the default          90.95 ± 1.15   94.87 ± 0.59   96.60 ± 0.59
 constant at suggest()                93.05 ± 0.71   95.71 ± 1.24   96.53 ± 0.83
 triangular2 between bounds()         94.86 ± 0.70   96.30 ± 0.53   97.14 ± 0.37
-one cycle to one_cycle_peak()        91.96 ± 2.30   95.39 ± 1.03   97.35 ± 0.39
+one cycle to one_cycle_peak()        91.96 ± 2.30   95.36 ± 1.01   97.34 ± 0.41
 
 10 seeds, jax 0.10.2, optax 0.2.8, cpu.
 """
