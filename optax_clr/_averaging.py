@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_clr._arguments import INT32_MAX
 from optax_clr._cycles import Cycles
 
 PyTree = Any
@@ -92,9 +91,8 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
             return jnp.where(moves, jnp.where(first, leaf, mean), average)
 
         average = jax.tree.map(follow, state.average, optax.apply_updates(params, updates))
-        return updates, AveragingState(
-            jnp.minimum(state.step, INT32_MAX - 1) + 1, num_averaged, average
-        )
+        step = optax.safe_increment(state.step)
+        return updates, AveragingState(step, num_averaged, average)
 
     return optax.GradientTransformation(init, update)
 

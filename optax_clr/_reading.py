@@ -90,35 +90,34 @@ class Valley(NamedTuple):
     """Where the loss is low, ``f32[]`` each."""
 
     lower: jax.Array  # the rate at which it has made half of its fall
-    lowest: jax.Array
     upper: jax.Array  # the rate at which it has lost half of it again
     steps: jax.Array  # training at the lower rate, in steps at that rate
 
 
-def suggest(curve: Curve) -> jax.Array:
+def suggest(valley: Valley) -> jax.Array:
     """Return the constant rate, the valley's centre times ``sqrt(steps) / 18``.
 
     On 14 tasks that no choice was made on, validation loss after training is 9, 6 and 5% above
     that with the best rate, after tests of 300, 600 and 1,200 steps (docs/pages/suggestions.md).
     """
-    return _CONSTANT * _centre(find_valley(curve))
+    return _CONSTANT * _centre(valley)
 
 
-def one_cycle_peak(curve: Curve) -> jax.Array:
+def one_cycle_peak(valley: Valley) -> jax.Array:
     """Return the peak of one cycle, the valley's centre times ``sqrt(steps) / 7``.
 
     It may be higher than a constant rate, since the run ends at a low one. There 8, 6 and 5%.
     """
-    return _ONE_CYCLE * _centre(find_valley(curve))
+    return _ONE_CYCLE * _centre(valley)
 
 
-def bounds(curve: Curve) -> LRBounds:
+def bounds(valley: Valley) -> LRBounds:
     """Return the bounds of a cycle: a peak of the valley's centre times ``sqrt(steps) / 10``.
 
     There 11, 9 and 8%. The base is a quarter of the peak: a tenth, and bases read from where the
     loss begins to fall or stagnates, came to 13 and 14% where a quarter came to 12.
     """
-    peak_value = _PEAK * _centre(find_valley(curve))
+    peak_value = _PEAK * _centre(valley)
     return LRBounds(_BASE_OF_PEAK * peak_value, peak_value)
 
 
@@ -132,25 +131,22 @@ def _centre(valley: Valley) -> jax.Array:
     return jnp.sqrt(valley.lower * valley.upper * valley.steps)
 
 
-def find_valley(curve: Curve) -> Valley:
-    """Return the valley of a curve, warn of what is doubtful, or raise (NaN if traced)."""
+def read_valley(curve: Curve) -> Valley:
+    """Return what ``find_valley`` finds, and warn, where a method of the result was called."""
+    valley, doubts = find_valley(curve)
+    for doubt in doubts:
+        warnings.warn(doubt, RangeTestWarning, stacklevel=3)
+    return valley
+
+
+def find_valley(curve: Curve) -> tuple[Valley, list[str]]:
+    """Return the valley of a curve and what is doubtful, or raise (NaN, and nothing, if traced)."""
     valley, problem, doubts = _find_valley(*_checked(curve))
     if is_traced(problem):
-        return valley  # type: ignore[no-any-return]
+        return valley, []
     if int(problem) != _READABLE:
         raise RangeTestError(_PROBLEMS[int(problem)])
-    for doubt in doubts_in_words(doubts):
-        warnings.warn(doubt, RangeTestWarning, stacklevel=4)
-    return valley  # type: ignore[no-any-return]
-
-
-def doubts_of(curve: Curve) -> list[str]:
-    """Return what is doubtful about a curve that can be read."""
-    return doubts_in_words(_find_valley(*_checked(curve))[2])
-
-
-def doubts_in_words(doubts: jax.Array) -> list[str]:
-    return [text for doubt, text in zip(np.asarray(doubts), _DOUBTS, strict=True) if doubt]
+    return valley, [text for doubt, text in zip(np.asarray(doubts), _DOUBTS, strict=True) if doubt]
 
 
 def _checked(curve: Curve) -> Curve:
@@ -217,7 +213,6 @@ def _find_valley(
     log_steps = _average(weights[lower][None], jnp.log(steps), valid)[0]
     valley = Valley(
         lower=10 ** grid[lower],
-        lowest=10 ** grid[lowest],
         upper=10 ** grid[upper],
         steps=jnp.exp(log_steps),
     )
@@ -323,6 +318,6 @@ def spread(curve: Curve) -> tuple[float, float] | None:
     if len(lanes[0]) == 1:
         return None
     valleys, _, _ = jax.vmap(_find_valley)(*lanes)
-    rates = np.asarray(_CONSTANT * _centre(valleys))
+    rates = np.asarray(suggest(valleys))
     found = rates[np.isfinite(rates)]
     return (float(found.min()), float(found.max())) if found.size > 1 else None

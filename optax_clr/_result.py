@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +81,7 @@ class RangeTest(NamedTuple):
           >>> print(f"{result.suggest():.2f}")
           0.09
         """
-        return _reading.suggest(_curve(self))
+        return _reading.suggest(_reading.read_valley(_curve(self)))
 
     def one_cycle_peak(self) -> jax.Array:
         r"""Return the peak of a one-cycle run, which may be higher than a constant rate.
@@ -105,7 +104,7 @@ class RangeTest(NamedTuple):
           >>> print(f"{result.one_cycle_peak():.2f}")
           0.24
         """
-        return _reading.one_cycle_peak(_curve(self))
+        return _reading.one_cycle_peak(_reading.read_valley(_curve(self)))
 
     def bounds(self) -> _reading.LRBounds:
         r"""Return the bounds of a cycle: its peak, and a quarter of it.
@@ -134,7 +133,7 @@ class RangeTest(NamedTuple):
         References:
           Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3.
         """
-        return _reading.bounds(_curve(self))
+        return _reading.bounds(_reading.read_valley(_curve(self)))
 
     def summary(self) -> str:
         """Return what the test showed, in a few lines of text.
@@ -189,18 +188,16 @@ def _summary(result: RangeTest) -> str:
     ]
     curve = _curve(result)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", _reading.RangeTestWarning)  # they are lines below
-            base_value, peak_value = result.bounds()
-            constant, one_cycle_peak = result.suggest(), result.one_cycle_peak()
+        valley, doubts = _reading.find_valley(curve)
     except _reading.RangeTestError as error:
         return "\n".join([*lines, f"Cannot be read: {error}"])
+    base_value, peak_value = _reading.bounds(valley)
     lines += [
-        f"suggest()         {constant:.3g}  a constant rate",
+        f"suggest()         {_reading.suggest(valley):.3g}  a constant rate",
         f"bounds()          {base_value:.3g} to {peak_value:.3g}  a cycle's base and peak",
-        f"one_cycle_peak()  {one_cycle_peak:.3g}  the peak of one cycle",
+        f"one_cycle_peak()  {_reading.one_cycle_peak(valley):.3g}  the peak of one cycle",
     ]
     if spread := _reading.spread(curve):
         lines.append(f"suggest() of the single curves: {spread[0]:.3g} to {spread[1]:.3g}.")
-    lines += [f"In doubt: {doubt}" for doubt in _reading.doubts_of(curve)]
+    lines += [f"In doubt: {doubt}" for doubt in doubts]
     return "\n".join(lines)

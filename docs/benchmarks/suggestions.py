@@ -197,6 +197,7 @@ def fixed_rates(tasks, rates):
     return {task.name: entry(task) for task in tasks}
 
 
+@functools.cache
 def customary():
     every = {name: optimizer.customary_rate for name, optimizer in OPTIMIZERS.items()}
     return {name: Suggestion(rate, rate, rate / 4, rate) for name, rate in every.items()}
@@ -228,10 +229,15 @@ def smoothed(rates, losses, width=0.3):
     return rates[rows], weights @ losses / weights.sum(1)
 
 
+def has_fallen(rates, losses, part):
+    """Return the first rate, in the order of the test, at which a part of the fall is made."""
+    rates, losses = smoothed(rates, losses)
+    return rates[np.argmax(losses <= losses[0] - part * (losses[0] - losses.min()))]
+
+
 def begins_to_fall(result, part=0.1):
     """Return the rate at which the loss has made a part of its fall, on the way up."""
-    rates, losses = smoothed(np.asarray(result.learning_rates), np.asarray(result.losses))
-    return rates[np.argmax(losses <= losses[0] - part * (losses[0] - losses.min()))]
+    return has_fallen(np.asarray(result.learning_rates), np.asarray(result.losses), part)
 
 
 @functools.cache
@@ -265,8 +271,7 @@ def stagnates(task, seed, num_steps, peak, part=0.9):
     rates, losses = np.asarray(result.learning_rates)[down], np.asarray(result.losses)[down]
     if np.isfinite(losses).sum() < 10:
         return peak / 4
-    rates, losses = smoothed(rates, losses)
-    return min(rates[np.argmax(losses <= losses[0] - part * (losses[0] - losses.min()))], peak)
+    return min(has_fallen(rates, losses, part), peak)
 
 
 def print_lower_bounds(tasks, num_steps):
