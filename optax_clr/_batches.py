@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clr._arguments import whole_number
+from optax_clr._documentation import see
 from optax_clr._training_step import PyTree, describe
 
 _DEFAULT_NUM_STEPS = 300
@@ -70,7 +71,8 @@ def _batch_length(batches: PyTree) -> int:
     if isinstance(batches, list) and batches:
         raise TypeError(
             f"batches must be {_FORM}; got a list of arrays, which could be the batches or the "
-            "parts of one. Put the stacked parts in a tuple; stream batches with iter(batches)."
+            "parts of one. Put the stacked parts in a tuple; stream batches with iter(batches). "
+            + see("range-test/#batches")
         )
     lengths: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches):

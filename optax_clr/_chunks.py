@@ -12,6 +12,7 @@ import numpy as np
 
 from optax_clr._batches import Chunk, HeldBatches, StreamedBatches
 from optax_clr._divergence import StopRule, Tracker
+from optax_clr._documentation import see
 from optax_clr._program import Programs, Rows, finish
 from optax_clr._result import RangeTest
 from optax_clr._training_step import PyTree
@@ -122,7 +123,7 @@ def _warn_of_early_end(num_done: int, num_rows: int, ended_by: BaseException | N
         )
     warnings.warn(
         f"the range test ended after {num_done} of {num_rows} rows, which are its result; "
-        f"{reason}.",
+        f"{reason}. {see('range-test/#ending-early')}",
         RuntimeWarning,
         stacklevel=5,
     )

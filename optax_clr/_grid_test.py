@@ -16,14 +16,9 @@ from optax_clr._arguments import whole_number
 from optax_clr._batches import check_num_steps, is_stream, open_batches, stack_stream
 from optax_clr._divergence import StopRule
 from optax_clr._program import Plan, programs
-from optax_clr._range_test import (
-    check_arrays,
-    optimizer_step,
-    runs_row_by_row,
-    spaced,
-    train_rows,
-)
+from optax_clr._range_test import check_arrays, optimizer_step, spaced
 from optax_clr._result import RangeTest
+from optax_clr._running import runs_row_by_row, train_rows
 from optax_clr._training_step import PyTree
 
 _DEFAULT_NUM_STEPS = 50

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from optax_clr._arguments import as_step, function, is_traced
 from optax_clr._averaging import AveragingState
+from optax_clr._documentation import see
 
 _Injected = optax.InjectStatefulHyperparamsState
 
@@ -62,7 +63,8 @@ def inject_schedules(
     if isinstance(factory, optax.GradientTransformation):
         raise TypeError(
             "factory must be a function that builds an optimizer, such as optax.adamw, got one "
-            "already built. Write inject_schedules(optax.adamw)(learning_rate=schedule)."
+            "already built. Write inject_schedules(optax.adamw)(learning_rate=schedule). "
+            + see("optimizers/")
         )
     factory = function("factory", factory, form="of hyperparameters")
     signature = inspect.signature(factory)

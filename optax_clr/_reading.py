@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import is_traced
+from optax_clr._documentation import see
 
 # Rows are averaged with a Gaussian of this width in decades: narrower reads noise, wider blurs the
 # valley. From 0.2 to 0.4 it makes no difference on real tasks (docs/benchmarks).
@@ -169,22 +170,27 @@ _READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _MIXED = range(5)
 _PROBLEMS = (
     "",
     f"too few points: a curve needs at least {_MIN_ROWS} rows with a finite loss at a positive "
-    "rate. Test with more steps.",
+    f"rate. Test with more steps. {see('reading/#too-few-steps')}",
     f"the loss diverged at once: fewer than {_MIN_ROWS} rows are finite. Begin at a smaller rate "
-    "(min_value); a loss that is NaN at any rate has another cause.",
+    "(min_value); a loss that is NaN at any rate has another cause. "
+    f"{see('reading/#too-high-a-start')}",
     "the loss never fell: no rate made it clearly lower than it was in the first rows. If it rose "
     "from the start, begin at a smaller rate (min_value); if it stayed level, go on to a larger "
-    "one (max_value) or take more steps; if neither helps, this model cannot learn from this loss.",
+    "one (max_value) or take more steps; if neither helps, this model cannot learn from this loss. "
+    f"{see('reading/#a-model-that-cannot-learn')}",
     "the curves are of different sweeps: only those over the same rates can be read together. Read "
-    "each by itself: jax.vmap(lambda lane: lane.bounds())(result).",
+    f"each by itself: jax.vmap(lambda lane: lane.bounds())(result). {see('sweeps/')}",
 )
 _DOUBTS = (
     "the end of the sweep cuts the valley: after its lowest point the loss did not rise by half of "
-    "its fall, and what is read may be too low. Go on to a larger rate (max_value).",
+    "its fall, and what is read may be too low. Go on to a larger rate (max_value). "
+    f"{see('reading/#too-low-an-end')}",
     "the start of the sweep cuts the valley: the loss had made half of its fall within the first "
-    "rows, and what is read may be too high. Begin at a smaller rate (min_value).",
+    "rows, and what is read may be too high. Begin at a smaller rate (min_value). "
+    f"{see('reading/#too-high-a-start')}",
     "the loss fell little in comparison with its noise: take more steps, larger batches "
-    "(steps_per_value), or several seeds (jax.vmap), whose curves are read together.",
+    "(steps_per_value), or several seeds (jax.vmap), whose curves are read together. "
+    f"{see('reading/#too-few-steps')}",
 )
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_clr._documentation import see
+
 PyTree = Any
 # step_fn(state, batch, value) -> (state, loss), or (state, (loss, metrics)) with has_aux.
 StepFn = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, Any]]
@@ -103,7 +105,7 @@ def _check_state(old: PyTree, new: PyTree) -> PyTree:
     if structures[0] != structures[1]:
         raise ValueError(
             "step_fn must return a state of the structure it was given; "
-            f"{_structural_difference(old, new)}."
+            f"{_structural_difference(old, new)}. {see('training-steps/')}"
         )
 
     def check(path: Any, before: jax.Array, result: Any) -> jax.Array:
@@ -113,6 +115,7 @@ def _check_state(old: PyTree, new: PyTree) -> PyTree:
             raise ValueError(
                 f"step_fn must keep shape and dtype of state{jax.tree_util.keystr(path)}, "
                 f"{before.dtype}{list(before.shape)}; got {after.dtype}{list(after.shape)}.{remedy}"
+                f" {see('training-steps/')}"
             )
         return after
 

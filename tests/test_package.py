@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ SOURCE = pathlib.Path(optax_clr.__file__).parent
 
 # In the order in which the method is read; a module may import only from those before it.
 MODULES = [
+    "_documentation",
     "_arguments",
     "_cycles",
     "_waves",
@@ -29,6 +31,7 @@ MODULES = [
     "_result",
     "_program",
     "_chunks",
+    "_running",
     "_range_test",
     "_grid_test",
     "suggestions",
@@ -124,3 +127,28 @@ def test_importing_leaves_the_garbage_collector_as_it_was():
 
 def test_types_are_shipped():
     assert (SOURCE / "py.typed").exists()
+
+
+def release(tag, root):
+    return subprocess.run(
+        ["bash", root / ".ci/release", tag], capture_output=True, text=True, check=False
+    )
+
+
+def test_only_a_tag_that_is_the_version_may_be_released(tmp_path):
+    root = SOURCE.parent
+    for name in (".ci/release", "pyproject.toml", "CITATION.cff", "CHANGELOG.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(root / name, tmp_path / name)
+    version = optax_clr.__version__
+    changes = tmp_path / "CHANGELOG.md"
+    changes.write_text(changes.read_text().replace(f"## [{version}]", "## [another]"))
+    assert "CHANGELOG.md has no section" in release(f"v{version}", tmp_path).stderr
+
+    changes.write_text(f"## [{version}] - 2026-01-01\n")
+    assert release(f"v{version}", tmp_path).returncode == 0
+    assert "the tag is v9.9.9" in release("v9.9.9", tmp_path).stderr
+
+    citation = tmp_path / "CITATION.cff"
+    citation.write_text(citation.read_text().replace(f"version: {version}", "version: 9.9.9"))
+    assert "CITATION.cff has version 9.9.9" in release(f"v{version}", tmp_path).stderr
