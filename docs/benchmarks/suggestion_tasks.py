@@ -142,10 +142,12 @@ def mnist(*, pixels=14):
 
 
 @functools.cache
-def mnist1d():
+def mnist1d(*, num_samples=5000):
     from mnist1d.data import get_dataset_args, make_dataset
 
-    made = make_dataset(get_dataset_args())
+    settings = get_dataset_args()
+    settings.num_samples = num_samples
+    made = make_dataset(settings)
     return split(made["x"], made["y"].astype(np.int32))
 
 

@@ -1,0 +1,211 @@
+"""Do the tests notice? Mutate the source, one small change at a time, and run its tests.
+
+    python docs/benchmarks/mutation.py                      # a sample of 300, two hours of CPU
+    python docs/benchmarks/mutation.py --sample 20 --seed 1
+    python docs/benchmarks/mutation.py --modules _cycles _waves --sample 0    # all of these
+
+A mutant is killed when a test of its module fails, or hangs. Changes are: an operator, comparison
+or condition turned round, a number or a flag changed, a minimum taken for a maximum, the branches
+of a ``where`` exchanged. What only words a message or a type is left alone. The tests run in copies
+of the repository. cosmic-ray makes ten times as many mutants, at five to sixty seconds each, and
+cannot sample; mutmut forks a process in which JAX's threads run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import concurrent.futures
+import copy
+import itertools
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[2]
+TIMEOUT = 900  # seconds, of a mutant that does not end
+
+# The tests of each module, the quicker first.
+TESTS = {
+    "_arguments": ("cycles", "schedules", "hyperparams", "range_test"),
+    "_cycles": ("cycles", "schedules", "averaging"),
+    "_waves": ("schedules",),
+    "_schedules": ("schedules",),
+    "_averaging": ("averaging",),
+    "_hyperparams": ("hyperparams",),
+    "_training_step": ("range_test", "training_steps"),
+    "_batches": ("streams", "range_test", "grid_test"),
+    "_divergence": ("range_test", "streams"),
+    "_lanes": ("sweeps",),
+    "_reading": ("reading", "suggestions"),
+    "_result": ("reading", "range_test"),
+    "_program": ("range_test", "streams", "sweeps"),
+    "_chunks": ("streams", "range_test"),
+    "_running": ("range_test", "streams", "sweeps"),
+    "_range_test": ("range_test",),
+    "_grid_test": ("grid_test",),
+    "suggestions": ("suggestions",),
+}
+
+SWAPS = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+    ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+}  # fmt: skip
+NAMES = {
+    "minimum": "maximum", "maximum": "minimum", "min": "max", "max": "min", "any": "all",
+    "all": "any", "logical_and": "logical_or", "logical_or": "logical_and", "argmin": "argmax",
+    "argmax": "argmin", "cumsum": "cumprod", "nanmax": "nanmin", "nanmin": "nanmax",
+}  # fmt: skip
+
+
+class Mutant(NamedTuple):
+    module: str
+    line: int
+    change: str
+    source: str
+
+
+def changed(node):
+    """Yield the nodes that may take the place of ``node``, each with one small change."""
+    if isinstance(node, (ast.BinOp, ast.BoolOp)) and type(node.op) in SWAPS:
+        yield with_fields(node, op=SWAPS[type(node.op)]())
+    elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+        yield with_fields(node, ops=[SWAPS[type(node.ops[0])](), *node.ops[1:]])
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)):
+        yield node.operand
+    elif isinstance(node, (ast.If, ast.IfExp, ast.While)):
+        yield with_fields(node, test=ast.UnaryOp(ast.Not(), node.test))
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield ast.Constant(not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
+        yield ast.Constant(node.value + 1)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, float):
+        yield ast.Constant(2 * node.value if node.value else 1.0)
+    elif isinstance(node, ast.Attribute) and node.attr in NAMES:
+        yield with_fields(node, attr=NAMES[node.attr])
+    elif isinstance(node, ast.Name) and node.id in NAMES and isinstance(node.ctx, ast.Load):
+        yield with_fields(node, id=NAMES[node.id])
+    elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "where":
+        condition, first, second = node.args
+        yield with_fields(node, args=[condition, second, first])
+
+
+def with_fields(node, **fields):
+    new = copy.copy(node)
+    for name, value in fields.items():
+        setattr(new, name, value)
+    return new
+
+
+def places(parent):
+    """Yield (parent, field, index, node) of what may be changed: not messages, types, warnings."""
+    for field, value in ast.iter_fields(parent):
+        if field in ("annotation", "returns", "decorator_list"):
+            continue
+        for index, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if not isinstance(node, ast.AST) or isinstance(node, (ast.Raise, ast.JoinedStr)):
+                continue
+            if isinstance(node, ast.AnnAssign) and node.value is None:
+                continue
+            yield parent, field, index, node
+            yield from places(node)
+
+
+def mutants(module):
+    tree = ast.parse((ROOT / f"optax_clr/{module}.py").read_text())
+    for parent, field, index, node in list(places(tree)):
+        for new in changed(node):
+            put(parent, field, index, new)
+            source = ast.unparse(ast.fix_missing_locations(tree))
+            put(parent, field, index, node)
+            was, now = (ast.unparse(part).splitlines()[0] for part in (node, new))
+            yield Mutant(module, node.lineno, f"{was}  ->  {now}", source)
+
+
+def put(parent, field, index, node):
+    if index is None:
+        setattr(parent, field, node)
+    else:
+        getattr(parent, field)[index] = node
+
+
+def copied_repository(folder):
+    for name in ("optax_clr", "tests", "docs/pages", "pyproject.toml", "README.md"):
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    return folder
+
+
+def tests_fail(folder, module):
+    """Whether a test of the module fails in a copy of the repository."""
+    files = [f"tests/test_{name}.py" for name in TESTS[module]]
+    docstrings = f"tests/test_docs.py::test_the_examples_of_docstrings[optax_clr.{module}]"
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    # The copy comes before an installed optax_clr; warnings of unparsed source are not the tests'.
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        run = subprocess.run(
+            [*command, docstrings, *files], cwd=folder, env=environment, timeout=TIMEOUT,
+            capture_output=True, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return True
+    return run.returncode != 0
+
+
+def verdict(mutant, folders):
+    folder = folders.pop()
+    target = folder / f"optax_clr/{mutant.module}.py"
+    original = target.read_text()
+    target.write_text(mutant.source)
+    killed = tests_fail(folder, mutant.module)
+    target.write_text(original)
+    folders.append(folder)
+    return killed
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--modules", nargs="+", default=list(TESTS), choices=list(TESTS))
+    parser.add_argument("--sample", type=int, default=300, help="so many of them; 0 is all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+
+    found = list(itertools.chain.from_iterable(map(mutants, arguments.modules)))
+    sample = random.Random(arguments.seed).sample(found, len(found))
+    sample = sample[: arguments.sample or len(found)]
+    print(f"{len(sample)} of {len(found)} mutants, seed {arguments.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as work:
+        numbers = range(arguments.workers)
+        folders = [copied_repository(pathlib.Path(work) / str(number)) for number in numbers]
+        for module in arguments.modules:
+            if tests_fail(folders[0], module):
+                raise SystemExit(f"the tests of {module} fail without a mutation")
+        survivors = []
+        with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
+            verdicts = pool.map(lambda mutant: verdict(mutant, folders), sample)
+            for mutant, killed in zip(sample, verdicts, strict=True):
+                if not killed:
+                    survivors.append(mutant)
+                    print(f"survives: {mutant.module}:{mutant.line}  {mutant.change}", flush=True)
+    killed = len(sample) - len(survivors)
+    print(f"killed {killed} of {len(sample)}: {killed / len(sample):.1%}")
+
+
+if __name__ == "__main__":
+    main()
