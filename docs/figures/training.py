@@ -1,0 +1,57 @@
+"""The figure of the benchmark of schedules: how the loss depends on the peak.
+
+    python docs/figures/training.py            # into docs/pages/images
+    python docs/figures/training.py FOLDER
+
+Drawn from what docs/benchmarks/training.py has stored; nothing is trained.
+"""
+
+import pathlib
+import sys
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("agg")
+from matplotlib import pyplot
+
+DOCS = pathlib.Path(__file__).parents[1]
+POLICIES = {
+    0: "constant",
+    2: "cosine",
+    3: "warm-up, stable, decay",
+    4: "triangular",
+    7: "one cycle",
+}
+TESTED = 1  # among the ways to choose a peak
+
+
+def draw(folder):
+    files = sorted((DOCS / "benchmarks/training").glob("*.npz"))
+    figure, grid = pyplot.subplots(3, 3, figsize=(9, 7.8), layout="constrained")
+    for axes in grid.flat[len(files) :]:
+        axes.remove()
+    for axes, file in zip(grid.flat, files, strict=False):
+        draw_task(axes, np.load(file))
+        axes.set_title(file.stem.replace("-", " "), fontsize=9)
+    lines = axes.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside upper center", ncols=5, fontsize=9)
+    figure.supxlabel("peak of the schedule; dots: as one range test suggests it", fontsize=9)
+    figure.supylabel("loss after training, on the rows to tune by", fontsize=9)
+    figure.savefig(folder / "training.png", dpi=80)
+
+
+def draw_task(axes, table):
+    rates, losses = table["rates"], table["tuning"].mean(2)
+    for policy, name in POLICIES.items():
+        (line,) = axes.loglog(rates, losses[policy], label=name, linewidth=1)
+        peak = np.median(table["peaks"][TESTED, policy])
+        height = np.exp(np.interp(np.log(peak), np.log(rates), np.log(losses[policy])))
+        axes.plot(peak, height, "o", color=line.get_color(), markersize=5)
+    best, start = np.nanmin(losses), np.nanmax(losses[:, 0])
+    axes.set_ylim(0.9 * best, 1.5 * max(start, 2 * best))
+    axes.tick_params(labelsize=7, which="both")
+
+
+if __name__ == "__main__":
+    draw(pathlib.Path(sys.argv[1]) if sys.argv[1:] else DOCS / "pages/images")
