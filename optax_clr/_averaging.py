@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_clr._arguments import INT32_MAX
 from optax_clr._cycles import Cycles
 
 PyTree = Any
@@ -78,7 +79,8 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
                 "average_at_cycle_ends needs the params: call optimizer.update(gradients, state, "
                 "params)."
             )
-        is_end = cycles.is_end(state.step)
+        # The last step that can be counted is counted again and again: no end of a cycle.
+        is_end = cycles.is_end(state.step) & (state.step < INT32_MAX)
         num_averaged = state.num_averaged + is_end.astype(jnp.int32)
         # Before the second end there is nothing to average with: the params as they are.
         first, moves = num_averaged <= 1, is_end | (state.num_averaged == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -122,6 +123,11 @@ def open_batches(
     """Return the batches of a test of so many rows, if they are enough as far as can be known."""
     if is_stream(batches):
         return StreamedBatches(batches, num_rows, steps_per_value)
+    if inspect.isgeneratorfunction(batches):
+        raise TypeError(
+            f"batches must be {_FORM}; got the generator function {batches!r}. Call it: what it "
+            f"returns can be iterated over. {see('range-test/#batches')}"
+        )
     if callable(batches):
         return HeldBatches((), num_rows, batch_fn=batches)
     length, num_needed = _batch_length(batches), num_rows * steps_per_value

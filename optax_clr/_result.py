@@ -147,7 +147,7 @@ class RangeTest(NamedTuple):
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> print(RangeTest(rates, losses, losses, jnp.int32(100)).summary())
           Range test: 100 rows, learning rate 0.001 to 10, no divergence.
-          Loss: 7.28 at first, 6.56e-05 at the lowest.
+          Loss: 7.28 at first; its moving average 6.56e-05 at the lowest.
           suggest()         0.094  a constant rate
           bounds()          0.0423 to 0.169  a cycle's base and peak
           one_cycle_peak()  0.242  the peak of one cycle
@@ -175,16 +175,19 @@ def _summary(result: RangeTest) -> str:
     curves = f"{num_curves} curves of {num_rows} rows" if num_curves > 1 else f"{num_rows} rows"
     if not np.isfinite(losses).any():
         return f"Range test: {curves}, none with a finite loss."
+    # Of a stream that ran out the result has no more to tell than of a test that diverged.
     if num_curves > 1:
-        end = f"{stopped} diverged"
+        end = f"{stopped} ended early"
+    elif stopped:
+        end = f"ended after {num_valid} of them (diverged, or out of batches)"
     else:
-        end = f"diverged after {num_valid} rows" if stopped else "no divergence"
+        end = "no divergence"
     first = losses.reshape(num_curves, num_rows)[:, 0]
     lines = [
         f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
         f"{end}.",
-        f"Loss: {np.nanmean(first):.3g} at first, {np.nanmin(result.smoothed_losses):.3g} at the "
-        "lowest.",
+        f"Loss: {np.nanmean(first):.3g} at first; its moving average "
+        f"{np.nanmin(result.smoothed_losses):.3g} at the lowest.",
     ]
     curve = _curve(result)
     try:

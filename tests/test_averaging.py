@@ -225,3 +225,17 @@ def test_batch_statistics_of_the_average_are_measured_anew():
 def test_misuse_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("length", [1, 64])
+def test_past_the_last_step_that_can_be_counted_nothing_is_averaged(length):
+    optimizer = optax.chain(optax.sgd(1.0), average_at_cycle_ends(Cycles(length)))
+    params = jnp.float32(0.0)
+    state = optax_clr.set_step(optimizer.init(params), 2**31 - 3)
+    counts = []
+    for _ in range(6):
+        updates, state = optimizer.update(jnp.float32(-1.0), state, params)
+        params = optax.apply_updates(params, updates)
+        counts.append(int(state[1].num_averaged))
+    ends = [1, 2] if length == 1 else [0, 0]  # steps 2**31 - 3 and 2**31 - 2
+    assert counts == [*ends, *[ends[-1]] * 4]

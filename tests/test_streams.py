@@ -448,3 +448,11 @@ ODD = tuple(part[:5] for part in BATCHES[0])
 def test_bad_streams_are_named(call, error, message):
     with pytest.raises(error, match=f"(?s){message}"):
         call()
+
+
+def test_a_generator_function_that_was_not_called_is_refused():
+    def batches():
+        yield jnp.ones(2)
+
+    with pytest.raises(TypeError, match="Call it"):
+        optax_clr.lr_range_test(lambda params, batch: params.sum(), jnp.ones(2), optax.sgd, batches)

@@ -99,7 +99,7 @@ def schedule(num_steps):
 
     def step(carry, _):
         params, state = carry
-        updates, state = optimizer.update(params, state, params)
+        updates, state = optimizer.update(params - 1, state, params)  # of a quadratic
         return (optax.apply_updates(params, updates), state), None
 
     @jax.jit
@@ -107,7 +107,7 @@ def schedule(num_steps):
         carry, _ = jax.lax.scan(step, (params, optimizer.init(params)), length=num_steps)
         return carry
 
-    return run, (jnp.ones(WIDTH),)
+    return run, (jnp.zeros(WIDTH),)
 
 
 def lanes(num_lanes):

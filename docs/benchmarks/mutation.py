@@ -199,7 +199,8 @@ def main():
         survivors = []
         with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
             verdicts = pool.map(lambda mutant: verdict(mutant, folders), sample)
-            for mutant, killed in zip(sample, verdicts, strict=True):
+            for number, (mutant, killed) in enumerate(zip(sample, verdicts, strict=True), 1):
+                print(f"{number}", end="\r", file=sys.stderr)
                 if not killed:
                     survivors.append(mutant)
                     print(f"survives: {mutant.module}:{mutant.line}  {mutant.change}", flush=True)
