@@ -1,5 +1,6 @@
 """The examples, for a few steps: they run, and say what they should."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,9 +11,11 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
 def run(tmp_path, name, *arguments):
+    # Half of the time would be XLA's, optimizing programs that run for a few steps.
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     finished = subprocess.run(
         [sys.executable, EXAMPLES / name, *arguments],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
