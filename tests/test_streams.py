@@ -293,6 +293,15 @@ def test_an_exception_after_divergence_is_of_no_interest():
     assert int(result.num_valid) == 20
 
 
+@pytest.fixture
+def ctrl_c_interrupts():
+    """As in a terminal; what nohup or a script's & starts is born deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_leaves_the_rows_so_far():
     def read():
         for number, batch in enumerate(BATCHES):
@@ -305,7 +314,9 @@ def test_ctrl_c_leaves_the_rows_so_far():
 
 
 CTRL_C = """
-import itertools, numpy as np, optax_clr
+import itertools, signal, numpy as np, optax_clr
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, wherever this runs
 
 def endless():
     for number in itertools.count():
