@@ -196,6 +196,9 @@ def length(cycles: Cycles, cycle: int) -> int:
 
 def pick(column: np.ndarray, cycle: jax.Array) -> jax.Array:
     """Return the entries of a table's column for ``cycle``; no index is out of range."""
+    # A new array in the types that are on at this moment: JAX may remember one of the same column
+    # from where 64-bit types were.
+    column = column.astype(jax.dtypes.canonicalize_dtype(column.dtype))
     return jnp.take(jnp.asarray(column), cycle, mode="clip")
 
 
