@@ -156,7 +156,7 @@ class HeldBatches:
         """Shapes and dtypes of one batch, or of the step that the function is given."""
         if self.batch_fn is not None:
             return _ShapeDtype((), jnp.int32)
-        shape = lambda leaf: _ShapeDtype(leaf.shape[1:], leaf.dtype)
+        shape = lambda leaf: _on_device(leaf.shape[1:], leaf.dtype)
         return jax.tree.map(shape, self.arrays)
 
     def read(self, max_rows: int) -> Chunk | None:
@@ -199,7 +199,7 @@ class StreamedBatches:
         """Shapes and dtypes of one batch."""
         return jax.tree.unflatten(
             self._structure,
-            [_ShapeDtype(*shape_and_dtype) for shape_and_dtype in self._types],
+            [_on_device(*shape_and_dtype) for shape_and_dtype in self._types],
         )
 
     def read(self, max_rows: int) -> Chunk | None:
@@ -272,6 +272,12 @@ def _check_first(structure: Any, types: list[Any]) -> None:
         raise TypeError(
             f"batches must give pytrees of numeric arrays; got {structure} of {_in_words(types)}."
         )
+
+
+def _on_device(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return shape and dtype as JAX has them: 64-bit types of NumPy become 32-bit ones."""
+    is_key = jnp.issubdtype(dtype, jax.dtypes.extended)
+    return _ShapeDtype(shape, dtype if is_key else jax.dtypes.canonicalize_dtype(dtype))
 
 
 def _in_words(types: list[Any]) -> str:

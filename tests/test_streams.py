@@ -467,3 +467,10 @@ def test_a_generator_function_that_was_not_called_is_refused():
 
     with pytest.raises(TypeError, match="Call it"):
         optax_clr.lr_range_test(lambda params, batch: params.sum(), jnp.ones(2), optax.sgd, batches)
+
+
+def test_labels_of_64_bits_are_streamed_as_jax_has_them():
+    batches = [(np.ones(2, np.float64), np.arange(2, dtype=np.int64))] * 4
+    loss_fn = lambda params, batch: jnp.sum(params * batch[0]) + batch[1].sum().astype(jnp.float32)
+    result = optax_clr.lr_range_test(loss_fn, jnp.zeros(2), optax.sgd, batches)
+    assert float(result.losses[0]) == 1.0
