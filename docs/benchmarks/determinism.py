@@ -18,7 +18,6 @@ seeds: of the four readings, and of the losses up to the peak. Beyond it trainin
 
 import argparse
 import functools
-import itertools
 import json
 import os
 import subprocess
@@ -28,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from digits_network import loss_fn, new_params
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sklearn import datasets
@@ -49,25 +49,6 @@ def make_batches():
     return (images / 16).astype(np.float32)[rows], labels.astype(np.int32)[rows]
 
 
-def new_params(seed):
-    rng = np.random.default_rng(seed)
-    return [
-        {
-            "weights": rng.normal(0, (2 / rows) ** 0.5, (rows, columns)).astype(np.float32),
-            "bias": np.zeros(columns, np.float32),
-        }
-        for rows, columns in itertools.pairwise(WIDTHS)
-    ]
-
-
-def loss_fn(params, batch):
-    hidden, labels = batch
-    for layer in params[:-1]:
-        hidden = jax.nn.relu(hidden @ layer["weights"] + layer["bias"])
-    logits = hidden @ params[-1]["weights"] + params[-1]["bias"]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
 @jax.jit
 def read(result):
     readings = jnp.stack([*result.bounds(), result.suggest(), result.one_cycle_peak()])
@@ -82,7 +63,8 @@ def forms():
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
     spread = lambda *axes: NamedSharding(mesh, P(*axes))
     batches = make_batches()
-    starts = jax.tree.map(lambda *leaves: np.stack(leaves), *map(new_params, range(NUM_SEEDS)))
+    params = [new_params(WIDTHS, seed) for seed in range(NUM_SEEDS)]
+    starts = jax.tree.map(lambda *leaves: np.stack(leaves), *params)
     test = functools.partial(
         optax_clr.lr_range_test, loss_fn, optimizer=optax.adam, num_steps=NUM_STEPS
     )
@@ -91,9 +73,7 @@ def forms():
         """Return a function that runs one test for each seed."""
 
         def run():
-            found = [
-                read(test(place(new_params(seed)), batches=batches)) for seed in range(NUM_SEEDS)
-            ]
+            found = [read(test(place(start), batches=batches)) for start in params]
             return jax.tree.map(lambda *parts: np.stack(parts), *found)
 
         return run

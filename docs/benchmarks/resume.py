@@ -16,7 +16,6 @@ just below step 2**31 - 1, where the counters stay.
 """
 
 import argparse
-import itertools
 import os
 import pathlib
 import random
@@ -30,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from digits_network import loss_fn, new_params
 
 import optax_clr
 
@@ -56,25 +56,6 @@ def schedules(num_steps):
         ),
         "one_cycle": (optax_clr.one_cycle_schedule(0.02, 0.2, 0.0, num_steps), equal),
     }
-
-
-def new_params():
-    rng = np.random.default_rng(0)
-    return [
-        {
-            "weights": jnp.asarray(rng.normal(0, (2 / rows) ** 0.5, (rows, columns)), jnp.float32),
-            "bias": jnp.zeros(columns),
-        }
-        for rows, columns in itertools.pairwise(WIDTHS)
-    ]
-
-
-def loss_fn(params, batch):
-    hidden, labels = batch
-    for layer in params[:-1]:
-        hidden = jax.nn.relu(hidden @ layer["weights"] + layer["bias"])
-    logits = hidden @ params[-1]["weights"] + params[-1]["bias"]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def batch_at(data, step):
@@ -118,7 +99,7 @@ def train(folder, schedule, num_steps, first_step):
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    params = new_params()
+    params = jax.device_put(new_params(WIDTHS, seed=0))
     state = optax_clr.set_step(optimizer.init(params), first_step)
     path = folder / "checkpoint.npz"
     step, (params, state) = restore(path, (params, state))

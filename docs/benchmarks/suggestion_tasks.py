@@ -389,15 +389,7 @@ class Task:
         return self.model.init(jax.random.key(seed), self.data.inputs[: self.batch_size])
 
     def batch_rows(self, seed, num_steps):
-        """Return ``i32[num_steps, batch_size]`` rows, each epoch in a new order."""
-        rng = np.random.default_rng([seed, 7])
-        num_rows, size = len(self.data.inputs), self.batch_size
-        per_epoch = num_rows // size
-        epochs = [
-            rng.permutation(num_rows)[: per_epoch * size].reshape(per_epoch, size)
-            for _ in range(-(-num_steps // per_epoch))
-        ]
-        return np.concatenate(epochs)[:num_steps].astype(np.int32)
+        return shuffled_rows(len(self.data.inputs), self.batch_size, seed, num_steps)
 
     def batches(self, seed, num_steps):
         rows = self.batch_rows(seed, num_steps)
@@ -406,6 +398,17 @@ class Task:
     @property
     def validation(self):
         return self.data.validation_inputs, self.data.validation_targets
+
+
+def shuffled_rows(num_rows, batch_size, seed, num_steps):
+    """Return ``i32[num_steps, batch_size]`` rows, each epoch in a new order."""
+    rng = np.random.default_rng([seed, 7])
+    per_epoch = num_rows // batch_size
+    epochs = [
+        rng.permutation(num_rows)[: per_epoch * batch_size].reshape(per_epoch, batch_size)
+        for _ in range(-(-num_steps // per_epoch))
+    ]
+    return np.concatenate(epochs)[:num_steps].astype(np.int32)
 
 
 def scaled(data_fn, *args, targets=False, **options):

@@ -113,7 +113,6 @@ POLICIES = (
     Policy("one cycle", one_cycle, optax_clr.RangeTest.one_cycle_peak),
 )
 NAMES = tuple(policy.name for policy in POLICIES)
-NUM_PLAIN = NAMES.index("triangular")  # those before have no cycles
 
 
 # ------------------------------------------------------------------------------------- training
@@ -188,15 +187,23 @@ def outcomes(task, runs, num_steps):
     return np.concatenate(parts)[: len(runs)]
 
 
+@functools.cache
+def step_of(task):
+    """Return the step of a task, one and the same for all of its tests: it is compiled once."""
+    return functools.partial(training_step, task)
+
+
+@jax.jit  # where what cannot be read is NaN
+def read(result):
+    return jnp.stack([policy.reading(result) for policy in POLICIES])
+
+
 def tested_peaks(task, seed):
     """Return the peak of each policy as one range test suggests it."""
     rows = jnp.asarray(task.batch_rows(seed + 1000, TEST_STEPS))
     batches = jax.tree.map(lambda column: column[rows], task.train_data)
-    step_fn = functools.partial(training_step, task)
     values = jnp.geomspace(1e-7, 10.0, TEST_STEPS)
-    result = optax_clr.range_test(step_fn, start(task, seed), batches, values)
-    # Read under jit, where what cannot be read is NaN.
-    read = jax.jit(lambda result: jnp.stack([policy.reading(result) for policy in POLICIES]))
+    result = optax_clr.range_test(step_of(task), start(task, seed), batches, values)
     peaks = np.asarray(read(result))
     return np.where(np.isfinite(peaks), peaks, task.customary_rate)
 
@@ -266,13 +273,18 @@ def error_rates(table):
     return 100 * (1 - table["results"][..., 1].astype(float))
 
 
+def half_interval(values):
+    """Return half the 95% interval of the mean over the starts, the first axis."""
+    quantile = stats.t.ppf(0.975, len(values) - 1)
+    return quantile * values.std(0, ddof=1) / np.sqrt(len(values))
+
+
 def difference(values, reference, worst=WORST):
     """Return the mean of a paired difference, at most ``worst``, and half its 95% interval."""
     with np.errstate(invalid="ignore"):
         pairs = np.nan_to_num(values - reference, nan=0.0)
     pairs = np.clip(pairs, -worst, worst)
-    quantile = stats.t.ppf(0.975, len(pairs) - 1)
-    return pairs.mean(), quantile * pairs.std(ddof=1) / np.sqrt(len(pairs))
+    return pairs.mean(), half_interval(pairs)
 
 
 def verdict(values, reference, worst=WORST):
@@ -283,7 +295,6 @@ def verdict(values, reference, worst=WORST):
 
 def print_losses(name, table):
     task, losses = TASKS[name], table["results"][:, -1]
-    quantile = stats.t.ppf(0.975, losses.shape[2] - 1)
     what = "loss, accuracy in %" if task.is_classification else "loss"
     print(f"\n{name} ({task.optimizer}, {task.num_steps} steps): {what}, mean and 95% interval")
     print(f"{'':22}", *(f"{source:>32}" for source in SOURCES))
@@ -291,7 +302,7 @@ def print_losses(name, table):
         cells = []
         for source in range(len(SOURCES)):
             means = losses[source, policy].mean(0)
-            halves = quantile * losses[source, policy].std(0, ddof=1) / np.sqrt(losses.shape[2])
+            halves = half_interval(losses[source, policy])
             cell = f"{means[0]:.4f} ± {halves[0]:.4f}"
             if task.is_classification:
                 cell += f", {100 * means[1]:.2f} ± {100 * halves[1]:.2f}"
@@ -338,8 +349,8 @@ def print_choices(tables):
                 changes.append(difference(logs[source], logs[0])[0])
                 diverged += int(np.isinf(logs[source]).sum())
             *others, worst = sorted(changes)
-            means = f"{np.mean(changes):+.3f} ({np.mean(others):+.3f}; {worst:+.3f}; {diverged})"
-            cells.append(means)
+            means = f"{np.mean(changes):+.3f} ({np.mean(others):+.3f}; "
+            cells.append(f"{means}{worst:+.3f}; {diverged})")
         width = np.mean([width_within(table, policy) for table in tables.values()])
         print(f"{policy_name:22}", *(f"{cell:>32}" for cell in cells), f"{width:8.2f}")
 

@@ -28,6 +28,7 @@ from suggestion_tasks import (
     mnist1d,
     scaled,
     scikit,
+    shuffled_rows,
     source_text,
     squared_error,
     text,
@@ -151,15 +152,7 @@ class TrainingTask:
         return self.loss(outputs, targets), jnp.mean(right)
 
     def batch_rows(self, seed, num_steps):
-        """Return ``i32[num_steps, batch_size]`` rows, each epoch in a new order."""
-        rng = np.random.default_rng([seed, 7])
-        num_rows, size = len(self.train_data[0]), self.batch_size
-        per_epoch = num_rows // size
-        epochs = [
-            rng.permutation(num_rows)[: per_epoch * size].reshape(per_epoch, size)
-            for _ in range(-(-num_steps // per_epoch))
-        ]
-        return np.concatenate(epochs)[:num_steps].astype(np.int32)
+        return shuffled_rows(len(self.train_data[0]), self.batch_size, seed, num_steps)
 
 
 def _tasks():
