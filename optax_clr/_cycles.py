@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import numbers
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from optax_clr._arguments import INT32_MAX, as_step, whole_number
 
 # Cycles of unequal length are looked up in a table; a mult very close to 1 would make it huge.
 _MAX_TABLE_ROWS = 2**20
+# Of the factor from the first cycle to the last: their lengths stay within the range of a float.
+_MAX_GROWTH_BITS = 960
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +41,9 @@ class Cycles:
 
     Raises:
       TypeError: if a count is not an integer or ``mult`` is not a Python number.
-      ValueError: if an argument is out of range, or ``mult`` so close to 1 that over a million
-        different cycles would have to be tabulated.
+      ValueError: if an argument is out of range, ``mult`` so close to 1 that over a million
+        different cycles would have to be tabulated, or ``num_cycles`` so large that the last one
+        is longer than any run.
 
     Example:
       >>> import jax.numpy as jnp
@@ -208,9 +212,17 @@ def _check_mult(mult: Any, num_cycles: int | None) -> float:
         raise TypeError(f"mult must be {allowed}, got {mult!r}.")
     if not 0 < float(mult) <= INT32_MAX:
         raise ValueError(f"mult must be {allowed}, got {mult!r}.")
-    if mult < 1 and num_cycles is None:
+    factor = int(mult) if isinstance(mult, numbers.Integral) else float(mult)
+    if factor < 1 and num_cycles is None:
         raise ValueError(
-            f"mult={mult} makes every cycle shorter than the one before; "
+            f"mult={factor} makes every cycle shorter than the one before; "
             "say with num_cycles how many there are."
         )
-    return int(mult) if isinstance(mult, numbers.Integral) else float(mult)
+    if factor > 1 and num_cycles is not None:
+        growth_bits = (num_cycles - 1) * math.log2(factor)
+        if num_cycles > _MAX_TABLE_ROWS or growth_bits > _MAX_GROWTH_BITS:
+            raise ValueError(
+                f"num_cycles={num_cycles} cycles that grow by mult={factor} last longer than any "
+                "run; use fewer, or num_cycles=None for cycles without end."
+            )
+    return factor

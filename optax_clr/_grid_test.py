@@ -78,10 +78,10 @@ def lr_grid_test(
       finite are NaN, and not counted in ``num_valid``.
 
     Raises:
-      TypeError: if a function is missing or returns something else, or the optimizer is one
-        already built.
+      TypeError: if a function is missing or returns something else, the optimizer is one already
+        built, or the params are not floats.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
-        in length or shape, or the loss is not a scalar.
+        in length or shape, the loss is not a scalar, or the optimizer ignores its rate.
 
     Example:
       >>> def loss_fn(params, batch):

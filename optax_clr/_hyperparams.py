@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -136,6 +137,7 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
       A new state of the same structure, shapes and dtypes.
 
     Raises:
+      TypeError: if a value is no number.
       ValueError: if no hyperparameter has that name, a schedule drives it (the next update would
         overwrite the value in silence), or the shape differs.
 
@@ -146,8 +148,10 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
       {'learning_rate': Array(0.05, dtype=float32)}
     """
     states = _injected_states(state)
-    for name in values:
+    for name, value in values.items():
         _check_settable(states, name)
+        if not (isinstance(value, numbers.Real) or hasattr(value, "dtype")):
+            raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}.")
 
     def with_values(path: Sequence[Any], node: Any) -> Any:
         if not isinstance(node, _Injected):

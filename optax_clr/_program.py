@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from optax_clr._arguments import is_traced
 from optax_clr._batches import Chunk
 from optax_clr._divergence import StopRule, Tracker, new_tracker, track
+from optax_clr._documentation import see
 from optax_clr._lanes import advance, any_lane
 from optax_clr._result import RangeTest
 from optax_clr._training_step import OptimizerStep, PyTree, StepFn, as_float32, checked_step
@@ -204,6 +205,14 @@ class Programs:
         value = jax.eval_shape(lambda values: values[0], values)
         state = jax.eval_shape(self._initial_state, initial, value)
         step = jax.make_jaxpr(self.step)(state, batch, value)
+        step_fn = self.plan.step_fn
+        if isinstance(step_fn, OptimizerStep) and not _reads_input(step.jaxpr, -1):
+            raise ValueError(
+                "optimizer must train with the learning rate that it is given; "
+                f"{step_fn.optimizer!r} does not read it, or keeps the first one in its state, as "
+                "optax.inject_hyperparams does. Pass optax.adamw itself, or lambda rate: "
+                f"optax.adamw(rate, weight_decay=0.1). {see('first-test/')}"
+            )
         self.facts = StepFacts(_has_convolution(step.jaxpr), any(map(is_traced, step.consts)))
         return self.facts
 
@@ -262,6 +271,19 @@ def _has_convolution(jaxpr: Any) -> bool:
                 if hasattr(inner, "eqns") and _has_convolution(inner):
                     return True
     return False
+
+
+def _reads_input(jaxpr: Any, index: int) -> bool:
+    """Whether a program does anything with its input of that index."""
+    variable = jaxpr.invars[index]
+    for equation in jaxpr.eqns:
+        for place, argument in enumerate(equation.invars):
+            if argument is variable:
+                # Of a program inside, jax.jit passes all of its arguments, read or not.
+                is_jit = equation.primitive.name in ("jit", "pjit")
+                if not is_jit or _reads_input(equation.params["jaxpr"].jaxpr, place):
+                    return True
+    return any(output is variable for output in jaxpr.outvars)
 
 
 def _empty(entry: Any) -> jax.Array:

@@ -18,6 +18,8 @@ from optax_clr._documentation import see
 _WIDTH = 0.3
 # Where the average is computed: enough for 0.03 decades over eight, and a bound on the memory.
 _GRID_SIZE = 256
+# Of the rows at a point of it: none is within three decades. Products of smaller ones underflow.
+_LEAST_WEIGHT = 1e-20
 _MIN_ROWS = 6
 # How far below the first losses the lowest average must be, in standard errors of the two. At 3
 # about 1 of 30 curves of pure noise is read.
@@ -142,7 +144,7 @@ def read_valley(curve: Curve) -> Valley:
 
 def find_valley(curve: Curve) -> tuple[Valley, list[str]]:
     """Return the valley of a curve and what is doubtful, or raise (NaN, and nothing, if traced)."""
-    valley, problem, doubts = _find_valley(*_checked(curve))
+    valley, problem, doubts = _find_valley(*checked(curve))
     if is_traced(problem):
         return valley, []
     if int(problem) != _READABLE:
@@ -150,9 +152,15 @@ def find_valley(curve: Curve) -> tuple[Valley, list[str]]:
     return valley, [text for doubt, text in zip(np.asarray(doubts), _DOUBTS, strict=True) if doubt]
 
 
-def _checked(curve: Curve) -> Curve:
+def checked(curve: Curve) -> Curve:
+    """Return the curve as arrays, if they have one shape."""
     rates, losses = checked_columns(curve.learning_rates, curve.losses)
-    return Curve(rates, losses, jnp.broadcast_to(curve.equivalent_steps, losses.shape))
+    steps = jnp.asarray(curve.equivalent_steps)
+    if steps.shape != losses.shape:
+        raise ValueError(
+            f"equivalent_steps must have the shape of losses, {losses.shape}, got {steps.shape}."
+        )
+    return Curve(rates, losses, steps)
 
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -296,10 +304,11 @@ def _noise(rows: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _average(weights: jax.Array, rows: jax.Array, valid: jax.Array) -> jax.Array:
-    """Return the weighted averages of the valid rows; inf where none has weight."""
+    """Return the weighted averages of the valid rows; inf where all of them are far away."""
     total = weights @ valid.astype(weights.dtype)
-    average = (weights @ jnp.where(valid, rows, 0)) / jnp.where(total > 0, total, 1)
-    return jnp.where(total > 0, average, jnp.inf)
+    near = total > _LEAST_WEIGHT
+    average = (weights @ jnp.where(valid, rows, 0)) / jnp.where(near, total, 1)
+    return jnp.where(near, average, jnp.inf)
 
 
 def _standard_error(depth: jax.Array, rows: jax.Array, weights: jax.Array) -> jax.Array:
@@ -320,7 +329,7 @@ def _gaussian(distance: jax.Array) -> jax.Array:
 
 def spread(curve: Curve) -> tuple[float, float] | None:
     """Return the lowest and highest suggestion of the single curves; None if there is one."""
-    lanes = [column.reshape(-1, column.shape[-1]) for column in _checked(curve)]
+    lanes = [column.reshape(-1, column.shape[-1]) for column in checked(curve)]
     if len(lanes[0]) == 1:
         return None
     valleys, _, _ = jax.vmap(_find_valley)(*lanes)

@@ -166,6 +166,7 @@ def _curve(result: RangeTest) -> _reading.Curve:
 
 
 def _summary(result: RangeTest) -> str:
+    curve = _reading.checked(_curve(result))
     rates = np.asarray(result.learning_rates)
     losses = np.asarray(result.losses)
     num_rows = rates.shape[-1]
@@ -189,7 +190,6 @@ def _summary(result: RangeTest) -> str:
         f"Loss: {np.nanmean(first):.3g} at first; its moving average "
         f"{np.nanmin(result.smoothed_losses):.3g} at the lowest.",
     ]
-    curve = _curve(result)
     try:
         valley, doubts = _reading.find_valley(curve)
     except _reading.RangeTestError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ from optax_clr._arguments import (
     as_step,
     float_dtype,
     function,
-    is_traced,
     known_float,
     real_scalar,
     whole_number,
@@ -520,16 +520,20 @@ class _Phase(NamedTuple):
 def _one_cycle_phases(
     values: tuple[ArrayLike, ArrayLike, ArrayLike],
     total_steps: int,
-    rise_fraction: float,
+    rise_fraction: Any,
     three_phase: bool,
 ) -> Sequence[_Phase]:
     """Return the phases in order; those that no step falls in are left out."""
     most = 0.5 if three_phase else 1.0
-    if is_traced(rise_fraction) or not 0 <= rise_fraction <= most:
-        raise ValueError(
-            f"rise_fraction must be a Python number from 0 to {most:g}"
-            f"{' where three_phase=True' if three_phase else ''}, got {rise_fraction!r}."
-        )
+    condition = " where three_phase=True" if three_phase else ""
+    message = (
+        f"rise_fraction must be a Python number from 0 to {most:g}{condition}, "
+        f"got {rise_fraction!r}."
+    )
+    if not isinstance(rise_fraction, numbers.Real):
+        raise TypeError(message)
+    if not 0 <= float(rise_fraction) <= most:
+        raise ValueError(message)
     init_value, peak_value, end_value = values
     # At a fraction of 0 torch's formula would put the peak one step before the run.
     peak_time = float(rise_fraction) * total_steps - 1 if rise_fraction else 0.0

@@ -34,6 +34,12 @@ class OptimizerStep:
                 f"optimizer must return a GradientTransformation, got {transformation!r} from "
                 f"{self.optimizer!r}."
             )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.inexact):
+                raise TypeError(
+                    f"params{jax.tree_util.keystr(path)} must be a float to be trained, got dtype "
+                    f"{dtype}. Convert it, or leave it out of the params and close over it."
+                )
         return params, transformation.init(params)
 
     def __call__(
@@ -60,7 +66,15 @@ def checked_step(
     step_fn: StepFn, has_aux: bool, state: PyTree, batch: PyTree, value: jax.Array
 ) -> tuple[PyTree, tuple[jax.Array, PyTree]]:
     """Return the state and (loss, metrics), as floats, of one step; errors come as it is traced."""
-    result: Any = step_fn(state, batch, value)
+    try:
+        result: Any = step_fn(state, batch, value)
+    except Exception as error:
+        error.add_note(
+            f"A step of the range test was given the batch {jax.tree.map(_shape_in_words, batch)}. "
+            "The leading axis of batches that are arrays counts the steps. "
+            + see("range-test/#batches")
+        )
+        raise
     if not isinstance(result, tuple) or len(result) != 2:
         expected = "(state, (loss, metrics))" if has_aux else "(state, loss)"
         raise TypeError(f"step_fn must return {expected}, got {describe(result)}.")
@@ -136,6 +150,10 @@ def _structural_difference(old: PyTree, new: PyTree) -> str:
         "its leaves have the same names, but a container is of another type or has another static "
         f"part: {jax.tree.structure(old)} became {jax.tree.structure(new)}"
     )
+
+
+def _shape_in_words(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else describe(leaf)
 
 
 def _as_float(metric: Any) -> jax.Array:

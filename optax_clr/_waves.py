@@ -185,13 +185,15 @@ class exponential:  # noqa: N801 (used as a function)
 
     def _logarithm(self, dtype: DTypeLike) -> tuple[ArrayLike, ArrayLike]:
         """Return the logarithm of gamma as a head of 8 significant bits and the tail."""
-        gamma = known_float(self.gamma)
-        if gamma is None:
-            logarithm = jnp.log1p(jnp.asarray(self.gamma, dtype) - 1)
+        known_gamma = known_float(self.gamma)
+        if known_gamma is None:
+            gamma = jnp.asarray(self.gamma, dtype)
+            # Near 1 the difference is exact, and the logarithm right in its last digits.
+            logarithm = jnp.where(gamma > 0.5, jnp.log1p(gamma - 1), jnp.log(gamma))
             exponent_bits = 8 if dtype == jnp.float32 else 11
             traced_head = lax.reduce_precision(logarithm, exponent_bits, 7)
             return traced_head, logarithm - traced_head
-        exact = math.log(gamma)
+        exact = math.log(known_gamma)
         mantissa, exponent = math.frexp(exact)
         head = math.ldexp(round(mantissa * 2**8), exponent - 8)
         return jnp.asarray(head, dtype), jnp.asarray(exact - head, dtype)

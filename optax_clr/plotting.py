@@ -38,6 +38,7 @@ def plot_range_test(result: RangeTest, ax: Axes | None = None) -> Axes:
 
     Raises:
       ImportError: if Matplotlib is not installed.
+      TypeError: if ``result`` is no range test's or ``ax`` no Axes.
 
     Example:
       >>> import matplotlib
@@ -48,7 +49,9 @@ def plot_range_test(result: RangeTest, ax: Axes | None = None) -> Axes:
       >>> ax.get_xlabel(), ax.get_xscale()
       ('learning rate', 'log')
     """
-    ax = _new_axes() if ax is None else ax
+    if not isinstance(result, RangeTest):
+        raise TypeError(f"result must be a RangeTest, got {result!r}.")
+    ax = _axes(ax)
     num_rows = result.losses.shape[-1]
     all_rates, losses, smoothed = (
         np.asarray(column, np.float64).reshape(-1, num_rows)
@@ -73,8 +76,10 @@ def plot_range_test(result: RangeTest, ax: Axes | None = None) -> Axes:
         )
     if np.size(result.held_out_losses):
         held_out = np.asarray(result.held_out_losses).reshape(-1, num_rows)[:, recorded]
+        finite = np.isfinite(held_out).any(0)  # the median of NaN alone is a warning
+        median = np.nanmedian(held_out[:, finite], axis=0)
         label = "held-out loss" + (", median" if len(held_out) > 1 else "")
-        ax.plot(rates, np.nanmedian(held_out, axis=0), color=_HELD_OUT, lw=1.5, label=label)
+        ax.plot(rates[finite], median, color=_HELD_OUT, lw=1.5, label=label)
     try:
         _draw_reading(ax, result.bounds(), float(result.suggest()))
     except RangeTestError as error:
@@ -99,7 +104,7 @@ def plot_schedule(schedule: optax.Schedule, num_steps: int, ax: Axes | None = No
 
     Raises:
       ImportError: if Matplotlib is not installed.
-      TypeError: if ``schedule`` is no function or ``num_steps`` no integer.
+      TypeError: if ``schedule`` is no function, ``num_steps`` no integer or ``ax`` no Axes.
       ValueError: if ``num_steps`` is below 1.
 
     Example:
@@ -111,20 +116,27 @@ def plot_schedule(schedule: optax.Schedule, num_steps: int, ax: Axes | None = No
     """
     schedule = function("schedule", schedule, form="step -> value")
     steps = jnp.arange(whole_number("num_steps", num_steps))
-    ax = _new_axes() if ax is None else ax
+    ax = _axes(ax)
     # By vmap, since some of Optax's schedules refuse arrays of steps.
     ax.plot(np.asarray(steps), np.asarray(jax.vmap(schedule)(steps)), color=_CURVE)
     return _labelled(ax, "step", "value")
 
 
-def _new_axes() -> Axes:
+def _axes(ax: Axes | None) -> Axes:
+    """Return ``ax``, or those of a new figure."""
     try:
-        from matplotlib import pyplot as plt
+        from matplotlib import axes, pyplot
     except ImportError as error:
         raise ImportError(
             'optax_clr.plotting needs Matplotlib: pip install "optax-clr[plot]".'
         ) from error
-    return plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
+    if ax is None:
+        return pyplot.subplots(figsize=(8, 4.5), layout="constrained")[1]
+    if not isinstance(ax, axes.Axes):
+        raise TypeError(
+            f"ax must be Matplotlib Axes, got {ax!r}. Those of a figure are figure.add_subplot()."
+        )
+    return ax
 
 
 def _labelled(ax: Axes, x: str, y: str) -> Axes:
@@ -154,4 +166,6 @@ def _limit_losses(ax: Axes, losses: np.ndarray, smoothed: np.ndarray) -> None:
 
 def _is_geometric(rates: np.ndarray) -> bool:
     """Whether the rates are spaced more evenly in their logarithm."""
+    if rates.size < 2:
+        return False
     return bool(np.ptp(np.diff(np.log(rates))) * np.mean(rates) <= np.ptp(np.diff(rates)))

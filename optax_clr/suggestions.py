@@ -14,7 +14,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
+from optax_clr._arguments import real_scalar, whole_number
 from optax_clr._reading import checked_columns
 
 __all__ = ["minimum", "slide", "steepest", "valley"]
@@ -119,7 +121,7 @@ def slide(
     losses: jax.Array,
     *,
     interval: int = 15,
-    threshold: float = 0.005,
+    threshold: ArrayLike = 0.005,
 ) -> jax.Array:
     """Return the rate left of the interval that slides down the final rise until it is level.
 
@@ -129,14 +131,16 @@ def slide(
     Args:
       learning_rates: ``f32[..., n]`` positive rates in the order of the sweep, ``n > interval``.
       losses: ``f32[..., n]`` losses at them.
-      interval: width of the interval in rows.
+      interval: width of the interval in rows, a positive Python integer.
       threshold: difference of slopes in units of the loss, so scaling the loss changes the answer.
 
     Returns:
       ``f32[]`` the rate; NaN if no more than ``interval`` rows are valid.
 
     Raises:
-      ValueError: if the shapes differ or ``n <= interval``.
+      TypeError: if ``interval`` is not an integer or ``threshold`` not a real number.
+      ValueError: if the shapes differ, ``interval`` is below 1, ``threshold`` not positive, or
+        ``n <= interval``.
 
     Example:
       >>> rates = jnp.geomspace(1e-3, 1.0, 40)
@@ -148,6 +152,8 @@ def slide(
     References:
       fastai, ``slide`` in ``callback/schedule.py``.
     """
+    interval = whole_number("interval", interval)
+    threshold = real_scalar("threshold", threshold, positive=True)
     rates, curve, valid = _one_curve(learning_rates, losses, minimum_rows=interval + 1)
     num_valid = valid.sum()
     row = jnp.arange(curve.shape[0])

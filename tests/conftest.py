@@ -22,7 +22,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile(
     "default", derandomize=True, deadline=None, max_examples=100, print_blob=True
 )
-hypothesis.settings.register_profile("thorough", deadline=None, max_examples=5000)
+# Other examples each time: docs/benchmarks/fuzz.py counts those of tests/fuzz_*.py.
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=7_500, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

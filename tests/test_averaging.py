@@ -203,30 +203,6 @@ def test_batch_statistics_of_the_average_are_measured_anew():
     np.testing.assert_allclose(renewed["var"], batches.var(1).mean(0), rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: average_at_cycle_ends(100), TypeError, "must be an optax_clr.Cycles, got 100"),
-        (
-            lambda: average_at_cycle_ends(Cycles(2)).update(
-                PARAMS, average_at_cycle_ends(Cycles(2)).init(PARAMS)
-            ),
-            ValueError,
-            "needs the params: call optimizer.update",
-        ),
-        (lambda: averaged_params(optax.adam(0.1).init(PARAMS)), ValueError, "got 0. Put it last"),
-        (
-            lambda: averaged_params([average_at_cycle_ends(Cycles(2)).init(PARAMS)] * 2),
-            ValueError,
-            "got 2",
-        ),
-    ],
-)
-def test_misuse_is_named(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
-
-
 @pytest.mark.parametrize("length", [1, 64])
 def test_past_the_last_step_that_can_be_counted_nothing_is_averaged(length):
     optimizer = optax.chain(optax.sgd(1.0), average_at_cycle_ends(Cycles(length)))

@@ -119,21 +119,6 @@ def test_masks_are_named_as_with_optax():
     assert_equal(train(optimizer, some_params(), 20)[2], expected)
 
 
-@pytest.mark.parametrize("mask", [lambda params: params["bias"], lambda step: step[None], print])
-def test_a_function_that_is_no_schedule_is_refused_with_the_remedy(mask):
-    with pytest.raises(TypeError, match=r"mask must be .* static_args='mask'"):
-        optax_clr.inject_schedules(optax.adamw)(learning_rate=0.1, mask=mask)
-
-
-def test_bad_factories_are_refused():
-    with pytest.raises(TypeError, match="already built"):
-        optax_clr.inject_schedules(optax.adam(0.1))
-    with pytest.raises(TypeError, match="factory must be a function"):
-        optax_clr.inject_schedules("adam")
-    with pytest.raises(ValueError, match=r"static_args=\['mesk'\] must be arguments"):
-        optax_clr.inject_schedules(optax.adamw, static_args="mesk")
-
-
 def test_stateful_schedules_of_optax_work():
     class Halved(optax.schedules.StatefulSchedule):
         def init(self):
@@ -274,43 +259,6 @@ def test_setting_a_value_does_not_recompile():
     update(update(state))
     update(optax_clr.set_hyperparams(state, learning_rate=0.5))
     assert len(traces) == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"learning_rate": 0.1}, "learning_rate is driven by a schedule at 1/learning_rate"),
-        ({"weight_decay": 0.1}, r"weight_decay is no hyperparameter .*\['1/learning_rate'"),
-    ],
-)
-def test_set_hyperparams_refuses_what_would_have_no_effect(change, message):
-    state = chained().init(some_params())
-    with pytest.raises(ValueError, match=message):
-        optax_clr.set_hyperparams(state, **change)
-
-
-def test_set_hyperparams_refuses_another_shape():
-    state = inject(optax.sgd)(jnp.float32(0.1)).init(some_params())
-    with pytest.raises(ValueError, match=r"learning_rate must have shape \(\) or \(\), got .*\(2,"):
-        optax_clr.set_hyperparams(state, learning_rate=jnp.ones(2))
-
-
-@pytest.mark.parametrize(
-    ("step", "error", "message"),
-    [
-        (1.5, TypeError, "step must be an integer"),
-        (-1, ValueError, "step must be a scalar of at least 0, got -1"),
-        (np.arange(2), ValueError, "step must be a scalar"),
-    ],
-)
-def test_set_step_refuses_bad_steps(step, error, message):
-    with pytest.raises(error, match=message):
-        optax_clr.set_step(chained().init(some_params()), step)
-
-
-def test_set_step_refuses_a_state_without_schedules():
-    with pytest.raises(ValueError, match="no schedule whose step could be set"):
-        optax_clr.set_step(optax.adam(0.1).init(some_params()), 5)
 
 
 # --------------------------------------------------------------------------------------- Flax

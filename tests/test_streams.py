@@ -409,66 +409,6 @@ def test_a_step_with_convolutions_gives_the_curve_of_one_program(batches, steps_
     np.testing.assert_allclose(by_rows.losses, one_program.losses, rtol=1e-4)
 
 
-# ------------------------------------------------------------------------------------ bad input
-
-ODD = tuple(part[:5] for part in BATCHES[0])
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: run(iter([])), ValueError, "at least one batch, got none"),
-        (lambda: run(Loader([])), ValueError, "at least one batch, got none"),
-        (
-            lambda: run(Loader([BATCHES[0], ODD, *BATCHES])),
-            ValueError,
-            r"shapes and dtypes of the first, float32\[16, 4\], .*; got float32\[5, 4\]",
-        ),
-        (
-            lambda: run(Loader([BATCHES[0], tuple(map(np.float64, BATCHES[0])), *BATCHES])),
-            ValueError,
-            "dtypes of the first.* got float64",
-        ),
-        (
-            lambda: run(Loader([BATCHES[0], {"a": BATCHES[0][0]}, *BATCHES])),
-            ValueError,
-            "structure of the first",
-        ),
-        (lambda: run(Loader(["a", "b"])), TypeError, "numeric arrays.*<U1"),
-        (lambda: run(Loader([None])), TypeError, "numeric arrays.* nothing"),
-        (lambda: run("text"), TypeError, "numeric arrays"),
-        (lambda: jax.jit(lambda: run(BATCHES))(), TypeError, "cannot be inside jax.jit"),
-        (
-            lambda: jax.jit(lambda: run(STACKED, progress=True))(),
-            TypeError,
-            "progress=True, runs from Python",
-        ),
-        (
-            lambda: jax.vmap(
-                lambda decay: (
-                    optax_clr.lr_range_test(
-                        loss_fn, PARAMS, lambda rate: optax.adamw(rate, weight_decay=decay), BATCHES
-                    ).losses
-                )
-            )(jnp.ones(2)),
-            TypeError,
-            "cannot be inside jax.jit or jax.vmap",
-        ),
-    ],
-)
-def test_bad_streams_are_named(call, error, message):
-    with pytest.raises(error, match=f"(?s){message}"):
-        call()
-
-
-def test_a_generator_function_that_was_not_called_is_refused():
-    def batches():
-        yield jnp.ones(2)
-
-    with pytest.raises(TypeError, match="Call it"):
-        optax_clr.lr_range_test(lambda params, batch: params.sum(), jnp.ones(2), optax.sgd, batches)
-
-
 def test_labels_of_64_bits_are_streamed_as_jax_has_them():
     batches = [(np.ones(2, np.float64), np.arange(2, dtype=np.int64))] * 4
     loss_fn = lambda params, batch: jnp.sum(params * batch[0]) + batch[1].sum().astype(jnp.float32)

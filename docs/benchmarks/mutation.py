@@ -1,6 +1,6 @@
 """Do the tests notice? Mutate the source, one small change at a time, and run its tests.
 
-    python docs/benchmarks/mutation.py                      # a sample of 300, two hours of CPU
+    python docs/benchmarks/mutation.py                      # a sample of 300
     python docs/benchmarks/mutation.py --sample 20 --seed 1
     python docs/benchmarks/mutation.py --modules _cycles _waves --sample 0    # all of these
 
@@ -25,10 +25,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[2]
-TIMEOUT = 900  # seconds, of a mutant that does not end
 
 # The tests of each module, the quicker first.
 TESTS = {
@@ -148,16 +148,23 @@ def copied_repository(folder):
     return folder
 
 
-def tests_fail(folder, module):
-    """Whether a test of the module fails in a copy of the repository."""
+def tests_fail(folder, module, timeout):
+    """Whether a test of the module fails, or does not end, in a copy of the repository."""
     files = [f"tests/test_{name}.py" for name in TESTS[module]]
     docstrings = f"tests/test_docs.py::test_the_examples_of_docstrings[optax_clr.{module}]"
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
-    # The copy comes before an installed optax_clr; warnings of unparsed source are not the tests'.
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder),  # comes before an installed optax_clr
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # XLA compiles once what a mutation does not change: half the time.
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
     try:
         run = subprocess.run(
-            [*command, docstrings, *files], cwd=folder, env=environment, timeout=TIMEOUT,
+            [*command, docstrings, *files], cwd=folder, env=environment, timeout=timeout,
             capture_output=True, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -165,12 +172,12 @@ def tests_fail(folder, module):
     return run.returncode != 0
 
 
-def verdict(mutant, folders):
+def verdict(mutant, folders, timeouts):
     folder = folders.pop()
     target = folder / f"optax_clr/{mutant.module}.py"
     original = target.read_text()
     target.write_text(mutant.source)
-    killed = tests_fail(folder, mutant.module)
+    killed = tests_fail(folder, mutant.module, timeouts[mutant.module])
     target.write_text(original)
     folders.append(folder)
     return killed
@@ -193,12 +200,15 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         numbers = range(arguments.workers)
         folders = [copied_repository(pathlib.Path(work) / str(number)) for number in numbers]
+        timeouts = {}
         for module in arguments.modules:
-            if tests_fail(folders[0], module):
+            begun = time.perf_counter()
+            if tests_fail(folders[0], module, timeout=None):
                 raise SystemExit(f"the tests of {module} fail without a mutation")
+            timeouts[module] = 4 * (time.perf_counter() - begun)
         survivors = []
         with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
-            verdicts = pool.map(lambda mutant: verdict(mutant, folders), sample)
+            verdicts = pool.map(lambda mutant: verdict(mutant, folders, timeouts), sample)
             for number, (mutant, killed) in enumerate(zip(sample, verdicts, strict=True), 1):
                 print(f"{number}", end="\r", file=sys.stderr)
                 if not killed:

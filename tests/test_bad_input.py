@@ -1,0 +1,848 @@
+"""What a user can get wrong in a call: one table of it, in which every public function stands.
+
+Each is refused with the argument, the value it had and what is allowed, where the object is built.
+"""
+
+import collections
+import inspect
+import io
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from matplotlib.figure import Figure
+
+import optax_clr
+from optax_clr import Cycles, RangeTest, plotting, suggestions
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+NAN, INF, TOO_LARGE = math.nan, math.inf, 2**31
+
+
+class Wrong(NamedTuple):
+    """Arguments, in the place of good ones, and what is said of them."""
+
+    change: dict
+    error: type
+    message: str
+
+
+class Entry(NamedTuple):
+    """A public function: a call that is right, its arguments by kind, and what else can be wrong.
+
+    Attributes:
+      function: or what calls it.
+      good: all of its arguments.
+      counts: arguments that are Python integers of at least 1.
+      values: that are finite real scalars.
+      positive: such scalars above 0.
+      functions: that are called.
+      steps: integers of any shape.
+      wrong: what is special to the function.
+      anything: arguments of which no value is wrong.
+    """
+
+    function: Callable
+    good: dict
+    counts: tuple = ()
+    values: tuple = ()
+    positive: tuple = ()
+    functions: tuple = ()
+    steps: tuple = ()
+    wrong: tuple = ()
+    anything: tuple = ()
+
+
+_NO_SCALARS = [NAN, INF, -INF], ["0.1", True, None, 1j, [0.1], np.bool_(True)]
+
+
+def by_kind(entry):
+    """Yield what is wrong with every argument of a kind."""
+    got = lambda bad: f".* got {re.escape(repr(bad))}"
+    for name in entry.counts:
+        for bad in (0, -5, TOO_LARGE):
+            yield Wrong({name: bad}, ValueError, f"{name} must be a Python integer{got(bad)}")
+        for bad in (2.5, 2.0, True, "3", np.arange(2), 1j):
+            yield Wrong({name: bad}, TypeError, f"{name} must be a Python integer{got(bad)}")
+    for name in (*entry.values, *entry.positive):
+        for kind, bads in zip((ValueError, TypeError), _NO_SCALARS, strict=True):
+            for bad in bads:
+                yield Wrong({name: bad}, kind, f"{name} must be a finite.* number{got(bad)}")
+        message = rf"{name} must be a scalar, got an array of shape \(3,\). Use jax.vmap"
+        yield Wrong({name: np.ones(3)}, ValueError, message)
+        yield Wrong({name: jnp.ones(3)}, ValueError, message)
+    for name in entry.positive:
+        for bad in (0.0, -0.5, 0, np.float32(-1)):
+            yield Wrong({name: bad}, ValueError, f"{name} must be a finite positive{got(bad)}")
+    for name in entry.functions:
+        for bad in (0.5, "cosine", {}):
+            yield Wrong({name: bad}, TypeError, f"{name} must be a function{got(bad)}")
+    for name in entry.steps:
+        for bad in (1.5, np.ones(2), np.array([False]), "3", None, True, 1j, jnp.ones(())):
+            yield Wrong({name: bad}, TypeError, f"{name} must be an integer")
+
+
+# --------------------------------------------------------------------------- cycles and schedules
+
+MULT = (
+    *(
+        Wrong({"mult": bad}, ValueError, f"mult must be .* got {bad}")
+        for bad in (0, -1.5, NAN, INF)
+    ),
+    *(Wrong({"mult": bad}, TypeError, f"mult must be .* got {bad!r}") for bad in (True, "2", None)),
+    Wrong({"mult": TOO_LARGE}, ValueError, "mult must be .* at most .* got 2147483648"),
+    Wrong({"mult": 0.5, "num_cycles": None}, ValueError, "mult=0.5 .* say with num_cycles how"),
+    Wrong(
+        {"mult": 1 + 1e-9, "num_cycles": None},
+        ValueError,
+        "mult=1.000000001 makes over 1,048,576 cycles",
+    ),
+    Wrong({"mult": 2, "num_cycles": 2000}, ValueError, "num_cycles=2000 .* mult=2 last longer"),
+    Wrong({"mult": 1.5, "num_cycles": 2000}, ValueError, "num_cycles=2000 .* num_cycles=None"),
+    Wrong({"mult": 1 + 1e-9, "num_cycles": 2**21}, ValueError, "num_cycles=2097152 cycles"),
+)
+CYCLE = {"base_value": 0.1, "peak_value": 1.0, "rise_steps": 5, "fall_steps": 5}
+CYCLE_KINDS = {"values": ("base_value", "peak_value"), "counts": ("rise_steps", "fall_steps")}
+TOO_LONG = Wrong({"rise_steps": TOO_LARGE - 1}, ValueError, r"rise_steps \+ fall_steps must be")
+WAVE = (
+    Wrong({"wave": lambda height: jnp.ones(3)}, ValueError, r"wave must be .* to .*shape=\(3,\)"),
+    Wrong({"wave": lambda height: (height, height)}, ValueError, "wave must be"),
+    Wrong({"wave": lambda height: "high"}, ValueError, "wave must be"),
+    Wrong({"wave": math.sin}, ValueError, "wave must be .* failed"),
+    Wrong({"wave": lambda height: height if height < 1 else 1}, ValueError, "wave must .* failed"),
+)
+ENVELOPE = (
+    Wrong({"envelope": lambda cycle: 0.5}, ValueError, "envelope must be .* failed"),
+    Wrong({"envelope": lambda cycle, step: None}, ValueError, "envelope must be .* to None"),
+)
+ONE_CYCLE = {"init_value": 0.1, "peak_value": 1.0, "end_value": 0.0, "total_steps": 9}
+RESTARTS = {"peak_value": 1.0, "steps": 10, "base_value": 0.1, "mult": 1, "num_cycles": 3}
+
+SCHEDULES = {
+    "Cycles": Entry(
+        Cycles, {"steps": 3, "mult": 2, "num_cycles": 2}, ("steps", "num_cycles"), wrong=MULT
+    ),
+    "triangular_schedule": Entry(
+        optax_clr.triangular_schedule, CYCLE, **CYCLE_KINDS, wrong=(TOO_LONG,)
+    ),
+    "triangular2_schedule": Entry(
+        optax_clr.triangular2_schedule, CYCLE, **CYCLE_KINDS, wrong=(TOO_LONG,)
+    ),
+    "exp_range_schedule": Entry(
+        optax_clr.exp_range_schedule,
+        {**CYCLE, "gamma": 0.9},
+        **CYCLE_KINDS,
+        positive=("gamma",),
+        wrong=(TOO_LONG,),
+    ),
+    "cyclical_schedule": Entry(
+        optax_clr.cyclical_schedule,
+        {
+            **CYCLE, "wave": optax_clr.cosine, "envelope": optax_clr.halving, "mult": 1,
+            "num_cycles": 3,
+        },
+        values=("base_value", "peak_value"),
+        counts=("rise_steps", "fall_steps", "num_cycles"),
+        functions=("wave", "envelope"),
+        wrong=(TOO_LONG, *MULT, *WAVE, *ENVELOPE, Wrong({"wave": None}, TypeError, "wave must be")),
+    ),
+    "warm_restarts_schedule": Entry(
+        optax_clr.warm_restarts_schedule,
+        {**RESTARTS, "peak_decay": 1.0, "warmup_steps": 2},
+        values=("peak_value", "base_value"),
+        positive=("peak_decay",),
+        counts=("steps", "num_cycles"),
+        wrong=(
+            *MULT,
+            Wrong({"warmup_steps": -1}, ValueError, "warmup_steps must be .* from 0 .* got -1"),
+            Wrong({"warmup_steps": 0.5}, TypeError, "warmup_steps must be .* got 0.5"),
+            Wrong({"warmup_steps": 10}, ValueError, "warmup_steps=10 must be less"),
+            Wrong(
+                {"mult": 0.5, "warmup_steps": 4},
+                ValueError,
+                "warmup_steps=4 must be less .* shortest of which has 2",
+            ),
+            Wrong(
+                {"peak_value": 0.1, "base_value": 1.0, "peak_decay": 0.5},
+                ValueError,
+                "peak_value=0.1 must not be below base_value=1.0",
+            ),
+        ),
+    ),
+    "one_cycle_schedule": Entry(
+        optax_clr.one_cycle_schedule,
+        {**ONE_CYCLE, "rise_fraction": 0.3, "wave": optax_clr.linear, "three_phase": False},
+        values=("init_value", "peak_value", "end_value"),
+        counts=("total_steps",),
+        functions=("wave",),
+        anything=("three_phase",),
+        wrong=(
+            *WAVE,
+            *(
+                Wrong({"rise_fraction": bad}, ValueError, f"rise_fraction must be .* got {bad}")
+                for bad in (1.1, -0.1, NAN, INF)
+            ),
+            *(
+                Wrong({"rise_fraction": bad}, TypeError, f"rise_fraction must be .* got {bad!r}")
+                for bad in ("0.3", None, 1j)
+            ),
+            Wrong(
+                {"rise_fraction": 0.6, "three_phase": True},
+                ValueError,
+                "from 0 to 0.5 where three_phase=True, got 0.6",
+            ),
+        ),
+    ),
+    "every_epoch": Entry(
+        optax_clr.every_epoch,
+        {"schedule": lambda step: step, "steps_per_epoch": 5},
+        counts=("steps_per_epoch",),
+        functions=("schedule",),
+    ),
+    "exponential": Entry(optax_clr.exponential, {"gamma": 0.9}, positive=("gamma",)),
+    "halving": Entry(
+        optax_clr.halving, {"cycle": 1, "step": 5}, steps=("cycle",), anything=("step",)
+    ),
+    # Formulas: they give what JAX gives.
+    "linear": Entry(optax_clr.linear, {"height": jnp.ones(())}, anything=("height",)),
+    "cosine": Entry(optax_clr.cosine, {"height": jnp.ones(())}, anything=("height",)),
+    "welch": Entry(optax_clr.welch, {"height": jnp.ones(())}, anything=("height",)),
+}  # fmt: skip
+
+# What schedules and cycles are asked with.
+QUERIES = {
+    **{
+        f"{name}(...)": Entry(
+            lambda step, entry=entry: entry.function(**entry.good)(step),
+            {"step": 3},
+            steps=("step",),
+        )
+        for name, entry in SCHEDULES.items()
+        if name.endswith("_schedule")
+    },
+    **{
+        f"Cycles.{name}": Entry(getattr(Cycles(3, 2), name), {"step": 3}, steps=("step",))
+        for name in ("index", "fraction", "is_end")
+    },
+    **{
+        f"Cycles.{name}": Entry(getattr(Cycles(3, 2), name), {"cycle": 3}, steps=("cycle",))
+        for name in ("start", "length")
+    },
+}
+
+
+# -------------------------------------------------------------------------------- hyperparameters
+
+PARAMS = {"hidden": jnp.ones((4, 8)), "out": jnp.ones(8)}
+SCHEDULE = optax_clr.triangular_schedule(0.1, 0.5, 3)
+SCHEDULED = optax_clr.inject_schedules(optax.sgd)(SCHEDULE, momentum=jnp.float32(0.9)).init(PARAMS)
+AVERAGING = optax_clr.average_at_cycle_ends(Cycles(2))
+
+
+def adamw_with(factory, static_args, mask):
+    return optax_clr.inject_schedules(factory, static_args)(learning_rate=0.1, mask=mask)
+
+
+HYPERPARAMS = {
+    "inject_schedules": Entry(
+        adamw_with,
+        {"factory": optax.adamw, "static_args": (), "mask": None},
+        functions=("factory",),
+        wrong=(
+            Wrong({"factory": optax.adam(0.1)}, TypeError, "factory .* already built. Write"),
+            Wrong({"static_args": "mesk"}, ValueError, r"static_args=\['mesk'\] must be arguments"),
+            # Functions that are no schedules.
+            Wrong({"mask": lambda params: params["out"]}, TypeError, "mask .* static_args='mask'"),
+            Wrong({"mask": lambda step: step[None]}, TypeError, "mask .* static_args='mask'"),
+            Wrong({"mask": print}, TypeError, "mask must be .* static_args='mask'"),
+        ),
+    ),
+    "get_hyperparams": Entry(
+        optax_clr.get_hyperparams, {"state": SCHEDULED}, anything=("state",)  # has none, or some
+    ),
+    "set_hyperparams": Entry(
+        lambda state, values: optax_clr.set_hyperparams(state, **values),
+        {"state": SCHEDULED, "values": {"momentum": 0.5}},
+        wrong=(
+            Wrong({"state": ()}, ValueError, r"momentum is no hyperparameter .* which has \[\]"),
+            Wrong(
+                {"state": (optax.EmptyState(), SCHEDULED), "values": {"learning_rate": 0.1}},
+                ValueError,
+                "learning_rate is driven by a schedule at 1/learning_rate",
+            ),
+            Wrong({"values": {"b1": 0.1}}, ValueError, r"b1 is no hyperparameter .*'momentum'"),
+            Wrong(
+                {"values": {"learning_rate": 0.1}},
+                ValueError,
+                "learning_rate is driven by a schedule at learning_rate",
+            ),
+            Wrong(
+                {"values": {"momentum": jnp.ones(2)}},
+                ValueError,
+                r"momentum must have shape \(\) or \(\), got .*\(2,",
+            ),
+            Wrong({"values": {"momentum": "0.1"}}, TypeError, "momentum must be .* got '0.1'"),
+            Wrong({"values": {"momentum": None}}, TypeError, "momentum must be .* got None"),
+            Wrong({"values": {"momentum": SCHEDULE}}, TypeError, "momentum must be a number"),
+        ),
+    ),
+    "set_step": Entry(
+        optax_clr.set_step,
+        {"state": SCHEDULED, "step": 3},
+        steps=("step",),
+        wrong=(
+            Wrong({"state": optax.adam(0.1).init(PARAMS)}, ValueError, "state has no schedule"),
+            Wrong({"state": None}, ValueError, "state has no schedule whose step could be set"),
+            Wrong({"step": -1}, ValueError, "step must be a scalar of at least 0, got -1"),
+            Wrong({"step": np.arange(2)}, ValueError, "step must be a scalar"),
+        ),
+    ),
+    "average_at_cycle_ends": Entry(
+        optax_clr.average_at_cycle_ends,
+        {"cycles": Cycles(2)},
+        wrong=(
+            Wrong({"cycles": 100}, TypeError, r"cycles must be .* got 100. .* pass Cycles\(n\)"),
+            Wrong({"cycles": None}, TypeError, "cycles must be .* got None"),
+        ),
+    ),
+    "average_at_cycle_ends(...).update": Entry(
+        AVERAGING.update,
+        {"updates": PARAMS, "state": AVERAGING.init(PARAMS), "params": PARAMS},
+        wrong=(Wrong({"params": None}, ValueError, "needs the params: call optimizer.update"),),
+        anything=("updates", "state"),  # Optax's to check
+    ),
+    "averaged_params": Entry(
+        optax_clr.averaged_params,
+        {"opt_state": AVERAGING.init(PARAMS)},
+        wrong=(
+            Wrong({"opt_state": SCHEDULED}, ValueError, "opt_state .* got 0. Put it last"),
+            Wrong({"opt_state": None}, ValueError, "opt_state .* got 0. Put it last"),
+            Wrong({"opt_state": [AVERAGING.init(PARAMS)] * 2}, ValueError, "opt_state .* got 2"),
+        ),
+    ),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ range tests
+
+NUM_STEPS = 12
+INPUTS = jnp.ones((NUM_STEPS, 16, 4))
+TARGETS = jnp.ones((NUM_STEPS, 16))
+BATCHES = {"inputs": INPUTS, "targets": TARGETS}
+STREAM = [(np.ones(4, np.float32), np.ones(4, np.float32))] * NUM_STEPS
+ODD = tuple(part[:3] for part in STREAM[0])
+
+
+class Pair(NamedTuple):
+    hidden: jax.Array
+    out: jax.Array
+
+
+def loss_fn(params, batch):
+    outputs = jnp.tanh(batch["inputs"] @ params["hidden"]) @ params["out"]
+    return jnp.mean((outputs - batch["targets"]) ** 2)
+
+
+def stream_loss(params, batch):
+    return jnp.mean(batch[0]) * params["out"].sum()
+
+
+def step_fn(params, batch, rate):
+    loss, gradient = jax.value_and_grad(loss_fn)(params, batch)
+    return jax.tree.map(lambda leaf, slope: leaf - rate * slope, params, gradient), loss
+
+
+class Loader:
+    """What can be read again and is no list."""
+
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def generator_function():
+    yield BATCHES
+
+
+def returns(result):
+    """A change of the step to one that returns ``result`` of params, batch and rate."""
+    return {"step_fn": lambda state, batch, rate: result(state, batch, rate)}
+
+
+ONE = jnp.float32(1)
+FORM = "batches must be a pytree of arrays with a leading axis"
+HELD_BATCHES = (
+    Wrong({"batches": {}}, ValueError, f"{FORM}.* empty pytree"),
+    Wrong({"batches": None}, ValueError, f"{FORM}.* empty pytree"),
+    Wrong({"batches": {"a": 1.0}}, TypeError, rf"{FORM}.* batches\['a'\] is float"),
+    Wrong({"batches": {"a": jnp.ones(())}}, ValueError, rf"{FORM}.* batches\['a'\] is a scalar"),
+    Wrong({"batches": 5}, TypeError, f"{FORM}.* batches is int"),
+    Wrong(
+        {"batches": {**BATCHES, "targets": TARGETS[:-1]}},
+        ValueError,
+        r"batches must have leading axes of one length.*'targets'\].: 11",
+    ),
+    Wrong({"batches": [INPUTS, TARGETS]}, TypeError, r"a list of arrays.*iter\(batches\)"),
+    Wrong({"batches": generator_function}, TypeError, "generator function .* Call it"),
+    Wrong({"batches": Loader()}, ValueError, "batches must give at least one batch, got none"),
+)
+# The loss takes what is streamed; any other batches of it would do.
+STREAMED = {"loss_fn": stream_loss, "num_steps": NUM_STEPS}
+STREAMED_BATCHES = tuple(
+    Wrong({**STREAMED, "batches": batches}, error, message)
+    for batches, error, message in [
+        (Loader(STREAM[0], ODD, *STREAM), ValueError, r"of the first, float32\[4\], .*\[3\]"),
+        (Loader(STREAM[0], tuple(map(np.float64, STREAM[0])), *STREAM), ValueError, "got float64"),
+        (Loader(STREAM[0], {"a": ODD}, *STREAM), ValueError, "structure of the first"),
+        (Loader("a", "b"), TypeError, "batches must give pytrees of numeric arrays.*<U1"),
+        (Loader(None), TypeError, "batches must give pytrees of numeric arrays.* nothing"),
+        ("text", TypeError, "batches must give pytrees of numeric arrays"),
+    ]
+)
+LOSS = (
+    Wrong(
+        {"loss_fn": lambda p, b: jnp.zeros(3) * p["out"].sum()},
+        ValueError,
+        r"loss_fn must return a scalar loss, got one of shape \(3,\). Take its mean",
+    ),
+    Wrong(
+        {"loss_fn": lambda p, b: (loss_fn(p, b), 1)},
+        TypeError,
+        "loss_fn must return a scalar loss, got a tuple of 2; .*has_aux=True",
+    ),
+    Wrong(
+        {"has_aux": True}, TypeError, r"loss_fn must return the pair \(loss, metrics\) where has"
+    ),
+    Wrong({"loss_fn": lambda p, b: jnp.int32(1)}, TypeError, "a float, got dtype int32"),
+    Wrong({"loss_fn": lambda p, b: None}, TypeError, "loss_fn must return .* got NoneType"),
+    Wrong({"loss_fn": PARAMS, "params": loss_fn}, TypeError, "loss_fn must be a function"),
+    # An error of the user's function comes with the batch that it was given.
+    Wrong(
+        {"loss_fn": lambda p, b: b["images"].mean()},
+        KeyError,
+        r"images.*was given the batch \{'inputs': 'float32\[16, 4\]'",
+    ),
+    Wrong(
+        {"batches": {**BATCHES, "inputs": INPUTS[:, 0, :3]}},
+        TypeError,
+        r"contracting.*was given the batch .*float32\[3\].* counts the steps. See http",
+    ),
+)
+TRAINING = (
+    Wrong(
+        {"optimizer": optax.adam(0.1)},
+        TypeError,
+        "optimizer must be a function from a learning rate .* already built. Pass optax.adamw",
+    ),
+    Wrong({"optimizer": lambda rate: rate}, TypeError, "optimizer must return a GradientTransfor"),
+    *(
+        Wrong({"optimizer": ignores}, ValueError, "optimizer must train with the learning rate")
+        for ignores in (
+            lambda rate: optax.adam(0.1),
+            optax.inject_hyperparams(optax.adam),
+            optax_clr.inject_schedules(optax.sgd),
+        )
+    ),
+    Wrong({"params": {}}, ValueError, "params must have at least one array"),
+    Wrong({"params": {"a": "b"}}, TypeError, r"params\['a'\] must be an array, got str"),
+    Wrong(
+        {"params": {**PARAMS, "table": jnp.arange(3)}},
+        TypeError,
+        r"params\['table'\] must be a float to be trained, got dtype int32",
+    ),
+    Wrong({"held_out": ()}, ValueError, "held_out must have at least one array"),
+    Wrong({"held_out": {"a": "b"}}, TypeError, r"held_out\['a'\] must be an array, got str"),
+)
+RATES = (
+    Wrong(
+        {"min_value": 1.0, "max_value": 0.1},
+        ValueError,
+        "max_value=0.1 must be larger than min_value=1.0",
+    ),
+    Wrong({"min_value": 1.0, "max_value": 1.0}, ValueError, "max_value=1.0 must be larger"),
+    Wrong({"spacing": "exp"}, ValueError, "spacing must be 'log' or 'linear', got 'exp'"),
+    Wrong({"spacing": None}, ValueError, "spacing must be 'log' or 'linear', got None"),
+)
+STOP = (
+    Wrong({"smoothing": 1.0}, ValueError, "smoothing must be .* got 1.0"),
+    Wrong({"smoothing": -0.1}, ValueError, "smoothing must be .* got -0.1"),
+    *(Wrong({"stop_factor": bad}, ValueError, f"stop_factor must be .* got {bad}")
+      for bad in (0.0, -1, NAN, -INF)),
+    *(Wrong({"stop_factor": bad}, TypeError, f"stop_factor must be .* got {bad!r}")
+      for bad in (None, "1", True)),
+)  # fmt: skip
+NUM_STEPS_OF = (
+    Wrong({"num_steps": 0}, ValueError, "num_steps=0 must be a multiple"),
+    Wrong({"num_steps": 1}, ValueError, "num_steps=1 must be a multiple"),
+    Wrong({"num_steps": -5}, ValueError, "num_steps must be .* got -5"),
+    Wrong({"num_steps": 2.5}, TypeError, "num_steps must be .* got 2.5"),
+    Wrong({"num_steps": True}, TypeError, "num_steps must be .* got True"),
+    Wrong({"num_steps": 13}, ValueError, "at least 13, .* got 12"),
+)
+# A stream takes the place of arrays with a leading axis, of which the loss sees one entry.
+BATCH = jax.tree.map(lambda leaf: leaf[0], BATCHES)
+INSIDE = (
+    Wrong({"batches": Loader(BATCH)}, TypeError, "cannot be inside jax.jit or jax.vmap"),
+    Wrong({"progress": True}, TypeError, "progress=True, runs from Python"),
+)
+LR_RANGE_TEST = {
+    "loss_fn": loss_fn, "params": PARAMS, "optimizer": optax.sgd, "batches": BATCHES,
+    "min_value": 1e-5, "max_value": 0.1, "num_steps": NUM_STEPS, "spacing": "log",
+    "has_aux": False, "smoothing": 0.9, "stop_factor": 1.0, "steps_per_value": 1,
+    "held_out": None, "progress": False,
+}  # fmt: skip
+GRID = {
+    name: LR_RANGE_TEST[name]
+    for name in inspect.signature(optax_clr.lr_grid_test).parameters
+    if name != "num_values"
+}
+
+
+def inside_jit(function):
+    return lambda **arguments: jax.jit(lambda: function(**arguments))()
+
+
+def inside_vmap(function):
+    def call(decay, arguments):
+        return function(optimizer=lambda rate: optax.adamw(rate, weight_decay=decay), **arguments)
+
+    return lambda **arguments: jax.vmap(lambda decay: call(decay, arguments))(jnp.ones(2))
+
+
+RANGE_TESTS = {
+    "range_test": Entry(
+        optax_clr.range_test,
+        {
+            "step_fn": step_fn, "state": PARAMS, "batches": BATCHES,
+            "values": np.geomspace(1e-5, 0.1, NUM_STEPS), "has_aux": False, "smoothing": 0.9,
+            "stop_factor": 1.0, "steps_per_value": 1, "progress": False,
+        },
+        counts=("steps_per_value",),
+        values=("smoothing",),
+        functions=("step_fn",),
+        anything=("has_aux", "progress"),
+        wrong=(
+            *STOP,
+            *HELD_BATCHES,
+            Wrong({"state": ()}, ValueError, "state must have at least one array"),
+            Wrong({"state": {"a": optax.sgd}}, TypeError, r"state\['a'\] must be an array, got"),
+            Wrong({"steps_per_value": 2}, ValueError, "batches must .* at least 24, .* got 12"),
+            Wrong({"values": np.ones(13)}, ValueError, "batches must .* at least 13, .* got 12"),
+            Wrong({"values": 0.1}, ValueError, r"values must be one-dimensional .* shape \(\)"),
+            Wrong({"values": np.ones(0)}, ValueError, "values must be .* not empty"),
+            Wrong({"values": np.array([0.1, NAN])}, ValueError, "values must be finite"),
+            Wrong({"values": np.array([1j, 2j])}, TypeError, "values must be real"),
+            Wrong({"values": ["a", "b"]}, TypeError, "values must be real"),
+            Wrong(returns(lambda s, b, v: s), TypeError, r"step_fn must return \(state, loss\)"),
+            Wrong({"has_aux": True}, TypeError, "step_fn must return the pair .* has_aux=True"),
+            Wrong(returns(lambda s, b, v: (s, None)), TypeError, "step_fn must .* got NoneType"),
+            Wrong(returns(lambda s, b, v: (s, s["out"])), ValueError, r"step_fn .*shape \(8,\)"),
+            Wrong(
+                returns(lambda s, b, v: (s["out"], ONE)),
+                ValueError,
+                r"a state of the structure it was given; it has lost state\['hidden'\]",
+            ),
+            Wrong(
+                returns(lambda s, b, v: ({**s, "more": v}, ONE)),
+                ValueError,
+                r"step_fn .* it has gained state\['more'\]",
+            ),
+            Wrong(
+                {"state": Pair(**PARAMS), **returns(lambda s, b, v: (tuple(s), ONE))},
+                ValueError,
+                "step_fn .* it has lost state.hidden",
+            ),
+            Wrong(
+                returns(lambda s, b, v: (collections.OrderedDict(s), ONE)),
+                ValueError,
+                "step_fn .* a container is of another type",
+            ),
+            Wrong(
+                returns(lambda s, b, v: ({**s, "out": s["out"] * 1j}, ONE)),
+                ValueError,
+                r"step_fn .* float32\[8\]; got complex64\[8\]. Cast it back",
+            ),
+            Wrong(
+                returns(lambda s, b, v: ({**s, "out": s["out"][:1]}, ONE)),
+                ValueError,
+                r"keep shape and dtype of state\['out'\], float32\[8\]; got float32\[1\]",
+            ),
+            Wrong(returns(lambda s, b, v: s["no"]), KeyError, "was given the batch"),
+        ),
+    ),
+    "range_test inside jax.jit": Entry(
+        inside_jit(optax_clr.range_test),
+        {
+            "step_fn": step_fn, "state": PARAMS, "batches": BATCHES,
+            "values": np.geomspace(1e-5, 0.1, NUM_STEPS), "progress": False,
+        },
+        wrong=INSIDE,
+        anything=("step_fn", "state", "values"),
+    ),
+    "lr_range_test": Entry(
+        optax_clr.lr_range_test,
+        LR_RANGE_TEST,
+        counts=("steps_per_value",),
+        values=("smoothing",),
+        positive=("min_value", "max_value"),
+        functions=("loss_fn", "optimizer"),
+        anything=("progress",),
+        wrong=(
+            *STOP, *HELD_BATCHES, *STREAMED_BATCHES, *LOSS, *TRAINING, *RATES, *NUM_STEPS_OF,
+            Wrong(
+                {"steps_per_value": 5},
+                ValueError,
+                "num_steps=12 must be a multiple of steps_per_value=5",
+            ),
+        ),
+    ),
+    "lr_range_test inside jax.jit": Entry(
+        inside_jit(optax_clr.lr_range_test),
+        {
+            name: LR_RANGE_TEST[name]
+            for name in ("loss_fn", "params", "optimizer", "batches", "progress")
+        },
+        wrong=INSIDE,
+        anything=("loss_fn", "params", "optimizer"),
+    ),
+    # With a hyperparameter that is traced, and no array of which that can be told.
+    "lr_range_test inside jax.vmap": Entry(
+        inside_vmap(optax_clr.lr_range_test),
+        {name: LR_RANGE_TEST[name] for name in ("loss_fn", "params", "batches", "progress")},
+        wrong=INSIDE,
+        anything=("loss_fn", "params"),
+    ),
+    "lr_grid_test": Entry(
+        optax_clr.lr_grid_test,
+        {**GRID, "num_values": 3},
+        positive=("min_value", "max_value"),
+        functions=("loss_fn", "optimizer"),
+        wrong=(
+            *HELD_BATCHES, *STREAMED_BATCHES, *LOSS, *TRAINING, *RATES, *NUM_STEPS_OF,
+            *(Wrong({"num_values": bad}, kind, f"num_values must be .* got {bad!r}")
+              for bad, kind in [(2.5, TypeError), (1, ValueError), (-5, ValueError)]),
+            Wrong(
+                {**STREAMED, "batches": iter(STREAM[:5])},
+                ValueError,
+                "num_steps=12 training steps, got 5; an iterator",
+            ),
+        ),
+    ),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------ readings, figures
+
+rates = jnp.geomspace(1e-3, 10.0, 40)
+valley = (jnp.log10(rates) - jnp.log10(0.5)) ** 2
+RESULT = RangeTest(rates, valley, valley, jnp.int32(40))
+READINGS = {
+    **{
+        f"RangeTest.{name}": Entry(
+            lambda result, name=name: getattr(result, name)(),
+            {"result": RESULT},
+            wrong=(
+                Wrong(
+                    {"result": RESULT._replace(losses=valley[:-1])},
+                    ValueError,
+                    r"learning_rates and losses must have the same shape .*\(40,\) and \(39,\)",
+                ),
+                Wrong(
+                    {"result": RESULT._replace(held_out_losses=valley[:-1])},
+                    ValueError,
+                    "learning_rates and losses must have the same shape",
+                ),
+                Wrong(
+                    {"result": RESULT._replace(equivalent_steps=valley[:-1])},
+                    ValueError,
+                    r"equivalent_steps must have the shape of losses, \(40,\), got \(39,\)",
+                ),
+            ),
+        )
+        for name in ("suggest", "bounds", "one_cycle_peak", "summary")
+    },
+    **{
+        f"suggestions.{name}": Entry(
+            getattr(suggestions, name),
+            {"learning_rates": rates, "losses": valley, **options},
+            counts=("interval",) if options else (),
+            positive=("threshold",) if options else (),
+            wrong=(
+                Wrong({"losses": valley[:-1]}, ValueError, r"same shape .*\(40,\) and \(39,\)"),
+                Wrong({"learning_rates": 0.1, "losses": 2.0}, ValueError, "must have the same"),
+                Wrong(
+                    {"learning_rates": jnp.ones(0), "losses": jnp.ones(0)},
+                    ValueError,
+                    "losses must have at least .* rows, got 0",
+                ),
+            ),
+        )
+        for name in suggestions.__all__
+        for options in ({"interval": 9, "threshold": 0.1} if name == "slide" else {},)
+    },
+    "plotting.plot_range_test": Entry(
+        plotting.plot_range_test,
+        {"result": RESULT, "ax": Figure().add_subplot()},
+        wrong=(
+            Wrong({"result": valley}, TypeError, "result must be a RangeTest, got"),
+            Wrong({"result": None}, TypeError, "result must be a RangeTest, got None"),
+            Wrong({"ax": Figure()}, TypeError, "ax must be Matplotlib Axes, got <?Figure"),
+        ),
+    ),
+    "plotting.plot_schedule": Entry(
+        plotting.plot_schedule,
+        {"schedule": SCHEDULE, "num_steps": 5, "ax": Figure().add_subplot()},
+        counts=("num_steps",),
+        functions=("schedule",),
+        wrong=(Wrong({"ax": Figure()}, TypeError, "ax must be Matplotlib Axes, got <?Figure"),),
+    ),
+}
+
+TABLE = {**SCHEDULES, **QUERIES, **HYPERPARAMS, **RANGE_TESTS, **READINGS}
+CASES = [
+    pytest.param(entry, wrong, id=f"{name}-{'-'.join(wrong.change)}-{number}")
+    for name, entry in TABLE.items()
+    for number, wrong in enumerate([*by_kind(entry), *entry.wrong])
+]
+
+
+@pytest.mark.parametrize(("entry", "wrong"), CASES)
+def test_what_is_wrong_is_refused_and_named(entry, wrong):
+    with pytest.raises(wrong.error, match=f"(?s){wrong.message}"):
+        entry.function(**{**entry.good, **wrong.change})
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_call_that_is_changed_is_right(name):
+    entry = TABLE[name]
+    entry.function(**entry.good)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [(name, arg) for name, entry in TABLE.items() for arg in entry.counts]
+)
+def test_a_traced_count_is_refused_with_its_remedy(name, argument):
+    entry = TABLE[name]
+    with pytest.raises(TypeError, match=rf"{argument} must be .* traced .*static_argnames"):
+        jax.jit(lambda count: entry.function(**{**entry.good, argument: count}))(5)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [(name, arg) for name, entry in TABLE.items() for arg in (*entry.values, *entry.positive)],
+)
+def test_a_traced_value_that_is_no_scalar_is_refused(name, argument):
+    entry = TABLE[name]
+    with pytest.raises(ValueError, match=f"{argument} must be a scalar.* Use jax.vmap"):
+        jax.jit(lambda value: entry.function(**{**entry.good, argument: value}))(jnp.ones(3))
+
+
+def test_every_public_function_and_argument_is_in_the_table():
+    public = {name: value for name, value in vars(optax_clr).items() if not name.startswith("_")}
+    for module in (suggestions, plotting):
+        prefix = module.__name__.rpartition(".")[2]
+        public |= {f"{prefix}.{name}": getattr(module, name) for name in module.__all__}
+    is_tuple = lambda value: isinstance(value, type) and issubclass(value, (tuple, Exception))
+    functions = {name for name, value in public.items() if callable(value) and not is_tuple(value)}
+    assert functions <= TABLE.keys()
+    for name, entry in TABLE.items():
+        wrong = {argument for each in entry.wrong for argument in each.change}
+        kinds = entry.counts + entry.values + entry.positive + entry.functions + entry.steps
+        covered = wrong | {*kinds, *entry.anything}
+        if name in functions - {"inject_schedules", "set_hyperparams"}:
+            assert covered == {*inspect.signature(public[name]).parameters}, name
+        assert covered == entry.good.keys(), name
+
+
+# ---------------------------------------------------------------------------------- results files
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The bytes of a result that was saved, and a function that reads others in their place."""
+    path = tmp_path / "result.npz"
+    np.savez(path, **RESULT._asdict())
+
+    def read(content):
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return RangeTest(**file)
+
+    return path.read_bytes(), read
+
+
+def test_a_result_is_read_as_it_was_saved(saved):
+    content, read = saved
+    for column, expected in zip(read(content), RESULT, strict=True):
+        np.testing.assert_array_equal(column, expected)
+    assert read(content).bounds() == RESULT.bounds()
+
+
+# What NumPy, zipfile and the result itself raise of a file that is none.
+REFUSED = (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile)
+
+
+def test_a_file_that_is_cut_anywhere_is_refused(saved):
+    content, read = saved
+    for length in [*range(0, len(content), 7), len(content) - 1]:
+        with pytest.raises(REFUSED):
+            read(content[:length])
+
+
+def test_a_file_with_a_changed_byte_is_refused_or_the_same(saved):
+    content, read = saved
+    num_refused = 0
+    for place in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 0x55
+        try:
+            result = read(bytes(changed))
+        except (*REFUSED, NotImplementedError, RuntimeError):
+            num_refused += 1
+        else:  # dates and the like
+            for column, expected in zip(result, RESULT, strict=True):
+                np.testing.assert_array_equal(column, expected)
+    assert num_refused > 100
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"learning_rate,loss\n0.1,2.0\n",
+        pickle.dumps({"losses": [1.0, 2.0]}),
+        pickle.dumps(tuple(RESULT)),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(content, saved):
+    with pytest.raises(REFUSED):
+        saved[1](content)
+
+
+def test_another_archive_is_refused_and_a_pickle_in_one_is_not_run(tmp_path, saved):
+    class Malicious:
+        def __reduce__(self):
+            return (tmp_path / "was_run").touch, ()
+
+    other = tmp_path / "other.npz"
+    columns = RESULT._asdict()
+    without = {name: column for name, column in columns.items() if name != "losses"}
+    for content, message in [
+        ({"weights": np.ones(3)}, "unexpected keyword argument 'weights'"),
+        (without, "missing 1 required positional argument: 'losses'"),
+        ({**columns, "metrics": np.array([Malicious()])}, "Object arrays cannot be loaded"),
+    ]:
+        np.savez(other, **content)
+        with pytest.raises((TypeError, ValueError), match=message):
+            saved[1](other.read_bytes())
+    assert not (tmp_path / "was_run").exists()
