@@ -132,10 +132,8 @@ class Cycles:
         return length if self.num_cycles is None else jnp.where(cycle < self.num_cycles, length, 0)
 
     def _existing(self, cycle: ArrayLike) -> jax.Array:
-        """Return ``cycle`` held to those that exist and have a row in the table."""
+        """Return ``cycle`` held to those that exist, and to what follows them."""
         cycle = as_step(cycle, "cycle")
-        if self.mult != 1:
-            return jnp.minimum(cycle, len(table(self).starts) - 1)
         return cycle if self.num_cycles is None else jnp.minimum(cycle, self.num_cycles)
 
 

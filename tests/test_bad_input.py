@@ -62,7 +62,9 @@ class Entry(NamedTuple):
     anything: tuple = ()
 
 
-_NO_SCALARS = [NAN, INF, -INF], ["0.1", True, None, 1j, [0.1], np.bool_(True)]
+_NO_SCALARS = [NAN, INF, -INF], [
+    "0.1", True, None, 1j, [0.1], np.bool_(True), np.array(True), np.complex64(1),
+]  # fmt: skip
 
 
 def by_kind(entry):
@@ -394,6 +396,7 @@ HELD_BATCHES = (
         r"batches must have leading axes of one length.*'targets'\].: 11",
     ),
     Wrong({"batches": [INPUTS, TARGETS]}, TypeError, r"a list of arrays.*iter\(batches\)"),
+    Wrong({"batches": [INPUTS, (TARGETS,)]}, TypeError, r"a list of arrays.*iter\(batches\)"),
     Wrong({"batches": generator_function}, TypeError, "generator function .* Call it"),
     Wrong({"batches": Loader()}, ValueError, "batches must give at least one batch, got none"),
 )
@@ -600,6 +603,11 @@ RANGE_TESTS = {
         anything=("progress",),
         wrong=(
             *STOP, *HELD_BATCHES, *STREAMED_BATCHES, *LOSS, *TRAINING, *RATES, *NUM_STEPS_OF,
+            Wrong(
+                {"num_steps": 4, "steps_per_value": 4},
+                ValueError,
+                "num_steps=4 must be a multiple of steps_per_value=4, at least twice that",
+            ),
             Wrong(
                 {"steps_per_value": 5},
                 ValueError,

@@ -53,6 +53,16 @@ def test_cycles_are_where_walking_finds_them(cycles, data):
             np.testing.assert_allclose(fraction, position / length, rtol=3e-7)
 
 
+def test_a_cycle_may_start_at_the_last_step_that_can_be_counted():
+    endless, ended = Cycles(1, 2), Cycles(1, 2, num_cycles=31)  # of 2**31 - 1 steps
+    assert (ended.total_steps, int(ended.start(31))) == (LAST, LAST)
+    assert [int(cycles.index(LAST)) for cycles in (endless, ended)] == [31, 31]
+    assert [bool(cycles.is_end(LAST - 1)) for cycles in (endless, ended)] == [True, True]
+    assert not endless.is_end(LAST)
+    assert int(endless.length(31)) == LAST
+    assert int(ended.length(31)) == 0
+
+
 @given(some_cycles(), st.integers(0, 100))
 def test_starts_follow_lengths(cycles, cycle):
     start = exact_length = 0

@@ -467,6 +467,20 @@ def test_warm_up_before_and_cool_down_after_are_joined():
     np.testing.assert_allclose([joined(t) for t in range(9)], expected, rtol=1e-6)
 
 
+def test_a_wave_and_an_envelope_of_ones_own():
+    schedule = optax_clr.cyclical_schedule(
+        0.3, 1.0, 4, 2, wave=lambda height: height**2, envelope=lambda cycle, step: 1 / (1 + step)
+    )
+    expected = [
+        exact.cyclical(
+            t, 0.3, 1.0, 4, 2, lambda height: exact.as_decimal(height) ** 2,
+            lambda cycle, step: exact.as_decimal(1) / (1 + step),
+        )
+        for t in range(30)
+    ]  # fmt: skip
+    np.testing.assert_allclose(schedule(np.arange(30)), np.float64(expected), rtol=1e-6)
+
+
 def test_a_wave_that_cannot_be_hashed_serves():
     class Squared:
         __hash__ = None

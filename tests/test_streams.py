@@ -214,7 +214,8 @@ def test_batches_are_read_ahead_by_a_chunk_and_no_more():
     assert max(ahead) <= 2 * 256
 
 
-def test_the_step_is_traced_once_and_a_second_stream_compiles_nothing():
+@pytest.mark.parametrize("batches", [BATCHES, jax.tree.map(jnp.asarray, BATCHES)])
+def test_the_step_is_traced_once_and_a_second_stream_compiles_nothing(batches, caplog):
     traces = []
 
     def counted(params, batch):
@@ -222,10 +223,12 @@ def test_the_step_is_traced_once_and_a_second_stream_compiles_nothing():
         return loss_fn(params, batch)
 
     test = functools.partial(optax_clr.lr_range_test, counted, PARAMS, optax.adam)
-    test(Loader(BATCHES), num_steps=33)  # chunks of many lengths
+    test(Loader(batches), num_steps=33)  # chunks of many lengths
     assert len(traces) == 1
-    test(Loader(BATCHES[3:]), num_steps=33, max_value=0.5)
+    with jax.log_compiles(True):
+        test(Loader(batches[3:]), num_steps=33, max_value=0.5)
     assert len(traces) == 1
+    assert "Compiling" not in caplog.text
 
 
 def test_what_the_caller_passed_lives_on():

@@ -32,24 +32,24 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # The tests of each module, the quicker first.
 TESTS = {
-    "_arguments": ("cycles", "schedules", "hyperparams", "range_test"),
-    "_cycles": ("cycles", "schedules", "averaging"),
-    "_waves": ("schedules",),
-    "_schedules": ("schedules",),
-    "_averaging": ("averaging",),
-    "_hyperparams": ("hyperparams",),
-    "_training_step": ("range_test", "training_steps"),
-    "_batches": ("streams", "range_test", "grid_test"),
+    "_arguments": ("bad_input", "cycles", "schedules", "hyperparams", "range_test"),
+    "_cycles": ("cycles", "bad_input", "schedules", "averaging"),
+    "_waves": ("schedules", "bad_input"),
+    "_schedules": ("schedules", "bad_input"),
+    "_averaging": ("averaging", "bad_input"),
+    "_hyperparams": ("hyperparams", "bad_input"),
+    "_training_step": ("bad_input", "range_test", "training_steps"),
+    "_batches": ("bad_input", "streams", "range_test", "grid_test"),
     "_divergence": ("range_test", "streams"),
     "_lanes": ("sweeps",),
-    "_reading": ("reading", "suggestions"),
-    "_result": ("reading", "range_test"),
-    "_program": ("range_test", "streams", "sweeps"),
+    "_reading": ("reading", "suggestions", "bad_input"),
+    "_result": ("reading", "range_test", "bad_input"),
+    "_program": ("range_test", "streams", "sweeps", "bad_input"),
     "_chunks": ("streams", "range_test"),
     "_running": ("range_test", "streams", "sweeps"),
-    "_range_test": ("range_test",),
-    "_grid_test": ("grid_test",),
-    "suggestions": ("suggestions",),
+    "_range_test": ("range_test", "bad_input"),
+    "_grid_test": ("grid_test", "bad_input"),
+    "suggestions": ("suggestions", "bad_input"),
 }
 
 SWAPS = {
@@ -68,7 +68,7 @@ NAMES = {
 
 class Mutant(NamedTuple):
     module: str
-    line: int
+    place: str
     change: str
     source: str
 
@@ -127,7 +127,8 @@ def mutants(module):
             source = ast.unparse(ast.fix_missing_locations(tree))
             put(parent, field, index, node)
             was, now = (ast.unparse(part).splitlines()[0] for part in (node, new))
-            yield Mutant(module, node.lineno, f"{was}  ->  {now}", source)
+            place = f"{node.lineno}:{node.col_offset}"
+            yield Mutant(module, place, f"{was}  ->  {now}", source)
 
 
 def put(parent, field, index, node):
@@ -213,7 +214,7 @@ def main():
                 print(f"{number}", end="\r", file=sys.stderr)
                 if not killed:
                     survivors.append(mutant)
-                    print(f"survives: {mutant.module}:{mutant.line}  {mutant.change}", flush=True)
+                    print(f"survives: {mutant.module}:{mutant.place}  {mutant.change}", flush=True)
     killed = len(sample) - len(survivors)
     print(f"killed {killed} of {len(sample)}: {killed / len(sample):.1%}")
 
