@@ -61,7 +61,8 @@ PAGES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/pages/*.m
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(PAGES)])
-def test_the_code_blocks_of_pages_run_in_order(page):
+def test_the_code_blocks_of_pages_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     names = {}
     for block in blocks:

@@ -149,15 +149,14 @@ def copied_repository(folder):
     return folder
 
 
-def tests_fail(folder, module, timeout):
-    """Whether a test of the module fails, or does not end, in a copy of the repository."""
-    files = [f"tests/test_{name}.py" for name in TESTS[module]]
-    docstrings = f"tests/test_docs.py::test_the_examples_of_docstrings[optax_clr.{module}]"
+def tests_fail(folder, tests, timeout):
+    """Whether one of the tests fails, or they do not end, in a copy of the repository."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
     environment = {
         **os.environ,
         "PYTHONPATH": str(folder),  # comes before an installed optax_clr
         "PYTHONDONTWRITEBYTECODE": "1",
+        "HYPOTHESIS_PROFILE": "first_failure",
         # XLA compiles once what a mutation does not change: half the time.
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -165,7 +164,7 @@ def tests_fail(folder, module, timeout):
     }
     try:
         run = subprocess.run(
-            [*command, docstrings, *files], cwd=folder, env=environment, timeout=timeout,
+            [*command, *tests], cwd=folder, env=environment, timeout=timeout,
             capture_output=True, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -173,12 +172,27 @@ def tests_fail(folder, module, timeout):
     return run.returncode != 0
 
 
-def verdict(mutant, folders, timeouts):
+def seconds_without_mutation(folder, modules):
+    """Return how long each file of tests takes; XLA's programs are kept for what follows."""
+    seconds = {}
+    for name in sorted({name for module in modules for name in TESTS[module]}):
+        begun = time.perf_counter()
+        if tests_fail(folder, [f"tests/test_{name}.py"], timeout=None):
+            raise SystemExit(f"tests/test_{name}.py fails without a mutation")
+        seconds[name] = time.perf_counter() - begun
+    return seconds
+
+
+def verdict(mutant, folders, seconds):
     folder = folders.pop()
     target = folder / f"optax_clr/{mutant.module}.py"
     original = target.read_text()
     target.write_text(mutant.source)
-    killed = tests_fail(folder, mutant.module, timeouts[mutant.module])
+    docstrings = f"tests/test_docs.py::test_the_examples_of_docstrings[optax_clr.{mutant.module}]"
+    files = [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
+    # Some loops have no end then; others have all of their programs to compile again.
+    timeout = 60 + 4 * sum(seconds[name] for name in TESTS[mutant.module])
+    killed = tests_fail(folder, [docstrings, *files], timeout)
     target.write_text(original)
     folders.append(folder)
     return killed
@@ -201,15 +215,10 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         numbers = range(arguments.workers)
         folders = [copied_repository(pathlib.Path(work) / str(number)) for number in numbers]
-        timeouts = {}
-        for module in arguments.modules:
-            begun = time.perf_counter()
-            if tests_fail(folders[0], module, timeout=None):
-                raise SystemExit(f"the tests of {module} fail without a mutation")
-            timeouts[module] = 4 * (time.perf_counter() - begun)
+        seconds = seconds_without_mutation(folders[0], arguments.modules)
         survivors = []
         with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
-            verdicts = pool.map(lambda mutant: verdict(mutant, folders, timeouts), sample)
+            verdicts = pool.map(lambda mutant: verdict(mutant, folders, seconds), sample)
             for number, (mutant, killed) in enumerate(zip(sample, verdicts, strict=True), 1):
                 print(f"{number}", end="\r", file=sys.stderr)
                 if not killed:
