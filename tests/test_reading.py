@@ -162,6 +162,14 @@ def test_first_losses_that_are_missing_count_for_nothing():
     np.testing.assert_allclose(read(result_of(losses)), expected, rtol=0.06)
 
 
+@pytest.mark.parametrize("gap", [2, 5, 20])
+def test_rows_that_are_missing_here_and_there_count_for_nothing(gap):
+    losses = valley(noise=0.02)
+    expected = read(result_of(losses))
+    losses[150::gap] = np.nan
+    np.testing.assert_allclose(read(result_of(losses)), expected, rtol=0.03)
+
+
 def test_a_seed_that_diverged_early_moves_the_answer_down():
     curves = np.stack([valley(0.1), valley(0.1)])
     rates = jnp.geomspace(1e-5, 10.0, 300)

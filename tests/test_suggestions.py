@@ -75,6 +75,16 @@ def test_rules_are_as_their_authors_wrote_them(name, seed):
     np.testing.assert_allclose(RULES[name](rates, losses), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("interval", "threshold"), [(5, 5.0), (5, 4.5), (12, 3.0), (1, 0.25)])
+def test_an_interval_is_level_to_the_threshold(interval, threshold):
+    rates = np.geomspace(1e-6, 1.0, 60)
+    losses = 0.5 * np.maximum(np.arange(60) - 30.0, 0) ** 2  # whose slopes per row are whole
+    got = suggestions.slide(
+        np.float32(rates), np.float32(losses), interval=interval, threshold=threshold
+    )
+    np.testing.assert_allclose(got, fastai_slide(rates, losses, interval, threshold), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_padding_is_left_out(name):
     rates, losses = some_curve(3)
