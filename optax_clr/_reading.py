@@ -299,8 +299,11 @@ def _noise(rows: jax.Array, weights: jax.Array) -> jax.Array:
     A slope is not noise: the rows of a grid of rates are few, and far apart.
     """
     both = jnp.where((weights[2:] > 0) & (weights[:-2] > 0), weights[1:-1], 0)
-    bends = rows[2:] - 2 * rows[1:-1] + rows[:-2]  # six times the variance of a row
-    return jnp.sqrt(both @ jnp.square(bends) / jnp.maximum(6 * both.sum(), 1e-30))
+    bends = jnp.where(both > 0, rows[2:] - 2 * rows[1:-1] + rows[:-2], 0)
+    largest = jnp.max(jnp.abs(bends), initial=0.0)
+    unit = jnp.where(largest > 0, largest, 1)  # in which squares are in the range of a float32
+    variance = both @ jnp.square(bends / unit) / 6  # bends have six times that of a row
+    return unit * jnp.sqrt(variance / jnp.maximum(both.sum(), 1e-30))
 
 
 def _average(weights: jax.Array, rows: jax.Array, valid: jax.Array) -> jax.Array:

@@ -112,6 +112,13 @@ def test_units_do_not_matter(constant, log_factor, log_rate_factor, seed):
     np.testing.assert_allclose(changed / 10**log_rate_factor, plain, rtol=0.12)
 
 
+@pytest.mark.parametrize("power", [-90, 60])
+def test_losses_near_the_ends_of_float32_are_read_like_others(power):
+    losses = valley(noise=0.02).astype(np.float32)
+    scaled = read(result_of(np.ldexp(losses, power)))
+    np.testing.assert_array_equal(scaled, read(result_of(losses)))
+
+
 def test_negative_losses_are_read_like_others():
     np.testing.assert_allclose(
         read(result_of(valley() - 100)), read(result_of(valley())), rtol=0.06
