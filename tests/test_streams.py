@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import optax_clr
+from optax_clr._batches import _aligned
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -229,6 +230,13 @@ def test_the_step_is_traced_once_and_a_second_stream_compiles_nothing(batches, c
         test(Loader(batches[3:]), num_steps=33, max_value=0.5)
     assert len(traces) == 1
     assert "Compiling" not in caplog.text
+
+
+def test_chunks_lie_where_the_cpu_backend_takes_them_without_a_copy():
+    for length in range(1, 300, 7):
+        array = _aligned((length, 3), np.dtype(np.int8))
+        assert array.ctypes.data % 64 == 0
+        assert (array.shape, array.dtype) == ((length, 3), np.int8)
 
 
 def test_what_the_caller_passed_lives_on():
