@@ -102,6 +102,14 @@ def test_rates_are_spaced_as_asked(spacing, expected):
     np.testing.assert_allclose(result.learning_rates, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("test", [optax_clr.lr_range_test, optax_clr.lr_grid_test])
+def test_rates_go_from_1e_7_to_10_unless_said_otherwise(test):
+    always = lambda params, batch: jnp.float32(1) + 0 * params.sum()
+    rates = test(always, jnp.ones(2), optax.sgd, BATCHES).learning_rates
+    np.testing.assert_allclose(rates[jnp.array([0, -1])], [1e-7, 10.0], rtol=1e-6)
+    assert len(rates) == (17 if test is optax_clr.lr_grid_test else NUM_STEPS)
+
+
 def test_a_traced_batch_function_gives_the_stacked_curve():
     stacked = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES, max_value=0.1)
     traced = optax_clr.lr_range_test(

@@ -116,6 +116,13 @@ def test_curves_with_nothing_in_them_are_nan(name):
     assert np.isnan(RULES[name](empty, empty))
 
 
+@pytest.mark.parametrize("name", ["steepest", "minimum"])
+def test_two_rows_are_enough_in_padding_too(name):
+    rates, losses = jnp.array([0.1, 1.0, jnp.nan]), jnp.array([2.0, 1.0, jnp.nan])
+    expected = REFERENCES[name]([0.1, 1.0], [2.0, 1.0])
+    np.testing.assert_allclose(RULES[name](rates, losses), expected, rtol=1e-6)
+
+
 def test_the_valley_of_two_rows_is_the_last_of_them_in_padding_too():
     rates, losses = jnp.array([0.1, 1.0]), jnp.array([2.0, 1.0])
     padded = [jnp.append(column, jnp.nan) for column in (rates, losses)]
