@@ -85,6 +85,7 @@ def test_starts_follow_lengths(cycles, cycle):
         (Cycles(5, 2), None),
         (Cycles(5, num_cycles=3), 15),
         (Cycles(5, 2, 3), 5 + 10 + 20),
+        (Cycles(5, 7, 3), 5 + 35 + 245),
         (Cycles(10, 1.5, 3), 10 + 15 + 22),
         (Cycles(10, 0.5, 6), 10 + 5 + 2 + 1 + 1 + 1),
         (Cycles(2000, num_cycles=10**7), 2 * 10**10),

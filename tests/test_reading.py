@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import optax_clr
 from optax_clr import RangeTest, RangeTestError, RangeTestWarning
+from optax_clr._reading import _standard_error
 
 READINGS = ["suggest", "one_cycle_peak", "bounds"]
 
@@ -216,6 +217,14 @@ def test_noise_alone_is_rarely_read():
     losses = np.random.default_rng(0).standard_t(4, size=(200, 300))
     rates = jax.vmap(lambda lane: lane.suggest())(result_of(2 + losses))
     assert np.isfinite(rates).sum() < 0.07 * 200
+
+
+def test_the_standard_error_is_that_of_many_curves_of_noise():
+    curves = np.random.default_rng(0).normal(size=(2000, 300)).astype(np.float32)
+    weights = jnp.exp(-0.5 * jnp.square((jnp.arange(300.0) - 150) / 15))
+    differences = curves @ weights / weights.sum() - curves[:, :15].mean(1)
+    estimates = jax.vmap(_standard_error, (0, None, None))(curves, jnp.ones(300, bool), weights)
+    np.testing.assert_allclose(estimates.mean(), differences.std(), rtol=0.05)
 
 
 # ------------------------------------------------------------------------------------- doubts

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import optax_clr
-from optax_clr._batches import _aligned
+from optax_clr._batches import StreamedBatches, _aligned
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -230,6 +230,15 @@ def test_the_step_is_traced_once_and_a_second_stream_compiles_nothing(batches, c
         test(Loader(batches[3:]), num_steps=33, max_value=0.5)
     assert len(traces) == 1
     assert "Compiling" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "steps_per_value", "num_rows"),
+    [(2**20, 1, 8), (2**20, 2, 4), (2**25, 1, 1), (16, 1, 100), (0, 1, 100)],
+)
+def test_chunks_have_at_most_8_mebibytes(num_bytes, steps_per_value, num_rows):
+    batches = Loader([np.zeros(num_bytes // 4, np.float32)])
+    assert StreamedBatches(batches, 100, steps_per_value).capacity == num_rows
 
 
 def test_chunks_lie_where_the_cpu_backend_takes_them_without_a_copy():
