@@ -15,6 +15,7 @@ import pytest
 
 import optax_clr
 from optax_clr._batches import StreamedBatches, _aligned
+from optax_clr._chunks import _pace
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -230,6 +231,14 @@ def test_the_step_is_traced_once_and_a_second_stream_compiles_nothing(batches, c
         test(Loader(batches[3:]), num_steps=33, max_value=0.5)
     assert len(traces) == 1
     assert "Compiling" not in caplog.text
+
+
+def test_chunks_take_half_a_second_and_grow_to_that_step_by_step():
+    assert _pace(rows_per_chunk=256, count=256, seconds=10.0) == 12
+    assert _pace(rows_per_chunk=10, count=10, seconds=100.0) == 1
+    first, second = (_pace(rows, rows, seconds=1e-6) for rows in (1, 8))
+    assert 1 < first <= 16
+    assert second == 8 * first
 
 
 @pytest.mark.parametrize(
