@@ -85,6 +85,13 @@ def test_an_interval_is_level_to_the_threshold(interval, threshold):
     np.testing.assert_allclose(got, fastai_slide(rates, losses, interval, threshold), rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_valid", [1, 14, 15, 16, 17])
+def test_slide_needs_a_row_more_than_its_interval(num_valid):
+    rates, losses = some_curve(3)
+    padded = [np.where(np.arange(60) < num_valid, column, np.nan) for column in (rates, losses)]
+    assert np.isnan(suggestions.slide(*padded)) == (num_valid <= 15)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_padding_is_left_out(name):
     rates, losses = some_curve(3)
