@@ -124,8 +124,9 @@ def test_curves_with_nothing_in_them_are_nan(name):
 
 
 @pytest.mark.parametrize("name", ["steepest", "minimum"])
-def test_two_rows_are_enough_in_padding_too(name):
-    rates, losses = jnp.array([0.1, 1.0, jnp.nan]), jnp.array([2.0, 1.0, jnp.nan])
+@pytest.mark.parametrize("padding", [[], [jnp.nan]])
+def test_two_rows_are_enough(name, padding):
+    rates, losses = jnp.array([0.1, 1.0, *padding]), jnp.array([2.0, 1.0, *padding])
     expected = REFERENCES[name]([0.1, 1.0], [2.0, 1.0])
     np.testing.assert_allclose(RULES[name](rates, losses), expected, rtol=1e-6)
 
