@@ -131,6 +131,12 @@ def test_two_rows_are_enough(name, padding):
     np.testing.assert_allclose(RULES[name](rates, losses), expected, rtol=1e-6)
 
 
+def test_a_curve_that_never_falls_has_its_valley_at_the_first_row():
+    rates, losses = some_curve(0)[0], np.arange(60, dtype=np.float32)
+    assert fastai_valley(rates, losses) == rates[0]
+    np.testing.assert_array_equal(suggestions.valley(rates, losses), rates[0])
+
+
 def test_the_valley_of_two_rows_is_the_last_of_them_in_padding_too():
     rates, losses = jnp.array([0.1, 1.0]), jnp.array([2.0, 1.0])
     padded = [jnp.append(column, jnp.nan) for column in (rates, losses)]
