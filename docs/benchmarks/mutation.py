@@ -3,6 +3,7 @@
     python docs/benchmarks/mutation.py                      # a sample of 300
     python docs/benchmarks/mutation.py --sample 20 --seed 1
     python docs/benchmarks/mutation.py --modules _cycles _waves --sample 0    # all of these
+    python docs/benchmarks/mutation.py --places _waves:193:28    # those that survived
 
 A mutant is killed when a test of its module fails, or hangs. Changes are: an operator, comparison
 or condition turned round, a number or a flag changed, a minimum taken for a maximum, the branches
@@ -203,12 +204,17 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--modules", nargs="+", default=list(TESTS), choices=list(TESTS))
+    parser.add_argument("--places", nargs="+", help="only these, as printed of survivors")
     parser.add_argument("--sample", type=int, default=300, help="so many of them; 0 is all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
 
     found = list(itertools.chain.from_iterable(map(mutants, arguments.modules)))
+    if arguments.places:
+        found = [
+            mutant for mutant in found if f"{mutant.module}:{mutant.place}" in arguments.places
+        ]
     sample = random.Random(arguments.seed).sample(found, len(found))
     sample = sample[: arguments.sample or len(found)]
     print(f"{len(sample)} of {len(found)} mutants, seed {arguments.seed}", flush=True)
