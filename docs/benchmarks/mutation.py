@@ -221,7 +221,7 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         numbers = range(arguments.workers)
         folders = [copied_repository(pathlib.Path(work) / str(number)) for number in numbers]
-        seconds = seconds_without_mutation(folders[0], arguments.modules)
+        seconds = seconds_without_mutation(folders[0], {mutant.module for mutant in sample})
         survivors = []
         with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
             verdicts = pool.map(lambda mutant: verdict(mutant, folders, seconds), sample)
