@@ -192,7 +192,7 @@ def verdict(mutant, folders, seconds):
     docstrings = f"tests/test_docs.py::test_the_examples_of_docstrings[optax_clr.{mutant.module}]"
     files = [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
     # Some loops have no end then; others have all of their programs to compile again.
-    timeout = 60 + 4 * sum(seconds[name] for name in TESTS[mutant.module])
+    timeout = 60 + 2 * sum(seconds[name] for name in TESTS[mutant.module])
     killed = tests_fail(folder, [docstrings, *files], timeout)
     target.write_text(original)
     folders.append(folder)
