@@ -90,6 +90,7 @@ def test_slide_needs_a_row_more_than_its_interval(num_valid):
     rates, losses = some_curve(3)
     padded = [np.where(np.arange(60) < num_valid, column, np.nan) for column in (rates, losses)]
     assert np.isnan(suggestions.slide(*padded)) == (num_valid <= 15)
+    assert np.isfinite(suggestions.slide(rates[:16], losses[:16]))
 
 
 @pytest.mark.parametrize("name", RULES)
