@@ -320,6 +320,11 @@ def test_a_spike_is_no_divergence_and_a_rise_is_one():
     assert 400 < run_script(risen).num_valid < 600
 
 
+def test_the_first_row_that_can_end_a_test_comes_after_twenty():
+    losses = [*np.linspace(2, 1, 20), *[100.0] * 20]
+    assert int(run_script(losses, smoothing=0.0).num_valid) == 21
+
+
 def test_a_larger_stop_factor_stops_later_and_infinity_never():
     stops = [
         int(quadratic_test(jnp.float32(2.0), 300, stop_factor=factor).num_valid)

@@ -88,8 +88,8 @@ def test_an_interval_is_level_to_the_threshold(interval, threshold):
 @pytest.mark.parametrize("num_valid", [1, 14, 15, 16, 17])
 def test_slide_needs_a_row_more_than_its_interval(num_valid):
     rates, losses = some_curve(3)
-    padded = [np.where(np.arange(60) < num_valid, column, np.nan) for column in (rates, losses)]
-    assert np.isnan(suggestions.slide(*padded)) == (num_valid <= 15)
+    padded = np.where(np.arange(60) < num_valid, losses, np.nan)
+    assert np.isnan(suggestions.slide(rates, padded)) == (num_valid <= 15)
     assert np.isfinite(suggestions.slide(rates[:16], losses[:16]))
 
 
