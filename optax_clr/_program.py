@@ -201,7 +201,7 @@ class Programs:
         return jax.eval_shape(self.step, state, batch, values[0])[1]
 
     def inspect(self, initial: PyTree, batch: PyTree, values: ArrayLike) -> StepFacts:
-        """Trace the step, and return what it shows of itself."""
+        """Trace the step, and return what it shows of itself; refuse one that ignores its rate."""
         value = jax.eval_shape(lambda values: values[0], values)
         state = jax.eval_shape(self._initial_state, initial, value)
         step = jax.make_jaxpr(self.step)(state, batch, value)

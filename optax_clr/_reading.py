@@ -144,7 +144,7 @@ def read_valley(curve: Curve) -> Valley:
 
 def find_valley(curve: Curve) -> tuple[Valley, list[str]]:
     """Return the valley of a curve and what is doubtful, or raise (NaN, and nothing, if traced)."""
-    valley, problem, doubts = _find_valley(*checked(curve))
+    valley, problem, doubts = _find_valley(*curve)
     if is_traced(problem):
         return valley, []
     if int(problem) != _READABLE:
@@ -332,7 +332,7 @@ def _gaussian(distance: jax.Array) -> jax.Array:
 
 def spread(curve: Curve) -> tuple[float, float] | None:
     """Return the lowest and highest suggestion of the single curves; None if there is one."""
-    lanes = [column.reshape(-1, column.shape[-1]) for column in checked(curve)]
+    lanes = [column.reshape(-1, column.shape[-1]) for column in curve]
     if len(lanes[0]) == 1:
         return None
     valleys, _, _ = jax.vmap(_find_valley)(*lanes)

@@ -156,17 +156,18 @@ class RangeTest(NamedTuple):
 
 
 def _curve(result: RangeTest) -> _reading.Curve:
-    """Return what is read of a result: the held-out losses, where there are any."""
+    """Return what is read of a result, checked: the held-out losses, where there are any."""
     rates, held_out, steps = result.learning_rates, result.held_out_losses, result.equivalent_steps
-    return _reading.Curve(
+    curve = _reading.Curve(
         rates,
         held_out if np.size(held_out) else result.losses,
         steps if np.size(steps) else jnp.nancumsum(rates, axis=-1) / rates,
     )
+    return _reading.checked(curve)
 
 
 def _summary(result: RangeTest) -> str:
-    curve = _reading.checked(_curve(result))
+    curve = _curve(result)
     rates = np.asarray(result.learning_rates)
     losses = np.asarray(result.losses)
     num_rows = rates.shape[-1]

@@ -128,7 +128,7 @@ def _check_state(old: PyTree, new: PyTree) -> PyTree:
             remedy = " Cast it back at the end of the step." if before.shape == after.shape else ""
             raise ValueError(
                 f"step_fn must keep shape and dtype of state{jax.tree_util.keystr(path)}, "
-                f"{before.dtype}{list(before.shape)}; got {after.dtype}{list(after.shape)}.{remedy}"
+                f"{_shape_in_words(before)}; got {_shape_in_words(after)}.{remedy}"
                 f" {see('training-steps/')}"
             )
         return after

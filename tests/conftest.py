@@ -14,6 +14,7 @@ import pytest
 from jax import numpy as jnp
 
 import optax_clr
+import strategies
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -47,10 +48,8 @@ def optax_promotion():
 
 @pytest.fixture
 def x64():
-    """A context manager that turns 64-bit types on; its name changed in JAX 0.8."""
-    if hasattr(jax, "enable_x64"):
-        return lambda: jax.enable_x64(True)
-    return jax.experimental.enable_x64
+    """A context manager that turns 64-bit types on."""
+    return strategies.x64
 
 
 @pytest.fixture

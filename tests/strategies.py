@@ -26,7 +26,7 @@ def cases(share):
 
 
 def x64():
-    """64-bit types on; not a fixture, which would last for all the examples of a test."""
+    """64-bit types on, as a context; the name changed in JAX 0.8."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
     return jax.experimental.enable_x64()
