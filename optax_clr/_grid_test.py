@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,13 +14,14 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import whole_number
-from optax_clr._batches import check_num_steps, is_stream, open_batches, stack_stream
-from optax_clr._divergence import StopRule
-from optax_clr._program import Plan, programs
-from optax_clr._range_test import check_arrays, optimizer_step, spaced
-from optax_clr._result import RangeTest
-from optax_clr._running import runs_row_by_row, train_rows
-from optax_clr._training_step import PyTree
+from optax_clr._batches import check_num_steps, hold_batches
+from optax_clr._documentation import see
+from optax_clr._modes import undisturbed
+from optax_clr._range_test import check_arrays, held_out_batch, optimizer_step, spaced
+from optax_clr._result import EndedBy, RangeTest
+from optax_clr._run import Outcome, run, runs_by_rows
+from optax_clr._step import PyTree
+from optax_clr._stop_rule import StopRule
 
 _DEFAULT_NUM_STEPS = 50
 # A run is judged by the last quarter of its losses, which have less noise than the last of them.
@@ -101,32 +103,55 @@ def lr_grid_test(
     num_values = whole_number("num_values", num_values, minimum=2)
     num_steps = check_num_steps(num_steps, batches, 1, default=_DEFAULT_NUM_STEPS)
     rates = jnp.asarray(spaced(min_value, max_value, num_values, spacing))
-    if is_stream(batches):
-        batches = stack_stream(batches, num_steps)
-    if held_out is not None:
-        check_arrays("held_out", held_out)
-    source = open_batches(batches, num_steps, steps_per_value=1)
-    compiled = programs(Plan(step, source.batch_fn, step.has_aux, steps_per_value=1))
+    held_out = held_out_batch(held_out)
+    source = hold_batches(batches, num_steps)
 
-    def train_at(rate: jax.Array) -> tuple[jax.Array, Any, PyTree]:
-        """Return what the rate is judged by, and the rows of its training."""
-        test, (trained, _) = train_rows(
-            step, step.has_aux, 1, params, batches, jnp.full(num_steps, rate), _STOP_AT_NAN
+    def train_at(rate: jax.Array) -> tuple[Outcome, tuple[Any, ...]]:
+        """Return what was run, and the row of the rate: loss, held-out loss and metrics."""
+        outcome = run(
+            step, source.again(), params, jnp.full(num_steps, rate), _STOP_AT_NAN, keeps_state=True
         )
+        test = outcome.result
         is_whole = test.num_valid == num_steps
         part = test.losses[-math.ceil(num_steps / _JUDGED_PART) :]
         loss = jnp.where(is_whole, part.mean(), jnp.nan)
         held_out_loss: Any = ()
         if held_out is not None:
-            held_out_loss = jnp.where(is_whole, compiled.evaluate(trained, held_out), jnp.nan)
-        return loss, held_out_loss, (test.losses, test.metrics) if has_aux else test.losses
+            held_out_loss = outcome.evaluate(outcome.state, held_out)
+            held_out_loss = jnp.where(is_whole, held_out_loss, jnp.nan)
+        metrics = (test.losses, test.metrics) if has_aux else test.losses
+        return outcome, (loss, held_out_loss, metrics)
 
-    if runs_row_by_row(compiled, params, source, rates):
-        runs = [train_at(rate) for rate in rates]
-        columns = jax.tree.map(lambda *entries: jnp.stack(entries), *runs)
-    else:
-        columns = jax.vmap(train_at)(rates)
-    return _as_range_test(rates, num_steps, *columns)
+    if not runs_by_rows(step, source, params, rates):
+        with undisturbed():
+            columns = jax.vmap(lambda rate: train_at(rate)[1])(rates)
+        return _as_range_test(rates, num_steps, *columns)
+
+    rows: list[tuple[Any, ...]] = []
+    is_interrupted = False
+    try:
+        for rate in rates:
+            outcome, row = train_at(rate)
+            is_interrupted = outcome.ended_early
+            if is_interrupted:
+                break
+            rows.append(row)
+    except KeyboardInterrupt:
+        is_interrupted = True
+        if not rows:
+            raise
+    if is_interrupted:
+        warnings.warn(
+            f"the grid test was interrupted after {len(rows)} of {num_values} rates, which are its "
+            f"result. {see('range-test/#ending-early')}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    missing = jax.tree.map(lambda entry: jnp.full_like(entry, jnp.nan), rows[0])
+    rows += [missing] * (num_values - len(rows))
+    columns = jax.tree.map(lambda *entries: jnp.stack(entries), *rows)
+    result = _as_range_test(rates, num_steps, *columns)
+    return result._replace(ended_by=np.int32(EndedBy.INTERRUPT)) if is_interrupted else result
 
 
 def _as_range_test(
@@ -139,5 +164,13 @@ def _as_range_test(
         lambda column: jnp.where(is_row, column, jnp.nan), (rates, losses, held_out_losses, steps)
     )
     rates, losses, held_out_losses, steps = columns
-    num_valid = is_row.sum(dtype=jnp.int32)
-    return RangeTest(rates, losses, losses, num_valid, metrics, held_out_losses, steps)
+    return RangeTest(
+        learning_rates=rates,
+        losses=losses,
+        smoothed_losses=losses,
+        num_valid=is_row.sum(dtype=jnp.int32),
+        metrics=metrics,
+        held_out_losses=held_out_losses,
+        equivalent_steps=steps,
+        ended_by=jnp.where(is_row.all(), EndedBy.LAST_VALUE, EndedBy.DIVERGENCE).astype(jnp.int32),
+    )

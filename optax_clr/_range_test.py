@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,12 +14,13 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import function, is_traced, known_float, real_scalar, whole_number
-from optax_clr._batches import check_num_steps
-from optax_clr._divergence import StopRule
+from optax_clr._batches import as_array, check_num_steps, is_array, open_batches
 from optax_clr._documentation import see
-from optax_clr._result import RangeTest
-from optax_clr._running import train_rows
-from optax_clr._training_step import OptimizerStep, PyTree, StepFn, describe
+from optax_clr._reading import RangeTestWarning
+from optax_clr._result import ONE_EXAMPLE, RangeTest
+from optax_clr._run import Outcome, run
+from optax_clr._step import FunctionStep, OptimizerStep, PyTree, StepFn, describe
+from optax_clr._stop_rule import StopRule
 
 
 def range_test(
@@ -105,10 +107,14 @@ def range_test(
     steps_per_value = whole_number("steps_per_value", steps_per_value)
     check_arrays("state", state)
     rule = _stop_rule(smoothing, stop_factor)
-    result, _ = train_rows(
-        step_fn, bool(has_aux), steps_per_value, state, batches, values, rule, progress=progress
+    source = open_batches(batches, values.shape[0], steps_per_value)
+    step = FunctionStep(step_fn, bool(has_aux))
+    outcome = run(
+        step, source, state, values, rule, steps_per_value=steps_per_value, progress=progress
     )
-    return result
+    if message := early_end(outcome):
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return outcome.result
 
 
 def lr_range_test(
@@ -189,23 +195,31 @@ def lr_range_test(
     step = optimizer_step(loss_fn, optimizer, has_aux)
     steps_per_value = whole_number("steps_per_value", steps_per_value)
     check_arrays("params", params)
+    counts_batches = num_steps is None
     num_steps = check_num_steps(num_steps, batches, steps_per_value)
     values = spaced(min_value, max_value, num_steps // steps_per_value, spacing)
     rule = _stop_rule(smoothing, stop_factor)
-    if held_out is not None:
-        check_arrays("held_out", held_out)
-    result, _ = train_rows(
+    source = open_batches(batches, values.shape[0], steps_per_value)
+    outcome = run(
         step,
-        step.has_aux,
-        steps_per_value,
+        source,
         params,
-        batches,
         values,
         rule,
-        held_out=held_out,
+        steps_per_value=steps_per_value,
+        held_out=held_out_batch(held_out),
         progress=progress,
     )
-    return result
+    if message := early_end(outcome):
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    if (
+        counts_batches
+        and source.held
+        and np.size(outcome.result.batch_size)
+        and int(outcome.result.batch_size) == 1
+    ):
+        warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=2)
+    return outcome.result
 
 
 def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
@@ -219,6 +233,35 @@ def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
         )
     optimizer = function("optimizer", optimizer, form="learning_rate -> GradientTransformation")
     return OptimizerStep(loss_fn, optimizer, bool(has_aux))
+
+
+def early_end(outcome: Outcome) -> str | None:
+    """Return what there is to say of a test that was ended from outside, for a warning."""
+    if not outcome.ended_early:
+        return None
+    result, error = outcome.result, outcome.stopped_by
+    if isinstance(error, KeyboardInterrupt):
+        reason = "it was interrupted"
+    elif error is not None:
+        reason = f"reading the batches raised {error!r}"
+    else:
+        reason = (
+            "there were no more batches, and an iterator cannot be read again: a list or a data "
+            "loader can"
+        )
+    return (
+        f"the range test ended after {result.num_valid} of {len(result.losses)} rows, which are "
+        f"its result; {reason}. {see('range-test/#ending-early')}"
+    )
+
+
+def held_out_batch(held_out: PyTree) -> PyTree:
+    """Return a batch as arrays, if it is one; None where there is none."""
+    if held_out is None:
+        return None
+    batch = jax.tree.map(lambda leaf: as_array(leaf) if is_array(leaf) else leaf, held_out)
+    check_arrays("held_out", batch)
+    return batch
 
 
 def check_arrays(name: str, tree: PyTree) -> None:

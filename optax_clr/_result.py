@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clr import _reading
+from optax_clr._documentation import see
+
+
+class EndedBy(enum.IntEnum):
+    """What a range test ended with, as ``RangeTest.ended_by`` has it."""
+
+    LAST_VALUE = 0
+    DIVERGENCE = 1
+    END_OF_DATA = 2
+    INTERRUPT = 3  # Ctrl-C, or an exception in the data loader
 
 
 class RangeTest(NamedTuple):
@@ -33,6 +44,10 @@ class RangeTest(NamedTuple):
         then read; ``()`` without one.
       equivalent_steps: ``f32[n]`` how many steps at its own rate all the training up to a row
         amounts to, the sum of the rates so far over that rate; ``()`` means one step a row.
+      ended_by: ``i32[]`` what ended the test: 0 the last value, 1 divergence, 2 the end of the
+        data, 3 an interrupt or an exception of the data loader; ``()`` where it is not known.
+      batch_size: ``i32[]`` examples in a batch, the length of the leading axis that its arrays
+        share; ``()`` where they share none.
 
     Example:
       >>> inputs = jax.random.normal(jax.random.key(0), (200, 8))
@@ -52,6 +67,8 @@ class RangeTest(NamedTuple):
     metrics: Any = ()
     held_out_losses: Any = ()
     equivalent_steps: Any = ()
+    ended_by: Any = ()
+    batch_size: Any = ()
 
     def suggest(self) -> jax.Array:
         r"""Return one rate to train with throughout.
@@ -155,6 +172,13 @@ class RangeTest(NamedTuple):
         return _summary(self)
 
 
+ONE_EXAMPLE = (
+    "each step trained on a single example: an entry of the batches has no axis of examples. Where "
+    "the batches are a whole data set, cut it into batches first, [steps, examples, ...]. "
+    + see("range-test/#batches")
+)
+
+
 def _curve(result: RangeTest) -> _reading.Curve:
     """Return what is read of a result, checked: the held-out losses, where there are any."""
     rates, held_out, steps = result.learning_rates, result.held_out_losses, result.equivalent_steps
@@ -164,6 +188,15 @@ def _curve(result: RangeTest) -> _reading.Curve:
         steps if np.size(steps) else jnp.nancumsum(rates, axis=-1) / rates,
     )
     return _reading.checked(curve)
+
+
+def _reason(result: RangeTest) -> str:
+    """Return, in words, what ended a test before its last value."""
+    if not np.size(result.ended_by):
+        return "diverged, or out of batches"
+    if result.ended_by == EndedBy.END_OF_DATA:
+        return "out of batches"
+    return "interrupted" if result.ended_by == EndedBy.INTERRUPT else "diverged"
 
 
 def _summary(result: RangeTest) -> str:
@@ -177,13 +210,15 @@ def _summary(result: RangeTest) -> str:
     curves = f"{num_curves} curves of {num_rows} rows" if num_curves > 1 else f"{num_rows} rows"
     if not np.isfinite(losses).any():
         return f"Range test: {curves}, none with a finite loss."
-    # Of a stream that ran out the result has no more to tell than of a test that diverged.
     if num_curves > 1:
         end = f"{stopped} ended early"
     elif stopped:
-        end = f"ended after {num_valid} of them (diverged, or out of batches)"
+        end = f"ended after {num_valid} of them ({_reason(result)})"
     else:
         end = "no divergence"
+    batch_sizes = set(np.ravel(result.batch_size).tolist())
+    if len(batch_sizes) == 1:
+        end += f"; batches of {max(batch_sizes)}"
     first = losses.reshape(num_curves, num_rows)[:, 0]
     lines = [
         f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
@@ -203,5 +238,7 @@ def _summary(result: RangeTest) -> str:
     ]
     if spread := _reading.spread(curve):
         lines.append(f"suggest() of the single curves: {spread[0]:.3g} to {spread[1]:.3g}.")
+    if batch_sizes == {1}:
+        doubts = [*doubts, ONE_EXAMPLE]
     lines += [f"In doubt: {doubt}" for doubt in doubts]
     return "\n".join(lines)

@@ -55,7 +55,7 @@ def test_every_rate_trains_as_a_plain_loop_does(optimizer):
 def test_a_held_out_batch_judges_after_the_training():
     result = run(held_out=HELD_OUT)
     expected = [loss_fn(train(rate)[1], HELD_OUT) for rate in RATES]
-    np.testing.assert_allclose(result.held_out_losses, expected, rtol=2e-3)  # rounding grows
+    np.testing.assert_allclose(result.held_out_losses, expected, rtol=5e-3)  # rounding grows
     for field in ("losses", "metrics"):
         np.testing.assert_allclose(getattr(result, field), getattr(run(), field), rtol=1e-5)
 

@@ -36,7 +36,7 @@ def batch_at(step):
 
 def scripted_step(state, batch, value):
     """A training step whose loss is whatever the batch says."""
-    return state + 1, batch
+    return state + 1, batch + 0 * value
 
 
 def run_script(losses, **kwargs):
@@ -333,17 +333,18 @@ def test_a_larger_stop_factor_stops_later_and_infinity_never():
     assert stops == sorted(set(stops))
 
 
-def test_no_training_step_is_executed_after_divergence():
+def test_after_divergence_no_more_than_the_rest_of_a_chunk_is_trained():
     executed = []
 
     def step_fn(state, batch, value):
         jax.debug.callback(executed.append, batch)
         return state, jnp.where(batch < 10, 1.0, jnp.nan) + value
 
-    result = optax_clr.range_test(step_fn, jnp.zeros(()), jnp.arange(50), jnp.ones(50))
+    result = optax_clr.range_test(step_fn, jnp.zeros(()), jnp.arange(5000), jnp.ones(5000))
     jax.effects_barrier()
-    # The step that gave the NaN was the last.
-    assert len(executed) == int(result.num_valid) + 1 == 11
+    assert int(result.num_valid) == 10
+    assert 11 <= len(executed) <= 128
+    assert np.isnan(result.losses[10:]).all()
 
 
 # -------------------------------------------------------------------------- purity and compiling

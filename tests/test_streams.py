@@ -6,6 +6,7 @@ import math
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,7 @@ import optax
 import pytest
 
 import optax_clr
-from optax_clr._batches import StreamedBatches, _aligned
-from optax_clr._chunks import _pace
+from optax_clr._batches import StreamedBatches, aligned
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -126,7 +126,7 @@ def test_keys_and_bfloat16_are_streamed():
 
     on_host = [{"x": x} for x in numbers]
     sums = optax_clr.range_test(
-        lambda s, b, v: (s, b["x"].astype(jnp.float32).sum()), 0.0, on_host, np.ones(20),
+        lambda s, b, v: (s, b["x"].astype(jnp.float32).sum() + 0 * v), 0.0, on_host, np.ones(20),
         stop_factor=math.inf,
     )  # fmt: skip
     np.testing.assert_array_equal(sums.losses, 4.0 * np.arange(20) + 1)
@@ -190,7 +190,7 @@ def test_reading_stops_soon_after_divergence():
     loader = Loader(itertools.repeat(np.float32(1)))
 
     def diverges_at_once(state, batch, value):
-        return state + 1, batch + jnp.exp(state)
+        return state + 1, batch + value * jnp.exp(state)
 
     values = np.ones(100_000, np.float32)
     result = optax_clr.range_test(diverges_at_once, jnp.float32(0), loader, values)
@@ -233,10 +233,26 @@ def test_the_step_is_traced_once_and_a_second_stream_compiles_nothing(batches, c
     assert "Compiling" not in caplog.text
 
 
-def test_chunks_take_half_a_second_and_grow_to_that_step_by_step():
-    assert _pace(rows_per_chunk=256, count=256, seconds=10.0) == 12
-    assert _pace(rows_per_chunk=10, count=10, seconds=100.0) == 1
-    assert [_pace(rows, rows, seconds=1e-6) for rows in (1, 8)] == [8, 64]
+@pytest.mark.parametrize(("seconds", "most_ahead"), [(0.0, 512), (1e-3, 512), (100.0, 128)])
+def test_calls_are_short_by_the_clock_whatever_it_shows(seconds, most_ahead, monkeypatch):
+    """A clock that stands still, one that is fast, and steps that take a minute."""
+    clock = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: seconds * next(clock))
+    num_trained, ahead = [], []
+
+    def step_fn(state, batch, value):
+        jax.debug.callback(num_trained.append, batch)
+        return state, batch * value
+
+    def read():
+        for number in range(2000):
+            ahead.append(number - len(num_trained))
+            yield np.float32(number % 2)
+
+    result = optax_clr.range_test(step_fn, jnp.float32(0), read(), np.ones(2000))
+    jax.effects_barrier()
+    np.testing.assert_array_equal(result.losses, np.arange(2000) % 2)
+    assert max(ahead) <= most_ahead
 
 
 @pytest.mark.parametrize(
@@ -245,12 +261,12 @@ def test_chunks_take_half_a_second_and_grow_to_that_step_by_step():
 )
 def test_chunks_have_at_most_8_mebibytes(num_bytes, steps_per_value, num_rows):
     batches = Loader([np.zeros(num_bytes // 4, np.float32)])
-    assert StreamedBatches(batches, 100, steps_per_value).capacity == num_rows
+    assert StreamedBatches(batches, 100, steps_per_value).most_rows == num_rows
 
 
 def test_chunks_lie_where_the_cpu_backend_takes_them_without_a_copy():
     for length in range(1, 300, 7):
-        array = _aligned((length, 3), np.dtype(np.int8))
+        array = aligned((length, 3), np.dtype(np.int8))
         assert array.ctypes.data % 64 == 0
         assert (array.shape, array.dtype) == ((length, 3), np.int8)
 
@@ -316,7 +332,8 @@ def test_an_exception_before_the_first_row_is_raised():
 def test_an_exception_after_divergence_is_of_no_interest():
     losses = [*np.linspace(2, 1, 20), math.nan, 1.0]
     stream = failing(np.float32(losses), OSError("disk"))
-    result = optax_clr.range_test(lambda s, batch, value: (s, batch), 0.0, stream, np.ones(50))
+    step_fn = lambda state, batch, value: (state, batch + 0 * value)
+    result = optax_clr.range_test(step_fn, 0.0, stream, np.ones(50))
     assert int(result.num_valid) == 20
 
 

@@ -1,0 +1,264 @@
+"""The loop of a range test: chunks of rows, each of which trains first and is judged afterwards.
+
+A chunk is a scan of known length, in which no device has to wait for a decision. The stop rule
+looks at its losses when it is trained, so that after divergence at most the rest of a chunk is
+trained for nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
+
+from optax_clr._result import EndedBy, RangeTest
+from optax_clr._step import PyTree
+from optax_clr._stop_rule import StopRule, Watch, decay_over, new_watch, watch_rows
+
+
+class Inputs(NamedTuple):
+    """Batches for the next ``num_rows`` rows: those from row ``first`` of ``batches`` on."""
+
+    batches: PyTree  # () where a function makes them
+    first: Any  # i32[], as is num_rows
+    num_rows: Any
+
+
+class Rows(NamedTuple):
+    """The columns of the result that are recorded, ``[n, ...]``."""
+
+    losses: jax.Array
+    smoothed_losses: jax.Array
+    metrics: PyTree
+    held_out_losses: Any  # () where there is no held-out batch
+
+
+class Trained(NamedTuple):
+    """Where a test is after some rows."""
+
+    state: PyTree
+    watch: Watch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loop:
+    """The programs of a test, as functions of its arrays.
+
+    Attributes:
+      start: ``(initial, value) -> state``.
+      train: ``(state, batch, value) -> (state, (loss, metrics))``, one training step. Where a
+        function makes the batches it is given the step in the place of a batch.
+      evaluate: ``(state, batch) -> loss``.
+      makes_batches: whether a function makes the batches.
+      steps_per_value: training steps in a row.
+      rows_per_chunk: rows that are trained before they are judged.
+      unroll: steps that are compiled one after the other, in each turn of a loop over steps.
+      keeps_state: whether the state after the last row is wanted, and not one of padding.
+    """
+
+    start: Callable[..., PyTree]
+    train: Callable[..., Any]
+    evaluate: Callable[..., jax.Array]
+    makes_batches: bool
+    steps_per_value: int
+    rows_per_chunk: int
+    unroll: int
+    keeps_state: bool
+
+    def whole(
+        self,
+        initial: PyTree,
+        batches: PyTree,
+        values: jax.Array,
+        rule: StopRule,
+        held_out: PyTree,
+    ) -> tuple[RangeTest, PyTree]:
+        """Return the result of a test, and the state after it."""
+        trained = self._begin(initial, batches, values)
+        inputs = Inputs(batches, np.int32(0), np.int32(values.shape[0]))
+        trained, rows = self.train_rows(trained, inputs, values, rule, held_out)
+        ended_by = jnp.where(trained.watch.alive, EndedBy.LAST_VALUE, EndedBy.DIVERGENCE)
+        num_valid, ended_by = trained.watch.num_rows, ended_by.astype(jnp.int32)
+        return finish(values, rows, num_valid, ended_by, self.steps_per_value), trained.state
+
+    def begin(self, initial: PyTree, batches: PyTree, values: jax.Array) -> Trained:
+        """Return where a test begins, in buffers that may be donated."""
+        return jax.tree.map(jnp.copy, self._begin(initial, batches, values))  # type: ignore[no-any-return]
+
+    def _begin(self, initial: PyTree, batches: PyTree, values: jax.Array) -> Trained:
+        state = with_step_types(self.start(initial, values[0]))
+        loss, _ = self._entry_shapes(state, batches, values)
+        return Trained(state, new_watch(jnp.full_like(loss, 0)))
+
+    def train_rows(
+        self,
+        trained: Trained,
+        inputs: Inputs,
+        values: jax.Array,
+        rule: StopRule,
+        held_out: PyTree,
+    ) -> tuple[Trained, Rows]:
+        """Train rows chunk by chunk, until all lanes have diverged; return what is after them.
+
+        There is room for as many rows as there are values; there may be fewer, by whole chunks
+        unless they are the last of the test.
+        """
+        size = self.rows_per_chunk
+        num_chunks = -(-values.shape[0] // size)
+        decay = decay_over(size, rule.smoothing, trained.watch.average.dtype)
+
+        def train_chunk(trained: Trained, first: ArrayLike) -> tuple[Trained, Rows]:
+            first = jnp.asarray(first)
+            state, entries = self._train_chunk(trained.state, first, inputs, values, held_out)
+            num_recorded = jnp.clip(inputs.num_rows - first, 0, size)
+            losses, metrics, held_out_losses = entries
+            watch, smoothed = watch_rows(trained.watch, losses, num_recorded, decay, rule)
+            return Trained(state, watch), Rows(losses, smoothed, metrics, held_out_losses)
+
+        if num_chunks == 1:
+            trained, rows = train_chunk(trained, np.int32(0))
+            return trained, _first_rows(rows, values.shape[0])
+
+        def goes_on(carry: tuple[jax.Array, Trained, Rows]) -> jax.Array:
+            first, trained, _ = carry
+            alive: jax.Array = any_lane(trained.watch.alive)
+            return jnp.logical_and(alive, first < inputs.num_rows)
+
+        def train_next(carry: tuple[jax.Array, Trained, Rows]) -> tuple[jax.Array, Trained, Rows]:
+            first, trained, rows = carry
+            trained, chunk = train_chunk(trained, first)
+            put = lambda column, part: lax.dynamic_update_slice_in_dim(column, part, first, 0)
+            return first + size, trained, jax.tree.map(put, rows, chunk)
+
+        rows = self._empty_rows(trained, num_chunks * size, inputs.batches, values, held_out)
+        _, trained, rows = lax.while_loop(goes_on, train_next, (jnp.int32(0), trained, rows))
+        return trained, _first_rows(rows, values.shape[0])
+
+    def _train_chunk(
+        self,
+        state: PyTree,
+        first: jax.Array,
+        inputs: Inputs,
+        values: jax.Array,
+        held_out: PyTree,
+    ) -> tuple[PyTree, Any]:
+        """Return the state after the rows of a chunk, and what they record, ``[chunk, ...]``."""
+        size = self.rows_per_chunk
+        last = inputs.num_rows - 1
+
+        def train_row(state: PyTree, row: jax.Array) -> tuple[PyTree, Any]:
+            # Rows that only fill the last chunk are the last row again, and not recorded.
+            row = jnp.minimum(row, last)
+            value = lax.dynamic_index_in_dim(values, row, keepdims=False)
+            batches = self._row_batches(inputs.batches, inputs.first + row)
+            after, (loss, metrics) = self._train_row(state, batches, value)
+            held_out_loss = () if held_out is None else self.evaluate(after, held_out)
+            return after, (loss, metrics, held_out_loss)
+
+        def train_unless_padding(state: PyTree, row: jax.Array) -> tuple[PyTree, Any]:
+            after, entry = train_row(state, row)
+            keep = lambda new, old: jnp.where(row <= last, new, old)
+            return jax.tree.map(keep, after, state), entry
+
+        is_padded = self.keeps_state and values.shape[0] % size != 0
+        turn = train_unless_padding if is_padded else train_row
+        if size == 1:
+            state, entry = turn(state, first)
+            return state, jax.tree.map(lambda leaf: leaf[None], entry)
+        rows = first + jnp.arange(size, dtype=jnp.int32)
+        return lax.scan(turn, state, rows, unroll=min(self.unroll, size))
+
+    def _train_row(self, state: PyTree, batches: PyTree, value: jax.Array) -> tuple[PyTree, Any]:
+        """Train the steps of one row, which has the means of their losses and metrics."""
+        if self.steps_per_value == 1:
+            trained: tuple[PyTree, Any] = self.train(
+                state, jax.tree.map(lambda leaf: leaf[0], batches), value
+            )
+            return trained
+        train = lambda state, batch: self.train(state, batch, value)
+        unroll = min(self.unroll, self.steps_per_value)
+        state, outputs = lax.scan(train, state, batches, unroll=unroll)
+        return state, jax.tree.map(lambda leaf: leaf.mean(0), outputs)
+
+    def _row_batches(self, batches: PyTree, row: jax.Array) -> PyTree:
+        """Return what the steps of a row train on, ``[steps_per_value, ...]``."""
+        length = self.steps_per_value
+        start = row * length
+        if self.makes_batches:
+            return start + jnp.arange(length, dtype=jnp.int32)
+        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, length), batches)
+
+    def _entry_shapes(self, state: PyTree, batches: PyTree, values: jax.Array) -> Any:
+        """Return shapes and dtypes of the loss and the metrics of a row."""
+        inputs = self._row_batches(batches, jnp.int32(0))
+        batch = jax.tree.map(lambda leaf: leaf[0], inputs)
+        return jax.eval_shape(self.train, state, batch, values[0])[1]
+
+    def _empty_rows(
+        self, trained: Trained, length: int, batches: PyTree, values: jax.Array, held_out: PyTree
+    ) -> Rows:
+        loss, metrics = self._entry_shapes(trained.state, batches, values)
+        column = lambda entry: jnp.broadcast_to(jnp.full_like(entry, 0), (length, *entry.shape))
+        held_out_losses = () if held_out is None else loss
+        rows: Rows = jax.tree.map(column, Rows(loss, loss, metrics, held_out_losses))
+        return rows
+
+
+def with_step_types(state: PyTree) -> PyTree:
+    """Return a state with the types that a training step gives it back with."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
+
+
+def _first_rows(rows: Rows, length: int) -> Rows:
+    return jax.tree.map(lambda column: column[:length], rows)  # type: ignore[no-any-return]
+
+
+@custom_vmap
+def any_lane(alive: jax.Array) -> jax.Array:
+    """Return ``alive``; under ``jax.vmap`` one answer for all the lanes, whether any is.
+
+    Without it each lane would have a counter of its own, and with it a copy of every batch.
+    """
+    return alive
+
+
+@any_lane.def_vmap
+def _any_of_many(
+    axis_size: int, in_batched: list[bool], alive: jax.Array
+) -> tuple[jax.Array, bool]:
+    del axis_size, in_batched
+    return any_lane(alive.any(0)), False  # by any_lane again, for a vmap around this one
+
+
+def finish(
+    values: jax.Array,
+    rows: Rows,
+    num_valid: jax.Array,
+    ended_by: jax.Array,
+    steps_per_value: int,
+) -> RangeTest:
+    """Return the result, with NaN for all rows that are not data."""
+    recorded = jnp.arange(values.shape[0], dtype=jnp.int32) < num_valid
+
+    def mask(column: jax.Array) -> jax.Array:
+        shaped = recorded.reshape(recorded.shape + (1,) * (column.ndim - 1))
+        return jnp.where(shaped, column, jnp.nan)
+
+    losses, smoothed_losses, metrics, held_out_losses = jax.tree.map(mask, rows)
+    return RangeTest(
+        learning_rates=mask(values),
+        losses=losses,
+        smoothed_losses=smoothed_losses,
+        num_valid=num_valid,
+        metrics=metrics,
+        held_out_losses=held_out_losses,
+        equivalent_steps=mask(steps_per_value * jnp.cumsum(values) / values),
+        ended_by=ended_by,
+    )

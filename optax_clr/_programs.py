@@ -1,0 +1,282 @@
+"""Compiled programs, kept from one range test to the next while they are still true.
+
+A program is true while the functions that were traced into it refer to the same things. That is
+more than ``jax.jit`` asks for: nobody sees a ``jit`` in the call of a range test, and nobody would
+look for an old curve there. They live as long as these functions, and hold none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from optax_clr._arguments import is_traced
+from optax_clr._documentation import see
+from optax_clr._loop import Loop, with_step_types
+from optax_clr._step import PyTree, Step, shape_in_words
+from optax_clr._traced import StepFacts, facts_of
+
+_CONFIG: Any = jax.config
+
+Function = Callable[..., Any]
+
+
+class CompiledLoop:
+    """The programs of a loop, compiled for the shapes that they are called with."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.whole = jax.jit(loop.whole)
+        self.begin = jax.jit(loop.begin)
+        self.train_rows = jax.jit(loop.train_rows, donate_argnums=0)
+
+
+class Programs:
+    """The compiled programs of a step and of what makes its batches, if a function does.
+
+    They share one trace of the training step.
+    """
+
+    def __init__(self, step: Step, batch_fn: Function | None) -> None:
+        self.num_traces = 0
+        self.evaluate = jax.jit(step.evaluate)
+        self._step = step
+        self._batch_fn = batch_fn
+        self._train = jax.jit(functools.partial(_train, step, batch_fn))
+        self._facts: dict[Any, StepFacts] = {}
+        self._loops: dict[Any, CompiledLoop] = {}
+
+    def facts(self, initial: PyTree, batch: PyTree, values: ArrayLike) -> StepFacts:
+        """Trace the step, and return what it shows of itself; refuse one that ignores its value."""
+        arguments = initial, batch, values
+        key = jax.tree.structure(arguments), *map(_type_of, jax.tree.leaves(arguments))
+        if key not in self._facts:
+            self.num_traces += 1
+            value = jax.eval_shape(lambda values: values[0], values)
+            start = lambda initial, value: with_step_types(self._step.start(initial, value))
+            state = jax.eval_shape(start, initial, value)
+            traced = jax.make_jaxpr(self._train)(state, batch, value)
+            if self._batch_fn is not None:
+                batch = jax.eval_shape(self._batch_fn, batch)
+            facts = facts_of(traced, state, batch)
+            if not facts.reads_value:
+                raise ValueError(self._step.unread_value)
+            self._facts[key] = facts
+        return self._facts[key]
+
+    def loop(self, **shape: Any) -> CompiledLoop:
+        """Return the loop of that shape: see :class:`Loop`."""
+        key = tuple(sorted(shape.items()))
+        if key not in self._loops:
+            loop = Loop(
+                start=self._step.start,
+                train=self._train,
+                evaluate=self._step.evaluate,
+                makes_batches=self._batch_fn is not None,
+                **shape,
+            )
+            self._loops[key] = CompiledLoop(loop)
+        return self._loops[key]
+
+
+def _train(
+    step: Step, batch_fn: Function | None, state: PyTree, batch: PyTree, value: jax.Array
+) -> Any:
+    if batch_fn is not None:
+        batch = batch_fn(batch)
+    try:
+        return step.train(state, batch, value)
+    except Exception as error:
+        error.add_note(
+            f"A step of the range test was given the batch {jax.tree.map(shape_in_words, batch)}. "
+            "The leading axis of batches that are arrays counts the steps. "
+            + see("range-test/#batches")
+        )
+        raise
+
+
+def _type_of(leaf: Any) -> Any:
+    return getattr(leaf, "shape", ()), getattr(leaf, "dtype", type(leaf))
+
+
+# ----------------------------------------------------------------------------- keeping programs
+
+
+class _Kept(NamedTuple):
+    programs: Programs
+    seen: list[_Seen]  # what the functions referred to when they were traced
+    watches: list[Any]  # that remove this entry when one of the functions is gone
+
+
+_kept: dict[Any, _Kept] = {}
+
+
+@contextlib.contextmanager
+def programs_of(step: Step, batch_fn: Function | None) -> Iterator[Programs]:
+    """Give the programs of a step: those of before if its functions see the same things."""
+    functions = step.functions if batch_fn is None else (*step.functions, batch_fn)
+    key = type(step), step.has_aux, *map(_identity, functions)
+    kept = _kept.pop(key, None)  # back when all has gone well
+    if kept is None or not _sees_the_same(functions, kept.seen):
+        kept = _new(step, functions, key)
+    num_traces = kept.programs.num_traces
+    yield kept.programs
+    if kept.programs.num_traces > num_traces:  # tracing may have changed what they refer to
+        kept = kept._replace(seen=_look(functions))
+    if kept.watches and not any(seen.is_tracer for seen in kept.seen):
+        _kept[key] = kept
+
+
+def _new(step: Step, functions: tuple[Function, ...], key: Any) -> _Kept:
+    """Return new programs, which know the functions by weak references if that is possible."""
+    try:
+        # Where JAX looks for leaks of tracers, its own caches keep nothing either.
+        if _CONFIG.jax_check_tracer_leaks:
+            raise TypeError
+        forget = lambda _: _kept.pop(key, None)
+        owners = [getattr(function, "__self__", function) for function in functions]
+        watches: list[Any] = [weakref.ref(owner, forget) for owner in owners]
+        functions = tuple(map(_Borrowed, functions))
+    except TypeError:
+        watches = []
+    count = len(step.functions)
+    batch_fn = functions[count] if len(functions) > count else None
+    programs = Programs(step.with_functions(functions[:count]), batch_fn)
+    return _Kept(programs, [], watches)
+
+
+class _Borrowed:
+    """A function that is called while its owner has it, and not kept."""
+
+    def __init__(self, function: Function) -> None:
+        is_method = isinstance(function, types.MethodType)
+        self._function = weakref.WeakMethod(function) if is_method else weakref.ref(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function()(*args, **kwargs)  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return repr(self._function())
+
+
+def _identity(function: Function) -> Any:
+    """Return what tells functions apart; each look at a method makes a new object of it."""
+    if isinstance(function, types.MethodType):
+        return id(function.__self__), id(function.__func__)
+    return id(function)
+
+
+# ---------------------------------------------------------------------- what functions refer to
+
+# Of what functions refer to, so many objects are looked at: there may be anything among them.
+_MOST_OBJECTS = 500
+_ATOMS = (int, float, complex, str, bytes, type(None), np.generic)
+_CONTAINERS = (list, tuple, dict)  # of which what is in them counts
+
+
+class _Seen:
+    """An object that a function referred to, not kept alive by this where that is possible."""
+
+    def __init__(self, value: Any) -> None:
+        self.is_tracer = is_traced(value)
+        self._type = type(value)
+        self._get: Callable[[], Any] = lambda: value
+        if isinstance(value, _CONTAINERS):
+            self._get = lambda: None
+        elif not isinstance(value, _ATOMS):
+            with contextlib.suppress(TypeError):
+                self._get = weakref.ref(value)
+
+    def is_now(self, value: Any) -> bool:
+        if type(value) is not self._type:
+            return False
+        if isinstance(value, _CONTAINERS):
+            return True
+        seen = self._get()
+        return seen is value or (isinstance(value, _ATOMS) and bool(seen == value))
+
+
+def _look(functions: tuple[Function, ...]) -> list[_Seen]:
+    return [_Seen(value) for value in _referred_to(functions)]
+
+
+def _sees_the_same(functions: tuple[Function, ...], seen: list[_Seen]) -> bool:
+    now = _referred_to(functions)
+    pairs = itertools.zip_longest(seen, now, fillvalue=_MISSING)
+    return all(
+        then is not _MISSING and value is not _MISSING and then.is_now(value)
+        for then, value in pairs
+    )
+
+
+_MISSING: Any = object()
+
+
+def _referred_to(functions: tuple[Function, ...]) -> Iterator[Any]:
+    """Yield what functions see: variables, globals, attributes, entries, and what these see.
+
+    Of other modules than the functions' own the functions are not looked into, nor are arrays.
+    """
+    homes = {id(getattr(function, "__globals__", None)) for function in map(_plain, functions)}
+    waiting = list(functions)[::-1]
+    met: set[int] = set()
+    while waiting and len(met) < _MOST_OBJECTS:
+        value = waiting.pop()
+        yield value
+        if id(value) in met:
+            continue
+        met.add(id(value))
+        if not isinstance(value, types.FunctionType) or id(value.__globals__) in homes:
+            waiting += _parts(value)
+
+
+def _plain(function: Any) -> Any:
+    """Return the function inside methods, jax.jit, functools.partial."""
+    for name in ("__func__", "func", "__wrapped__"):
+        if hasattr(function, name):
+            return _plain(getattr(function, name))
+    return function
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, types.FunctionType):
+        return _variables(value)
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if isinstance(value, (type, types.ModuleType, jax.Array, np.ndarray)):
+        return []
+    wrapped = getattr(value, "__wrapped__", None)  # of jax.jit
+    return [wrapped, *getattr(value, "__dict__", {}).values()]
+
+
+def _variables(function: types.FunctionType) -> list[Any]:
+    """Return the values of a function's defaults, its free variables and the globals it names."""
+    values: list[Any] = [function.__defaults__, function.__kwdefaults__]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # one that is not filled yet
+            values.append(cell.cell_contents)
+    names = _names(function.__code__)
+    return values + [function.__globals__[name] for name in names if name in function.__globals__]
+
+
+@functools.lru_cache(maxsize=1000)
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names that a function's code, and that of functions in it, looks up."""
+    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return tuple(
+        dict.fromkeys([*code.co_names, *(name for part in inner for name in _names(part))])
+    )

@@ -1,0 +1,293 @@
+"""Running a range test: what decides how, drives the loop, shows how far it is.
+
+Everything is run by the same loop. It is one program where all batches are there, and is called
+from Python, some rows at a time, for streams, for a bar, and for convolutions on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_clr._arguments import is_traced
+from optax_clr._batches import Batches
+from optax_clr._documentation import see
+from optax_clr._loop import Inputs, Rows, finish
+from optax_clr._modes import undisturbed
+from optax_clr._programs import CompiledLoop, Programs, programs_of
+from optax_clr._result import EndedBy, RangeTest
+from optax_clr._step import PyTree, Step
+from optax_clr._stop_rule import StopRule
+from optax_clr._traced import StepFacts
+
+# How long a call from Python should take: short enough for a bar that moves, and for Ctrl-C.
+_SECONDS_PER_CALL = 0.5
+_MAX_GROWTH = 8
+
+
+class Device(NamedTuple):
+    """What suits a kind of device.
+
+    A chunk that diverges is trained to its end, and judging it costs as much as a few rows of the
+    smallest network. So it has no more rows than pay, and no more operations than a tenth of a
+    second's, by the order of magnitude.
+    """
+
+    rows_per_chunk: int
+    operations_per_chunk: float
+    unrolled_steps: int  # of steps that are so small that starting a kernel takes most of the time
+
+
+# Unrolling made the smallest network 1.2 times slower on a CPU, and 0.76 times as slow on an H100.
+_CPU = Device(rows_per_chunk=64, operations_per_chunk=4e9, unrolled_steps=1)
+_ACCELERATOR = Device(rows_per_chunk=128, operations_per_chunk=1e12, unrolled_steps=8)
+_OPERATIONS_OF_A_SMALL_STEP = 1e7
+
+
+class Outcome(NamedTuple):
+    """A test that has been run.
+
+    Attributes:
+      result: its rows.
+      state: what was trained, after the last of them.
+      evaluate: ``(state, batch) -> loss``, compiled.
+      ended_early: whether it ended before its last value, and not because it diverged.
+      stopped_by: the exception that ended it then, if any.
+    """
+
+    result: RangeTest
+    state: PyTree
+    evaluate: Callable[[PyTree, PyTree], jax.Array]
+    ended_early: bool = False
+    stopped_by: BaseException | None = None
+
+
+def run(
+    step: Step,
+    batches: Batches,
+    initial: PyTree,
+    values: jax.Array | np.ndarray,
+    rule: StopRule,
+    *,
+    steps_per_value: int = 1,
+    held_out: PyTree = None,
+    keeps_state: bool = False,
+    progress: bool = False,
+) -> Outcome:
+    """Train with each of the values, and record.
+
+    Args:
+      step: what is trained.
+      batches: what it is trained on.
+      initial: what the state is made from.
+      values: ``[n]``.
+      rule: when the test ends.
+      steps_per_value: training steps for each value.
+      held_out: a batch whose loss is recorded after each row; None without.
+      keeps_state: whether the state after the last row is wanted.
+      progress: whether to show a bar.
+    """
+    with (
+        contextlib.closing(batches),
+        undisturbed(),
+        programs_of(step, batches.batch_fn) as programs,
+    ):
+        facts = programs.facts(initial, batches.example, values)
+        arrays = initial, values, batches.arrays, held_out
+        by_rows = _runs_by_rows(facts, arrays)
+        from_python = by_rows or progress or not batches.held
+        if from_python and _is_inside(facts, arrays):
+            raise TypeError(
+                "a range test with a stream of batches, or with progress=True, runs from Python: "
+                "it cannot be inside jax.jit or jax.vmap. Pass stacked batches or a function step "
+                f"-> batch, and progress=False. {see('range-test/#batches')}"
+            )
+        if steps_per_value % facts.steps_per_update and not keeps_state:
+            raise ValueError(
+                f"steps_per_value={steps_per_value} must be a multiple of the "
+                f"{facts.steps_per_update} steps over which optax.MultiSteps accumulates "
+                "gradients, or the loss of a row is not that of its value. Pass steps_per_value="
+                f"{facts.steps_per_update}. {see('training-steps/')}"
+            )
+        device = _CPU if _platform(arrays) == "cpu" else _ACCELERATOR
+        is_small = facts.num_operations < _OPERATIONS_OF_A_SMALL_STEP
+        size = 1
+        if not by_rows:
+            size = _rows_per_chunk(
+                device, facts.num_operations * steps_per_value, values.shape[0], batches.most_rows
+            )
+        loop = programs.loop(
+            steps_per_value=steps_per_value,
+            rows_per_chunk=size,
+            # Called row by row, the program has no loop at all.
+            unroll=steps_per_value if by_rows else device.unrolled_steps if is_small else 1,
+            keeps_state=keeps_state,
+        )
+        batch_size = () if facts.batch_size is None else np.int32(facts.batch_size)
+        if from_python:
+            room = 1 if by_rows else batches.most_rows // size * size
+            driver = _Driver(loop, batches, values, rule, held_out, steps_per_value, size, room)
+            outcome = driver.run(initial, programs, progress)
+        else:
+            result, state = loop.whole(initial, batches.arrays, values, rule, held_out)
+            outcome = Outcome(result, state, programs.evaluate)
+        return outcome._replace(result=outcome.result._replace(batch_size=batch_size))
+
+
+def runs_by_rows(
+    step: Step, batches: Batches, initial: PyTree, values: jax.Array | np.ndarray
+) -> bool:
+    """Whether a test is called row by row from Python, and so cannot be a lane of ``jax.vmap``."""
+    with undisturbed(), programs_of(step, batches.batch_fn) as programs:
+        facts = programs.facts(initial, batches.example, values)
+        return _runs_by_rows(facts, (initial, values, batches.arrays))
+
+
+def _runs_by_rows(facts: StepFacts, arrays: PyTree) -> bool:
+    """Whether the step has a convolution, is on a CPU, and Python can call its rows one by one.
+
+    A loop of XLA's CPU backend computes convolutions ten times slower than a program without.
+    """
+    return facts.has_convolution and not _is_inside(facts, arrays) and _platform(arrays) == "cpu"
+
+
+def _is_inside(facts: StepFacts, arrays: PyTree) -> bool:
+    """Whether the test is inside a transformation, such as jax.jit, of the caller."""
+    leaves = [*jax.tree.leaves(arrays), jnp.zeros(())]
+    return facts.closes_over_tracers or any(map(is_traced, leaves))
+
+
+def _platform(arrays: PyTree) -> str:
+    """Return the kind of device on which the arrays are, or will be."""
+    for leaf in jax.tree.leaves(arrays):
+        if isinstance(leaf, jax.Array) and not is_traced(leaf):
+            return str(next(iter(leaf.devices())).platform)
+    return str(jax.default_backend())
+
+
+def _rows_per_chunk(device: Device, operations_per_row: int, num_rows: int, most_rows: int) -> int:
+    """Return how many rows a chunk has: about as many as suit, and with little left over."""
+    suitable = int(device.operations_per_chunk / max(operations_per_row, 1))
+    most = max(1, min(suitable, device.rows_per_chunk, num_rows, most_rows))
+    sizes = range(most, most // 2, -1)
+    return min(sizes, key=lambda size: -num_rows % size)
+
+
+class _Driver(NamedTuple):
+    """What calls the loop from Python, some rows at a time.
+
+    The next rows are read while the device computes the last. What ends a test early, be it the end
+    of the data, an exception in a loader or Ctrl-C, leaves the rows so far.
+    """
+
+    loop: CompiledLoop
+    batches: Batches
+    values: jax.Array | np.ndarray
+    rule: StopRule
+    held_out: PyTree
+    steps_per_value: int
+    size: int  # rows in a chunk; a call has several
+    room: int  # most rows in a call
+
+    def run(self, initial: PyTree, programs: Programs, progress: bool) -> Outcome:
+        num_rows = self.values.shape[0]
+        with _bar(num_rows, progress) as report:
+            first = self._first()
+            inputs: Inputs | None = first
+            trained = self.loop.begin(initial, first.batches, self.values)
+            values = np.asarray(jax.device_get(self.values))
+            outputs: list[tuple[int, Rows]] = []
+            num_done, num_valid, alive = 0, 0, True
+            stopped_by: BaseException | None = None
+            wanted = self.size
+            try:
+                while inputs is not None and alive:
+                    started = time.perf_counter()
+                    numbers = np.arange(num_done, num_done + self.room)
+                    trained, rows = self.loop.train_rows(
+                        trained, inputs, values.take(numbers, mode="clip"), self.rule, self.held_out
+                    )
+                    count = int(inputs.num_rows)
+                    inputs = self.batches.read(min(wanted, self.room), self.room)
+                    watch = trained.watch
+                    seen = jax.device_get((watch.num_rows, watch.alive, watch.average))
+                    outputs.append((count, rows))
+                    num_done += count
+                    num_valid, alive = int(seen[0]), bool(seen[1])
+                    report(num_valid, values[num_done - 1], float(seen[2]))
+                    wanted = self._paced(wanted, count, time.perf_counter() - started)
+            except KeyboardInterrupt as interrupt:
+                stopped_by = interrupt
+        stopped_by = stopped_by or self.batches.ended_by
+        if not outputs:
+            assert stopped_by is not None
+            raise stopped_by
+        ended_by = EndedBy.LAST_VALUE if alive else EndedBy.DIVERGENCE
+        ended_early = alive and num_done < num_rows
+        if ended_early:
+            ended_by = EndedBy.END_OF_DATA if stopped_by is None else EndedBy.INTERRUPT
+        result = _finish(
+            values,
+            _joined(outputs, num_rows),
+            np.int32(num_valid),
+            np.int32(ended_by),
+            self.steps_per_value,
+        )
+        return Outcome(result, trained.state, programs.evaluate, ended_early, stopped_by)
+
+    def _first(self) -> Inputs:
+        inputs = self.batches.read(self.size, self.room)
+        if inputs is None:
+            raise self.batches.ended_by or ValueError(
+                "batches must give at least one batch for each of steps_per_value="
+                f"{self.steps_per_value} steps, got fewer."
+            )
+        return inputs
+
+    def _paced(self, wanted: int, count: int, seconds: float) -> int:
+        """Return how many rows the next call should have, in whole chunks."""
+        if jax.process_count() > 1:
+            return self.room  # the clocks of several processes would not agree
+        paced = min(_SECONDS_PER_CALL * count / max(seconds, 1e-6), _MAX_GROWTH * wanted)
+        return max(1, int(paced) // self.size) * self.size
+
+
+_finish = jax.jit(finish, static_argnums=4)
+
+
+def _joined(outputs: list[tuple[int, Rows]], num_rows: int) -> Rows:
+    """Return the rows of all calls, and room for those that are missing."""
+
+    def join(*columns: jax.Array) -> np.ndarray:
+        parts = [column[:count] for (count, _), column in zip(outputs, columns, strict=True)]
+        length = sum(map(len, parts))
+        rest = np.zeros((num_rows - length, *parts[0].shape[1:]), parts[0].dtype)
+        return np.concatenate([*parts, rest])
+
+    return jax.tree.map(join, *jax.device_get([rows for _, rows in outputs]))  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _bar(num_rows: int, show: bool) -> Iterator[Callable[[int, float, float], None]]:
+    """Show a bar, if asked, that is told rows, value and smoothed loss after each call."""
+    if not show:
+        yield lambda num_done, value, loss: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError('progress=True needs tqdm: pip install "optax-clr[progress]".') from error
+    with tqdm(total=num_rows, desc="range test (compiling)", unit="row") as bar:
+
+        def report(num_done: int, value: float, loss: float) -> None:
+            bar.set_description("range test", refresh=False)
+            bar.set_postfix(rate=f"{value:.2e}", loss=f"{loss:.4g}", refresh=False)
+            bar.update(num_done - bar.n)
+
+        yield report

@@ -1,0 +1,286 @@
+"""The training step inside a range test: any function, or the ordinary step of an optimizer.
+
+Both are one thing to the test: ``start`` makes the state, ``train`` is one step of training, and
+``functions`` are the caller's functions that it is made of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_clr._documentation import see
+
+PyTree = Any
+# step_fn(state, batch, value) -> (state, loss), or (state, (loss, metrics)) with has_aux.
+StepFn = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, Any]]
+
+
+class Step(Protocol):
+    """What a range test trains with."""
+
+    @property
+    def has_aux(self) -> bool:
+        """Whether metrics come with the loss."""
+
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        """The caller's functions."""
+
+    @property
+    def unread_value(self) -> str:
+        """What is wrong where the step never uses the value."""
+
+    def with_functions(self, functions: Sequence[Callable[..., Any]]) -> Step:
+        """Return the same step of other functions."""
+
+    def start(self, initial: PyTree, value: jax.Array) -> PyTree:
+        """Return the state before the first step."""
+
+    def train(
+        self, state: PyTree, batch: PyTree, value: jax.Array
+    ) -> tuple[PyTree, tuple[jax.Array, PyTree]]:
+        """Return the state after a step, and (loss, metrics) of its batch, as floats."""
+
+    def evaluate(self, state: PyTree, batch: PyTree) -> jax.Array:
+        """Return the loss of a batch that is not trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionStep:
+    """Any training step, written by the caller."""
+
+    step_fn: StepFn
+    has_aux: bool
+
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        return (self.step_fn,)
+
+    @property
+    def unread_value(self) -> str:
+        return (
+            "step_fn must train with the value that it is given; the loss of "
+            f"{self.step_fn!r} does not depend on it, in this step or a later one. Where the rate "
+            "is a hyperparameter of an optimizer, keep what set_hyperparams returns: optimizer = "
+            f"set_hyperparams(optimizer, learning_rate=value). {see('training-steps/')}"
+        )
+
+    def with_functions(self, functions: Sequence[Callable[..., Any]]) -> FunctionStep:
+        (step_fn,) = functions
+        return FunctionStep(step_fn, self.has_aux)
+
+    def start(self, initial: PyTree, value: jax.Array) -> PyTree:
+        del value  # the caller has made the state
+        return initial
+
+    def train(
+        self, state: PyTree, batch: PyTree, value: jax.Array
+    ) -> tuple[PyTree, tuple[jax.Array, PyTree]]:
+        result: Any = self.step_fn(state, batch, value)
+        expected = "(state, (loss, metrics))" if self.has_aux else "(state, loss)"
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"step_fn must return {expected}, got {describe(result)}.")
+        if _is_swapped(state, result):
+            raise TypeError(
+                f"step_fn must return {expected}, in this order; it has returned the loss first."
+            )
+        new_state, output = result
+        loss, metrics = _split_output(output, self.has_aux, "step_fn")
+        return _check_state(state, new_state), (as_float32(loss), _as_floats(metrics))
+
+    def evaluate(self, state: PyTree, batch: PyTree) -> jax.Array:
+        raise NotImplementedError("range_test takes no held-out batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerStep:
+    """One step of ordinary training: a loss, its gradient, and an Optax optimizer."""
+
+    loss_fn: Callable[[PyTree, PyTree], Any]
+    optimizer: Callable[[Any], optax.GradientTransformation]
+    has_aux: bool
+
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        return self.loss_fn, self.optimizer
+
+    @property
+    def unread_value(self) -> str:
+        return (
+            "optimizer must train with the learning rate that it is given; "
+            f"{self.optimizer!r} does not read it, or keeps the first one in its state, as "
+            "optax.inject_hyperparams does. Pass optax.adamw itself, or lambda rate: "
+            f"optax.adamw(rate, weight_decay=0.1). {see('first-test/')}"
+        )
+
+    def with_functions(self, functions: Sequence[Callable[..., Any]]) -> OptimizerStep:
+        loss_fn, optimizer = functions
+        return OptimizerStep(loss_fn, optimizer, self.has_aux)
+
+    def start(self, initial: PyTree, value: jax.Array) -> tuple[PyTree, PyTree]:
+        transformation = self.optimizer(value)
+        # Not by type: optax.MultiSteps is none, and serves as one.
+        if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
+            raise TypeError(
+                f"optimizer must return a GradientTransformation, got {describe(transformation)} "
+                f"from {self.optimizer!r}."
+            )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(initial):
+            if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.inexact):
+                raise TypeError(
+                    f"params{jax.tree_util.keystr(path)} must be a float to be trained, got dtype "
+                    f"{dtype}. Convert it, or leave it out of the params and close over it. "
+                    + see("training-steps/")
+                )
+        return initial, transformation.init(initial)
+
+    def train(
+        self, state: tuple[PyTree, PyTree], batch: PyTree, value: jax.Array
+    ) -> tuple[PyTree, tuple[jax.Array, PyTree]]:
+        params, optimizer_state = state
+        loss_of = functools.partial(self._loss, batch=batch)
+        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        extras = {"value": loss, "grad": gradients, "value_fn": lambda params: loss_of(params)[0]}
+        updates, optimizer_state = self._update(value, gradients, optimizer_state, params, extras)
+        new_state = _check_state(state, (optax.apply_updates(params, updates), optimizer_state))
+        return new_state, (as_float32(loss), _as_floats(metrics))
+
+    def evaluate(self, state: tuple[PyTree, PyTree], batch: PyTree) -> jax.Array:
+        return as_float32(self._loss(state[0], batch)[0])
+
+    def _loss(self, params: PyTree, batch: PyTree) -> tuple[jax.Array, PyTree]:
+        return _split_output(self.loss_fn(params, batch), self.has_aux, "loss_fn")
+
+    def _update(
+        self,
+        rate: jax.Array,
+        gradients: PyTree,
+        state: PyTree,
+        params: PyTree,
+        extras: dict[str, Any],
+    ) -> tuple[PyTree, PyTree]:
+        """Return updates and state of an optimizer, given what it takes of the extras."""
+        update = self.optimizer(rate).update
+        kinds = {name: entry.kind for name, entry in inspect.signature(update).parameters.items()}
+        if inspect.Parameter.VAR_KEYWORD not in kinds.values():
+            extras = {name: extra for name, extra in extras.items() if name in kinds}
+        try:
+            return update(gradients, state, params, **extras)  # type: ignore[no-any-return]
+        except Exception as error:
+            remedy = (
+                f"The update of optimizer {self.optimizer!r} was given gradients, state, params "
+                "and, where it takes them, value (the loss), grad and value_fn. If it needs more, "
+                f"write the training step, and pass it to range_test. {see('training-steps/')}"
+            )
+            if isinstance(error, TypeError) and "argument" in str(error):
+                raise TypeError(f"{error}. {remedy}") from error
+            error.add_note(remedy)
+            raise
+
+
+def as_float32(loss: jax.Array) -> jax.Array:
+    """Return a loss in float32, or in float64 if it is."""
+    return loss if loss.dtype == jnp.float64 else loss.astype(jnp.float32)
+
+
+def describe(value: Any) -> str:
+    """Return what ``value`` is for a message: an array with its shape, or the name of its type."""
+    if isinstance(value, jax.Array):  # also a traced one, whose type says nothing to a caller
+        return f"an array {shape_in_words(value)}"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    return f"{type(value).__name__}{shape}"
+
+
+def shape_in_words(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else describe(leaf)
+
+
+def _is_swapped(state: PyTree, result: tuple[Any, Any]) -> bool:
+    """Whether a step has returned (loss, state)."""
+    first, second = result
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (state, first, second)]
+    is_scalar = jax.tree_util.all_leaves([first]) and np.shape(first) == ()
+    return is_scalar and structures[2] == structures[0] != structures[1]
+
+
+def _split_output(output: Any, has_aux: bool, name: str) -> tuple[jax.Array, PyTree]:
+    """Return loss and metrics, checked while the step is traced."""
+    metrics: PyTree = ()
+    if has_aux:
+        if not isinstance(output, tuple) or len(output) != 2:
+            raise TypeError(
+                f"{name} must return the pair (loss, metrics) where has_aux=True, got "
+                f"{describe(output)}."
+            )
+        output, metrics = output
+    if not isinstance(output, (jax.Array, np.ndarray, np.generic, float)):
+        hint = "; for metrics beside the loss pass has_aux=True" if not has_aux else ""
+        raise TypeError(f"{name} must return a scalar loss, got {describe(output)}{hint}.")
+    loss = jnp.asarray(output)
+    if loss.shape != ():
+        raise ValueError(
+            f"{name} must return a scalar loss, got one of shape {loss.shape}. Take its mean."
+        )
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise TypeError(f"{name} must return a loss that is a float, got dtype {loss.dtype}.")
+    return loss, metrics
+
+
+def _as_floats(metrics: PyTree) -> PyTree:
+    """Return metrics as floats, so that rows after divergence can be NaN."""
+
+    def as_float(metric: Any) -> jax.Array:
+        array = jnp.asarray(metric)
+        return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.float32)
+
+    return jax.tree.map(as_float, metrics)
+
+
+def _check_state(old: PyTree, new: PyTree) -> PyTree:
+    """Return ``new`` if it can take the place of ``old``."""
+    structures: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "step_fn must return a state of the structure it was given; "
+            f"{_structural_difference(old, new)}. {see('training-steps/')}"
+        )
+
+    def check(path: Any, before: jax.Array, result: Any) -> jax.Array:
+        after = jnp.asarray(result)
+        if before.shape != after.shape or before.dtype != after.dtype:
+            remedy = " Cast it back at the end of the step." if before.shape == after.shape else ""
+            raise ValueError(
+                f"step_fn must keep shape and dtype of state{jax.tree_util.keystr(path)}, "
+                f"{shape_in_words(before)}; got {shape_in_words(after)}.{remedy}"
+                f" {see('training-steps/')}"
+            )
+        return after
+
+    return jax.tree_util.tree_map_with_path(check, old, new)
+
+
+def _structural_difference(old: PyTree, new: PyTree) -> str:
+    """Return, in words, the first leaf that only one of two states has."""
+    before, after = (
+        [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+        for state in (old, new)
+    )
+    for verb, paths, others in (("lost", before, after), ("gained", after, before)):
+        for path in paths:
+            if path not in others:
+                return f"it has {verb} state{path}"
+    return (
+        "its leaves have the same names, but a container is of another type or has another static "
+        f"part: {jax.tree.structure(old)} became {jax.tree.structure(new)}"
+    )

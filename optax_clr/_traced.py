@@ -1,0 +1,155 @@
+"""What the traced program of a training step shows of itself, before anything is compiled."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from optax_clr._arguments import is_traced
+
+
+class StepFacts(NamedTuple):
+    """What the engine has to know of a training step."""
+
+    has_convolution: bool
+    reads_value: bool  # whether the loss, of this step or a later one, depends on the value
+    closes_over_tracers: bool
+    num_operations: int  # on single numbers, roughly
+    steps_per_update: int  # that optax.MultiSteps accumulates gradients over; 1 without
+    batch_size: int | None  # examples in a batch, where that can be told
+
+
+def facts_of(closed: Any, state: Any, batch: Any) -> StepFacts:
+    """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr."""
+    jaxpr = closed.jaxpr
+    num_state_leaves = len(jax.tree.leaves(state))
+    return StepFacts(
+        has_convolution=any(
+            equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr)
+        ),
+        reads_value=_reads_value(jaxpr, num_state_leaves),
+        closes_over_tracers=any(map(is_traced, closed.consts)),
+        num_operations=_num_operations(jaxpr),
+        steps_per_update=_steps_per_update(closed, state),
+        batch_size=_batch_size(batch),
+    )
+
+
+def _batch_size(batch: Any) -> int | None:
+    """Return the length of the leading axis that all arrays of a batch share; 1 of a scalar."""
+    arrays = [leaf for leaf in jax.tree.leaves(batch) if isinstance(leaf.dtype, np.dtype)]
+    shapes = [leaf.shape for leaf in arrays]  # without keys of random numbers
+    if () in shapes:
+        return 1
+    lengths = {shape[0] for shape in shapes}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield all equations, those of loops, branches and calls included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in _inner_jaxprs(equation):
+            yield from _equations(inner)
+
+
+def _inner_jaxprs(equation: Any) -> Iterator[Any]:
+    # Those of jit, scan, cond and their like; some are closed, some in a tuple of branches.
+    for parameter in equation.params.values():
+        for part in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def _num_operations(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        turns = int(equation.params.get("length", 1))  # of a scan
+        inner = sum(map(_num_operations, _inner_jaxprs(equation)))
+        total += turns * inner if inner else _operations_of(equation)
+    return total
+
+
+def _operations_of(equation: Any) -> int:
+    shapes: list[tuple[int, ...]] = [
+        getattr(output.aval, "shape", ()) for output in equation.outvars
+    ]
+    size = max([math.prod(shape) for shape in shapes], default=0)
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        shape: tuple[int, ...] = equation.invars[0].aval.shape
+        num_products: int = math.prod([shape[axis] for axis in contracted])
+        return 2 * size * num_products
+    if equation.primitive.name == "conv_general_dilated":
+        kernel: tuple[int, ...] = equation.invars[1].aval.shape
+        return 2 * size * (math.prod(kernel) // max(1, *kernel))
+    return size
+
+
+def _reads_value(jaxpr: Any, num_state_leaves: int) -> bool:
+    """Whether the last input reaches the loss, by way of the state in later steps."""
+    num_metrics = len(jaxpr.outvars) - num_state_leaves - 1
+    matters = [False] * num_state_leaves
+    while True:
+        needed = _inputs_of(jaxpr, [*matters, True, *[False] * num_metrics])
+        if needed[:num_state_leaves] == matters:
+            return needed[-1]
+        matters = [old or new for old, new in zip(matters, needed[:num_state_leaves], strict=True)]
+
+
+def _inputs_of(jaxpr: Any, is_wanted: list[bool]) -> list[bool]:
+    """Return which inputs the wanted outputs are computed from.
+
+    Whatever is inside a loop or a branch counts as computed from all that goes in.
+    """
+    live = _variables(jaxpr.outvars, is_wanted)
+    for equation in reversed(jaxpr.eqns):
+        wanted = [output in live for output in equation.outvars]
+        if not any(wanted):
+            continue
+        needed = [True] * len(equation.invars)
+        if equation.primitive.name in ("jit", "pjit"):
+            needed = _inputs_of(equation.params["jaxpr"].jaxpr, wanted)
+        live |= _variables(equation.invars, needed)
+    return [variable in live for variable in jaxpr.invars]
+
+
+def _variables(atoms: list[Any], is_wanted: list[bool]) -> set[Any]:
+    """Return the wanted ones, without numbers that are written into the program."""
+    wanted = itertools.compress(atoms, is_wanted)
+    return {atom for atom in wanted if not hasattr(atom, "val")}
+
+
+_MOST_STEPS_PER_UPDATE = 1000
+
+
+def _steps_per_update(closed: Any, state: Any) -> int:
+    """Return after how many steps optax.MultiSteps makes its first update, by counting with it."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    is_counter = [".mini_step" in path or ".gradient_step" in path for path in paths]
+    if not any(".mini_step" in path for path in paths):
+        return 1
+    # The part of the step that only counts, which is a few operations on integers.
+    from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+    from jax.interpreters.partial_eval import dce_jaxpr
+
+    num_others = len(closed.jaxpr.outvars) - len(paths)
+    counting, is_needed = dce_jaxpr(closed.jaxpr, [*is_counter, *[False] * num_others])
+    if any(needed and not counts for needed, counts in zip(is_needed, is_counter, strict=False)):
+        return 1  # it also looks at gradients, as to whether to skip a step
+    count = jaxpr_as_fun(ClosedJaxpr(counting, closed.consts))
+    is_read = [needed for needed, counts in zip(is_needed, is_counter, strict=False) if counts]
+    is_mini = [".mini_step" in path for path in itertools.compress(paths, is_counter)]
+    with jax.ensure_compile_time_eval():
+        counters: list[Any] = [np.int32(0) for _ in is_mini]
+        for steps in range(1, _MOST_STEPS_PER_UPDATE + 1):
+            counters = count(*itertools.compress(counters, is_read))
+            if all(int(counter) == 0 for counter in itertools.compress(counters, is_mini)):
+                return steps
+    return 1
