@@ -29,6 +29,7 @@ _JUDGED_PART = 4
 _STOP_AT_NAN = StopRule(smoothing=np.float32(0.0), stop_factor=np.float32(math.inf))
 
 
+@undisturbed()
 def lr_grid_test(
     loss_fn: Callable[[PyTree, PyTree], Any],
     params: PyTree,
@@ -123,8 +124,7 @@ def lr_grid_test(
         return outcome, (loss, held_out_loss, metrics)
 
     if not runs_by_rows(step, source, params, rates):
-        with undisturbed():
-            columns = jax.vmap(lambda rate: train_at(rate)[1])(rates)
+        columns = jax.vmap(lambda rate: train_at(rate)[1])(rates)
         return _as_range_test(rates, num_steps, *columns)
 
     rows: list[tuple[Any, ...]] = []
@@ -145,7 +145,7 @@ def lr_grid_test(
             f"the grid test was interrupted after {len(rows)} of {num_values} rates, which are its "
             f"result. {see('range-test/#ending-early')}",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     missing = jax.tree.map(lambda entry: jnp.full_like(entry, jnp.nan), rows[0])
     rows += [missing] * (num_values - len(rows))

@@ -179,7 +179,8 @@ def _identity(function: Function) -> Any:
 # Of what functions refer to, so many objects are looked at: there may be anything among them.
 _MOST_OBJECTS = 500
 _ATOMS = (int, float, complex, str, bytes, type(None), np.generic)
-_CONTAINERS = (list, tuple, dict)  # of which what is in them counts
+# Of these what is in them counts; a method is a new object at each look.
+_CONTAINERS = (list, tuple, dict, types.MethodType, functools.partial)
 
 
 class _Seen:

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from optax_clr._arguments import function, is_traced, known_float, real_scalar, whole_number
 from optax_clr._batches import as_array, check_num_steps, is_array, open_batches
 from optax_clr._documentation import see
+from optax_clr._modes import undisturbed
 from optax_clr._reading import RangeTestWarning
 from optax_clr._result import ONE_EXAMPLE, RangeTest
 from optax_clr._run import Outcome, run
@@ -23,6 +24,7 @@ from optax_clr._step import FunctionStep, OptimizerStep, PyTree, StepFn, describ
 from optax_clr._stop_rule import StopRule
 
 
+@undisturbed()
 def range_test(
     step_fn: StepFn,
     state: PyTree,
@@ -113,10 +115,11 @@ def range_test(
         step, source, state, values, rule, steps_per_value=steps_per_value, progress=progress
     )
     if message := early_end(outcome):
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
     return outcome.result
 
 
+@undisturbed()
 def lr_range_test(
     loss_fn: Callable[[PyTree, PyTree], Any],
     params: PyTree,
@@ -211,14 +214,9 @@ def lr_range_test(
         progress=progress,
     )
     if message := early_end(outcome):
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-    if (
-        counts_batches
-        and source.held
-        and np.size(outcome.result.batch_size)
-        and int(outcome.result.batch_size) == 1
-    ):
-        warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=2)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    if counts_batches and source.held and outcome.batch_size == 1:
+        warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
     return outcome.result
 
 

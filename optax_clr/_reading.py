@@ -138,7 +138,7 @@ def read_valley(curve: Curve) -> Valley:
     """Return what ``find_valley`` finds, and warn, where a method of the result was called."""
     valley, doubts = find_valley(curve)
     for doubt in doubts:
-        warnings.warn(doubt, RangeTestWarning, stacklevel=3)
+        warnings.warn(doubt, RangeTestWarning, stacklevel=4)  # the caller of a method of the result
     return valley
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from optax_clr import _reading
 from optax_clr._documentation import see
+from optax_clr._modes import undisturbed
 
 
 class EndedBy(enum.IntEnum):
@@ -70,6 +71,7 @@ class RangeTest(NamedTuple):
     ended_by: Any = ()
     batch_size: Any = ()
 
+    @undisturbed()
     def suggest(self) -> jax.Array:
         r"""Return one rate to train with throughout.
 
@@ -100,6 +102,7 @@ class RangeTest(NamedTuple):
         """
         return _reading.suggest(_reading.read_valley(_curve(self)))
 
+    @undisturbed()
     def one_cycle_peak(self) -> jax.Array:
         r"""Return the peak of a one-cycle run, which may be higher than a constant rate.
 
@@ -123,6 +126,7 @@ class RangeTest(NamedTuple):
         """
         return _reading.one_cycle_peak(_reading.read_valley(_curve(self)))
 
+    @undisturbed()
     def bounds(self) -> _reading.LRBounds:
         r"""Return the bounds of a cycle: its peak, and a quarter of it.
 
@@ -152,6 +156,7 @@ class RangeTest(NamedTuple):
         """
         return _reading.bounds(_reading.read_valley(_curve(self)))
 
+    @undisturbed()
     def summary(self) -> str:
         """Return what the test showed, in a few lines of text.
 

@@ -19,8 +19,7 @@ from optax_clr._arguments import is_traced
 from optax_clr._batches import Batches
 from optax_clr._documentation import see
 from optax_clr._loop import Inputs, Rows, finish
-from optax_clr._modes import undisturbed
-from optax_clr._programs import CompiledLoop, Programs, programs_of
+from optax_clr._programs import CompiledLoop, programs_of
 from optax_clr._result import EndedBy, RangeTest
 from optax_clr._step import PyTree, Step
 from optax_clr._stop_rule import StopRule
@@ -57,6 +56,7 @@ class Outcome(NamedTuple):
       result: its rows.
       state: what was trained, after the last of them.
       evaluate: ``(state, batch) -> loss``, compiled.
+      batch_size: examples in a batch, where that can be told.
       ended_early: whether it ended before its last value, and not because it diverged.
       stopped_by: the exception that ended it then, if any.
     """
@@ -64,6 +64,7 @@ class Outcome(NamedTuple):
     result: RangeTest
     state: PyTree
     evaluate: Callable[[PyTree, PyTree], jax.Array]
+    batch_size: int | None
     ended_early: bool = False
     stopped_by: BaseException | None = None
 
@@ -93,11 +94,7 @@ def run(
       keeps_state: whether the state after the last row is wanted.
       progress: whether to show a bar.
     """
-    with (
-        contextlib.closing(batches),
-        undisturbed(),
-        programs_of(step, batches.batch_fn) as programs,
-    ):
+    with contextlib.closing(batches), programs_of(step, batches.batch_fn) as programs:
         facts = programs.facts(initial, batches.example, values)
         arrays = initial, values, batches.arrays, held_out
         by_rows = _runs_by_rows(facts, arrays)
@@ -129,22 +126,23 @@ def run(
             unroll=steps_per_value if by_rows else device.unrolled_steps if is_small else 1,
             keeps_state=keeps_state,
         )
-        batch_size = () if facts.batch_size is None else np.int32(facts.batch_size)
         if from_python:
             room = 1 if by_rows else batches.most_rows // size * size
             driver = _Driver(loop, batches, values, rule, held_out, steps_per_value, size, room)
-            outcome = driver.run(initial, programs, progress)
+            result, state, stopped_by, ended_early = driver.run(initial, progress)
         else:
             result, state = loop.whole(initial, batches.arrays, values, rule, held_out)
-            outcome = Outcome(result, state, programs.evaluate)
-        return outcome._replace(result=outcome.result._replace(batch_size=batch_size))
+            stopped_by, ended_early = None, False
+        if facts.batch_size is not None:
+            result = result._replace(batch_size=jnp.int32(facts.batch_size))
+        return Outcome(result, state, programs.evaluate, facts.batch_size, ended_early, stopped_by)
 
 
 def runs_by_rows(
     step: Step, batches: Batches, initial: PyTree, values: jax.Array | np.ndarray
 ) -> bool:
     """Whether a test is called row by row from Python, and so cannot be a lane of ``jax.vmap``."""
-    with undisturbed(), programs_of(step, batches.batch_fn) as programs:
+    with programs_of(step, batches.batch_fn) as programs:
         facts = programs.facts(initial, batches.example, values)
         return _runs_by_rows(facts, (initial, values, batches.arrays))
 
@@ -195,7 +193,10 @@ class _Driver(NamedTuple):
     size: int  # rows in a chunk; a call has several
     room: int  # most rows in a call
 
-    def run(self, initial: PyTree, programs: Programs, progress: bool) -> Outcome:
+    def run(
+        self, initial: PyTree, progress: bool
+    ) -> tuple[RangeTest, PyTree, BaseException | None, bool]:
+        """Return result, state, the exception that stopped the test, and whether it ended early."""
         num_rows = self.values.shape[0]
         with _bar(num_rows, progress) as report:
             first = self._first()
@@ -239,7 +240,7 @@ class _Driver(NamedTuple):
             np.int32(ended_by),
             self.steps_per_value,
         )
-        return Outcome(result, trained.state, programs.evaluate, ended_early, stopped_by)
+        return result, trained.state, stopped_by, ended_early
 
     def _first(self) -> Inputs:
         inputs = self.batches.read(self.size, self.room)

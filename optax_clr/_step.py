@@ -209,9 +209,9 @@ def shape_in_words(leaf: Any) -> str:
 def _is_swapped(state: PyTree, result: tuple[Any, Any]) -> bool:
     """Whether a step has returned (loss, state)."""
     first, second = result
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (state, first, second)]
+    form = lambda tree: (jax.tree.structure(tree), [*map(np.shape, jax.tree.leaves(tree))])
     is_scalar = jax.tree_util.all_leaves([first]) and np.shape(first) == ()
-    return is_scalar and structures[2] == structures[0] != structures[1]
+    return is_scalar and form(second) == form(state) != form(first)
 
 
 def _split_output(output: Any, has_aux: bool, name: str) -> tuple[jax.Array, PyTree]:

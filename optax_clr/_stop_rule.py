@@ -26,17 +26,13 @@ class StopRule(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """What the rule knows after some rows, scalars in the dtype of the loss.
-
-    Averages are kept as weighted sums: a moving average is ``total / weight``, without bias.
-    """
+    """What the rule knows after some rows, scalars in the dtype of the loss."""
 
     alive: jax.Array  # bool[], whether the test goes on
     num_rows: jax.Array  # i32[], rows that are data
-    total: jax.Array
-    weight: jax.Array
-    total_drop: jax.Array  # of the moves downward, of which divergence has none
+    weight: jax.Array  # of all rows so far, in the two averages
     average: jax.Array
+    drop: jax.Array  # average of the moves downward, of which a divergence has none
     highest: jax.Array
     best: jax.Array
     fall: jax.Array  # from the highest average to the best
@@ -49,10 +45,9 @@ def new_watch(loss: jax.Array) -> Watch:
     return Watch(
         alive=zero == 0,
         num_rows=zero.astype(jnp.int32),
-        total=zero,
         weight=zero,
-        total_drop=zero,
         average=zero,
+        drop=zero,
         highest=zero - jnp.inf,
         best=zero + jnp.inf,
         fall=zero,
@@ -97,17 +92,20 @@ def watch_rows(
     count = watch.num_rows + order + 1
     settled = count >= _SETTLED_ROWS
 
-    def average(past: jax.Array, entries: jax.Array) -> jax.Array:
-        # Float32 throughout: accelerators would round the factors of a product to fewer bits.
-        return jnp.matmul(decay.within, entries, precision="highest") + decay.before * past
+    def weigh(entries: jax.Array) -> jax.Array:
+        # In full precision: accelerators would round the factors of a product to fewer bits.
+        return jnp.matmul(decay.within, entries, precision="highest")
 
-    total = average(watch.total, known)
-    weight = average(watch.weight, jnp.ones_like(losses))
-    smoothed = total / weight
-    drop = jnp.where(count > 1, jnp.maximum(_shifted(watch.average, smoothed) - known, 0), 0)
-    total_drop = average(watch.total_drop, drop)
+    weight = weigh(jnp.ones_like(losses)) + decay.before * watch.weight
+    # Differences from the average before, which has all the weight before: so equal losses have
+    # that loss as their average to the last bit, and a level curve does not rise by rounding.
+    before = jnp.where(watch.weight > 0, watch.average, known[0])
+    smoothed = before + weigh(known - before) / weight
+    smoothed = jnp.where(decay.before[0] > 0, smoothed, known)
+    drop = jnp.where(count > 1, jnp.maximum(_shifted(before, smoothed) - known, 0), 0)
+    drops = watch.drop + weigh(drop - watch.drop) / weight
     # The mean of the normal distribution's negative part is its deviation over this root.
-    noise = math.sqrt(2 * math.pi) * total_drop / weight
+    noise = math.sqrt(2 * math.pi) * drops
 
     highest = jnp.maximum(watch.highest, lax.cummax(smoothed))
     candidates = jnp.where(settled, smoothed, jnp.inf)
@@ -128,10 +126,9 @@ def watch_rows(
         alive=watch.alive & goes_on,
         # A lane of jax.vmap that has ended is trained on with the others, and not recorded.
         num_rows=jnp.where(watch.alive, watch.num_rows + recorded, watch.num_rows),
-        total=total[-1],
         weight=weight[-1],
-        total_drop=total_drop[-1],
         average=smoothed[-1],
+        drop=drops[-1],
         highest=highest[-1],
         best=best[-1],
         fall=fall[-1],

@@ -363,6 +363,20 @@ def step_fn(params, batch, rate):
     return jax.tree.map(lambda leaf, slope: leaf - rate * slope, params, gradient), loss
 
 
+def needs_more(rate):
+    """An optimizer whose update asks for what only the caller can give."""
+    inner = optax.sgd(rate)
+    update = lambda updates, state, params=None, *, obj_fn: inner.update(updates, state)
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def fails(rate):
+    def update(updates, state, params=None):
+        raise RuntimeError(f"no such thing as {type(rate)}")
+
+    return optax.GradientTransformation(optax.sgd(rate).init, update)
+
+
 class Loader:
     """What can be read again and is no list."""
 
@@ -398,6 +412,20 @@ HELD_BATCHES = (
     Wrong({"batches": [INPUTS, TARGETS]}, TypeError, r"a list of arrays.*iter\(batches\)"),
     Wrong({"batches": [INPUTS, (TARGETS,)]}, TypeError, r"a list of arrays.*iter\(batches\)"),
     Wrong({"batches": generator_function}, TypeError, "generator function .* Call it"),
+    Wrong(
+        {"batches": {"inputs": [INPUTS, INPUTS], "targets": [TARGETS, TARGETS]}},
+        TypeError,
+        rf"{FORM}.* batches\['inputs'\] is a list. Stack it",
+    ),
+    Wrong({"batches": {"a": [1.0, 2.0]}}, TypeError, r"batches\['a'\] is a list. Stack it"),
+    *(
+        Wrong(
+            {"batches": {**BATCHES, "more": np.zeros(12, dtype)}},
+            TypeError,
+            rf"{FORM}.* batches\['more'\] has dtype .*Encode it",
+        )
+        for dtype in ("U3", "S3", "O", "M8[s]")
+    ),
     Wrong({"batches": Loader()}, ValueError, "batches must give at least one batch, got none"),
 )
 # The loss takes what is streamed; any other batches of it would do.
@@ -448,7 +476,21 @@ TRAINING = (
         TypeError,
         "optimizer must be a function from a learning rate .* already built. Pass optax.adamw",
     ),
-    Wrong({"optimizer": lambda rate: rate}, TypeError, "optimizer must return a GradientTransfor"),
+    Wrong(
+        {"optimizer": lambda rate: rate},
+        TypeError,
+        r"optimizer must return a GradientTransformation, got an array float32\[\]",
+    ),
+    Wrong(
+        {"optimizer": needs_more},
+        TypeError,
+        "needs_more.* obj_fn.* was given .* value .the loss.*pass it to range_test",
+    ),
+    Wrong(
+        {"optimizer": fails},
+        RuntimeError,
+        "no such thing.*update of optimizer <function fails.*pass it to range_test",
+    ),
     *(
         Wrong({"optimizer": ignores}, ValueError, "optimizer must train with the learning rate")
         for ignores in (
@@ -548,6 +590,25 @@ RANGE_TESTS = {
             Wrong({"values": np.array([1j, 2j])}, TypeError, "values must be real"),
             Wrong({"values": ["a", "b"]}, TypeError, "values must be real"),
             Wrong(returns(lambda s, b, v: s), TypeError, r"step_fn must return \(state, loss\)"),
+            Wrong(
+                returns(lambda s, b, v: step_fn(s, b, v)[::-1]),
+                TypeError,
+                r"step_fn must return \(state, loss\), in this order; .* the loss first",
+            ),
+            *(
+                Wrong(change, ValueError, "step_fn must train with the value .* does not depend")
+                for change in (
+                    returns(lambda s, b, v: step_fn(s, b, 0.1)),
+                    # Only what is recorded reads it.
+                    returns(lambda s, b, v: (step_fn(s, b, 0.1)[0], (loss_fn(s, b), {"rate": v})))
+                    | {"has_aux": True},
+                    # Only a part of the state that nothing else reads.
+                    {
+                        "step_fn": lambda s, b, v: ((step_fn(s[0], b, 0.1)[0], v), loss_fn(s[0], b)),
+                        "state": (PARAMS, jnp.float32(0)),
+                    },
+                )
+            ),
             Wrong({"has_aux": True}, TypeError, "step_fn must return the pair .* has_aux=True"),
             Wrong(returns(lambda s, b, v: (s, None)), TypeError, "step_fn must .* got NoneType"),
             Wrong(returns(lambda s, b, v: (s, s["out"])), ValueError, r"step_fn .*shape \(8,\)"),

@@ -1,6 +1,8 @@
 """Streamed batches, the bar, and what ends a test early: against the same test stacked."""
 
+import contextlib
 import functools
+import gc
 import itertools
 import math
 import signal
@@ -15,8 +17,10 @@ import optax
 import pytest
 
 import optax_clr
-from optax_clr._batches import StreamedBatches, aligned
+from optax_clr._batches import StreamedBatches, _put, aligned
+from optax_clr._loop import Loop
 
+_begin = Loop.begin
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 NUM_STEPS = 60
@@ -164,6 +168,137 @@ def test_double_precision_is_kept_where_jax_keeps_it(x64):
 
 def run_with(params, batches):
     return optax_clr.lr_range_test(loss_fn, params, optax.adam, batches, num_steps=NUM_STEPS)
+
+
+# ------------------------------------------------------------- arrays of several kinds, and workers
+
+
+def reused_with(extra):
+    """A loader with the same NumPy memory each time, beside what it gives anew."""
+    inputs, targets = (np.empty_like(part) for part in BATCHES[0])
+    for step, batch in enumerate(BATCHES):
+        inputs[...], targets[...] = batch
+        yield inputs, targets, extra(step)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [jnp.float32, lambda step: jax.random.key(step), np.float32, float],
+    ids=["JAX array", "key", "NumPy scalar", "float"],
+)
+def test_reused_memory_beside_other_arrays_is_copied(extra):
+    three = lambda params, batch: loss_fn(params, batch[:2])
+    test = functools.partial(
+        optax_clr.lr_range_test, three, PARAMS, optax.adam, max_value=0.1, num_steps=NUM_STEPS
+    )
+    np.testing.assert_array_equal(test(reused_with(extra)).losses, run(STACKED).losses)
+    grid = functools.partial(
+        optax_clr.lr_grid_test, three, PARAMS, optax.adam, max_value=0.1, num_steps=NUM_STEPS
+    )
+    np.testing.assert_allclose(
+        grid(reused_with(extra)).losses,
+        optax_clr.lr_grid_test(loss_fn, PARAMS, optax.adam, STACKED, max_value=0.1).losses,
+        rtol=1e-5,
+    )
+
+
+def test_arrays_that_are_of_another_kind_later_are_taken():
+    mixed = [
+        (jnp.asarray(x) if step % 2 else x, y if step % 3 else jnp.asarray(y))
+        for step, (x, y) in enumerate(BATCHES)
+    ]
+    for stream in (mixed, mixed[::-1][::-1], [mixed[1], *mixed[1:]]):
+        assert run(stream).losses.shape == (NUM_STEPS,)
+    np.testing.assert_array_equal(run(mixed).losses, run(STACKED).losses)
+
+
+def test_many_arrays_of_jax_are_stacked_by_a_program_of_constant_size():
+    device = jax.devices()[-1]  # not the first, to which the host's arrays go
+    leaves = jax.device_put({str(i): np.float32(i) for i in range(60)}, device)
+    step_fn = lambda state, batch, value: (state, value * sum(batch.values()))
+    result = optax_clr.range_test(
+        step_fn, jax.device_put(np.float32(0), device), [leaves] * 50, np.ones(50)
+    )
+    np.testing.assert_allclose(result.losses, 60 * 59 / 2, rtol=1e-5)
+    columns = [jnp.zeros(256)] * 60
+    assert len(jax.make_jaxpr(_put)(columns, list(leaves.values()), 0).jaxpr.eqns) == 1
+    assert str(jax.make_jaxpr(_put)(columns, list(leaves.values()), 0)).count("\n") < 1000
+
+
+class Workers:
+    """A loader whose iterator is closed as that of a pool of workers is: by hand, or when freed."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.num_open = 0
+
+    def __iter__(self):
+        self.num_open += 1
+        try:
+            yield from self.batches
+        finally:
+            self.num_open -= 1
+
+
+@pytest.mark.parametrize("end", ["whole", "several passes", "divergence", "error", "unfit"])
+@pytest.mark.parametrize("test", [optax_clr.lr_range_test, optax_clr.lr_grid_test])
+def test_a_loader_is_closed_when_the_test_returns(test, end):
+    """Without the cyclic collector, which may not come for a long time."""
+    batches = BATCHES[:7] if end == "several passes" else BATCHES
+    if end == "unfit":
+        batches = [*BATCHES[:5], BATCHES[0][:1], *BATCHES]
+    loader = Workers(batches)
+    loss = (lambda params, batch: batch[2]) if end == "error" else loss_fn
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError, IndexError):
+            test(
+                loss, PARAMS, optax.sgd, loader, num_steps=NUM_STEPS - 10,
+                max_value=1e6 if end == "divergence" else 0.1,
+            )  # fmt: skip
+        assert loader.num_open == 0
+    finally:
+        gc.enable()
+
+
+def test_an_iterator_of_the_caller_goes_on_after_the_test():
+    iterator = iter(BATCHES)
+    run(iterator, num_steps=20)
+    np.testing.assert_array_equal(next(iterator)[0], BATCHES[20][0])
+
+
+def test_pytorch_tensors_are_taken_wherever_arrays_are():
+    torch = pytest.importorskip("torch")
+    tensors = tuple(map(torch.from_numpy, STACKED))
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*(part.flatten(0, 1) for part in tensors)), batch_size=16
+    )
+    expected = run(STACKED, held_out=BATCHES[0])
+    for batches in (tensors, loader, list(zip(*tensors, strict=True))):
+        held_out = tuple(part[0] for part in tensors)
+        result = run(batches, held_out=held_out)
+        np.testing.assert_array_equal(result.losses, expected.losses)
+        np.testing.assert_array_equal(result.held_out_losses, expected.held_out_losses)
+        grid = optax_clr.lr_grid_test(
+            loss_fn, PARAMS, optax.adam, batches, num_steps=20, max_value=0.1, held_out=held_out
+        )
+        assert int(grid.num_valid) == 17
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float32", "float64", "int8", "bool"])
+def test_pytorch_tensors_of_any_type_are_taken(name):
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(20, 3).to(getattr(torch, name))
+    if tensor.is_floating_point():
+        tensor.requires_grad_()
+
+    def step_fn(state, batch, value):
+        return state, sum(jax.tree.leaves(batch)).astype(jnp.float32).sum() + 0 * value
+
+    for batches in (tensor, list(zip(tensor, strict=True))):
+        result = optax_clr.range_test(step_fn, 0.0, batches, np.ones(20))
+        np.testing.assert_array_equal(result.losses, np.full(20, 3.0))
 
 
 # ------------------------------------------------------------------------------ how it is read
@@ -364,7 +499,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, wh
 
 def endless():
     for number in itertools.count():
-        if number == 50:
+        if number == 500:  # beyond what is read before the first rows are trained
             print("reading", flush=True)
         yield np.float32(number % 2)
 
@@ -451,6 +586,30 @@ def test_a_step_with_convolutions_gives_the_curve_of_one_program(batches, steps_
     by_rows = test(batches=batches)
     one_program = jax.jit(lambda images: test(batches=images))(IMAGES)
     np.testing.assert_allclose(by_rows.losses, one_program.losses, rtol=1e-4)
+
+
+def test_convolutions_on_a_cpu_are_called_row_by_row_and_nothing_else_is(monkeypatch):
+    """A loop of XLA's CPU backend takes ten times as long for them; nobody would see it here."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("a loop of an accelerator computes convolutions as well as anything")
+    calls = []
+    whole = Loop.whole
+    monkeypatch.setattr(Loop, "whole", lambda *args: calls.append("whole") or whole(*args))
+    monkeypatch.setattr(Loop, "begin", lambda *args: calls.append("rows") or begin(*args))
+    begin = _begin
+
+    def dot_step(state, batch, value):
+        return state - value * batch.mean(), jnp.sum(state) * batch.mean()
+
+    def nested_step(state, batch, value):
+        return jax.lax.cond(value > 0, jax.jit(convolution_step), lambda s, b, v: (s, 0.0 * v),
+                            state, batch, value)  # fmt: skip
+
+    for step_fn, way in [(convolution_step, "rows"), (nested_step, "rows"), (dot_step, "whole")]:
+        calls.clear()
+        not_yet_compiled = functools.partial(step_fn)
+        optax_clr.range_test(not_yet_compiled, KERNEL, IMAGES, np.geomspace(1e-3, 0.1, 20))
+        assert calls == [way]
 
 
 def test_labels_of_64_bits_are_streamed_as_jax_has_them():

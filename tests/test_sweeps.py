@@ -255,3 +255,39 @@ def test_there_and_back_visits_the_rates_in_that_order_and_goes_on_training():
     assert read_bounds(there).base_value > 0
     with pytest.raises(optax_clr.RangeTestError, match="never fell"):
         back.suggest()
+
+
+# ------------------------------------------------------------------------------- explicit axes
+
+
+@pytest.fixture
+def explicit_mesh():
+    """What jax.make_mesh makes by default from JAX 0.9 on."""
+    if not hasattr(jax.sharding, "AxisType") or not hasattr(jax, "set_mesh"):
+        pytest.skip("this JAX has no explicit axes")
+    explicit = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.make_mesh((8,), ("device",), axis_types=explicit)
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+@pytest.mark.parametrize("test", ["sweep", "grid", "jitted"])
+def test_lanes_over_explicit_axes(explicit_mesh, test):
+    seeds = jax.device_put(jnp.arange(16), NamedSharding(explicit_mesh, P("device")))
+    if test == "grid":
+        grid = lambda seed: optax_clr.lr_grid_test(
+            loss_fn, new_params(seed), optax.adamw, BATCHES, max_value=0.1, num_steps=20
+        )
+        lanes, single = jax.vmap(grid)(seeds), grid(3)
+    else:
+        sweep = jax.vmap(run)
+        lanes, single = (jax.jit(sweep) if test == "jitted" else sweep)(seeds), run(3)
+    np.testing.assert_allclose(np.asarray(lanes.losses)[3], single.losses, rtol=1e-3)
+    assert lanes.num_valid.shape == (16,)
+    assert len(lanes.losses.sharding.device_set) == 8
+
+
+def test_batches_over_explicit_axes(explicit_mesh):
+    batches = jax.device_put(BATCHES, NamedSharding(explicit_mesh, P(None, "device")))
+    result = run(0, batches=batches)
+    np.testing.assert_allclose(result.losses, run(0).losses, rtol=1e-3)

@@ -397,3 +397,97 @@ def test_an_equinox_model_is_its_arrays():
         losses.append(loss)
     np.testing.assert_allclose(result.losses, losses, rtol=1e-4)
     assert result.losses[-5:].mean() < 0.5 * result.losses[0]
+
+
+# ------------------------------------------------------------------ updates that need the loss
+
+LOSS_READERS = {
+    "momo": optax.contrib.momo,
+    "polyak_sgd": lambda rate: optax.polyak_sgd(max_learning_rate=rate),
+    "reduce_on_plateau": lambda rate: optax.chain(
+        optax.adam(rate), optax.contrib.reduce_on_plateau(patience=2)
+    ),
+    "backtracking": lambda rate: optax.chain(
+        optax.sgd(rate), optax.scale_by_backtracking_linesearch(5)
+    ),
+    "accumulated": lambda rate: optax.MultiSteps(optax.contrib.momo(rate), 2),
+}
+
+
+@pytest.mark.parametrize("name", LOSS_READERS)
+def test_an_update_is_given_the_loss_and_what_computes_it(name):
+    optimizer, steps_per_value = LOSS_READERS[name], 1 + (name == "accumulated")
+    batches = jax.tree.map(lambda leaf: leaf[:20], BATCHES)
+    result = optax_clr.lr_range_test(
+        mlp_loss, new_params(), optimizer, batches, min_value=1e-3, max_value=0.1,
+        steps_per_value=steps_per_value,
+    )  # fmt: skip
+
+    params, losses, state = new_params(), [], optimizer(1e-3).init(new_params())
+    rates = np.repeat(result.learning_rates, steps_per_value)
+    for step, rate in enumerate(rates):
+        batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
+        value_fn = functools.partial(mlp_loss, batch=batch)
+        loss, gradients = jax.value_and_grad(value_fn)(params)
+        updates, state = optimizer(rate).update(
+            gradients, state, params, value=loss, grad=gradients, value_fn=value_fn
+        )
+        params = optax.apply_updates(params, updates)
+        losses.append(loss)
+    expected = np.reshape(losses, (-1, steps_per_value)).mean(1)
+    np.testing.assert_allclose(result.losses, expected, rtol=1e-3)
+
+
+# --------------------------------------------------------------- rows that are no whole updates
+
+
+@pytest.mark.parametrize(("every", "steps_per_value"), [(4, 1), (4, 6), (3, 4)])
+@pytest.mark.parametrize("form", ["short", "chained", "state"])
+def test_a_row_has_whole_updates_of_accumulated_gradients(every, steps_per_value, form):
+    optimizer = lambda rate: optax.MultiSteps(optax.adam(rate), every)
+    if form == "chained":
+        inner = optimizer
+        optimizer = lambda rate: optax.chain(optax.clip(1.0), inner(rate).gradient_transformation())
+    with pytest.raises(
+        ValueError, match=f"steps_per_value={steps_per_value} must be a multiple of the {every} "
+    ):
+        if form == "state":
+            accumulated = optax.MultiSteps(inject_rate(), every)
+
+            def step_fn(state, batch, rate):
+                params, optimizer_state = state
+                optimizer_state = optax_clr.set_hyperparams(optimizer_state, learning_rate=rate)
+                loss, gradients = jax.value_and_grad(mlp_loss)(params, batch)
+                updates, optimizer_state = accumulated.update(gradients, optimizer_state, params)
+                return (optax.apply_updates(params, updates), optimizer_state), loss
+
+            optax_clr.range_test(
+                step_fn, (new_params(), accumulated.init(new_params())), BATCHES,
+                np.geomspace(1e-4, 1e-2, 12), steps_per_value=steps_per_value,
+            )  # fmt: skip
+        else:
+            optax_clr.lr_range_test(
+                mlp_loss, new_params(), optimizer, BATCHES, steps_per_value=steps_per_value,
+                num_steps=12 * steps_per_value,
+            )  # fmt: skip
+
+
+def inject_rate():
+    return optax_clr.inject_schedules(optax.adam)(learning_rate=jnp.float32(0.0))
+
+
+# ------------------------------------------------------------------ a data set for its batches
+
+
+def test_a_data_set_passed_whole_leaves_a_doubt():
+    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), EPOCH)
+    of_one = lambda params, row: mlp_loss(params, jax.tree.map(lambda leaf: leaf[None], row))
+    with pytest.warns(optax_clr.RangeTestWarning, match="single example.*cut it into batches"):
+        result = optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_value=0.1)
+    assert "batches of 1." in result.summary()
+    assert "In doubt: each step trained on a single example" in result.summary()
+    # Asked for, it is nobody's mistake; and a batch is none.
+    optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_value=0.1, num_steps=1000)
+    result = optax_clr.lr_range_test(mlp_loss, new_params(), optax.adam, BATCHES, max_value=0.1)
+    assert "batches of 32." in result.summary()
+    assert "single example" not in result.summary()

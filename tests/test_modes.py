@@ -1,0 +1,95 @@
+"""JAX's debugging modes: a range test sets none of them off by itself."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_clr
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+NUM_STEPS = 40
+INPUTS = np.random.default_rng(0).normal(size=(NUM_STEPS, 16, 4)).astype(np.float32)
+TARGETS = INPUTS.sum(-1)
+SCALES = jnp.ones(2)
+
+
+def loss_fn(params, batch):
+    inputs, targets = batch
+    return jnp.mean((inputs @ params - targets) ** 2)
+
+
+def batch_at(step):
+    inputs = jax.random.normal(jax.random.fold_in(jax.random.key(0), step), (16, 4))
+    return inputs, inputs.sum(-1)
+
+
+def stacked(**options):
+    return optax_clr.lr_range_test(
+        loss_fn, np.zeros(4, np.float32), optax.adam, (INPUTS, TARGETS), **options
+    )
+
+
+def traced(**options):
+    return optax_clr.lr_range_test(
+        loss_fn, np.zeros(4, np.float32), optax.adam, batch_at, num_steps=NUM_STEPS, **options
+    )
+
+
+def streamed(**options):
+    return optax_clr.lr_range_test(
+        loss_fn, np.zeros(4, np.float32), optax.adam, list(zip(INPUTS, TARGETS, strict=True)),
+        num_steps=NUM_STEPS, **options,
+    )  # fmt: skip
+
+
+def with_bar(**options):
+    return stacked(progress=True, **options)
+
+
+def lanes(**options):
+    run = lambda scale: optax_clr.lr_range_test(
+        loss_fn, jnp.full(4, scale), optax.adam, (INPUTS, TARGETS), **options
+    )
+    return jax.vmap(run)(SCALES)
+
+
+def grid(**options):
+    return optax_clr.lr_grid_test(
+        loss_fn, np.zeros(4, np.float32), optax.sgd, (INPUTS, TARGETS), **options
+    )
+
+
+def convolution(**options):
+    loss_fn = lambda params, batch: jnp.mean(jnp.convolve(batch[0][:, 0], params, mode="same") ** 2)
+    return optax_clr.lr_range_test(
+        loss_fn, np.ones(4, np.float32), optax.sgd, (INPUTS, TARGETS), **options
+    )
+
+
+FORMS = [stacked, traced, streamed, with_bar, lanes, grid, convolution]
+
+
+def transfers():
+    return jax.transfer_guard("disallow")
+
+
+@pytest.mark.parametrize("mode", [jax.debug_nans, jax.debug_infs, transfers])
+@pytest.mark.parametrize("max_value", [0.1, 1e30], ids=["whole", "diverging"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_runs_in_the_mode_and_can_be_read(form, mode, max_value):
+    expected = form(max_value=max_value)
+    with mode() if mode is transfers else mode(True):
+        result = form(max_value=max_value)
+        jax.block_until_ready(result)
+    np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-5)
+    with contextlib.nullcontext() if mode is transfers else mode(True):
+        assert result.summary() == expected.summary()
+        with contextlib.suppress(optax_clr.RangeTestError, optax_clr.RangeTestWarning):
+            result.suggest()
+            result.bounds()
+            result.one_cycle_peak()
