@@ -209,9 +209,12 @@ def shape_in_words(leaf: Any) -> str:
 def _is_swapped(state: PyTree, result: tuple[Any, Any]) -> bool:
     """Whether a step has returned (loss, state)."""
     first, second = result
-    form = lambda tree: (jax.tree.structure(tree), [*map(np.shape, jax.tree.leaves(tree))])
+    forms = [
+        (jax.tree.structure(tree), [np.shape(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (state, first, second)
+    ]
     is_scalar = jax.tree_util.all_leaves([first]) and np.shape(first) == ()
-    return is_scalar and form(second) == form(state) != form(first)
+    return is_scalar and forms[2] == forms[0] != forms[1]
 
 
 def _split_output(output: Any, has_aux: bool, name: str) -> tuple[jax.Array, PyTree]:

@@ -484,7 +484,7 @@ TRAINING = (
     Wrong(
         {"optimizer": needs_more},
         TypeError,
-        "needs_more.* obj_fn.* was given .* value .the loss.*pass it to range_test",
+        r"needs_more.* obj_fn.* was given .*value \(the loss\).*pass it to range_test",
     ),
     Wrong(
         {"optimizer": fails},
@@ -603,10 +603,8 @@ RANGE_TESTS = {
                     returns(lambda s, b, v: (step_fn(s, b, 0.1)[0], (loss_fn(s, b), {"rate": v})))
                     | {"has_aux": True},
                     # Only a part of the state that nothing else reads.
-                    {
-                        "step_fn": lambda s, b, v: ((step_fn(s[0], b, 0.1)[0], v), loss_fn(s[0], b)),
-                        "state": (PARAMS, jnp.float32(0)),
-                    },
+                    returns(lambda s, b, v: ((step_fn(s[0], b, 0.1)[0], v), loss_fn(s[0], b)))
+                    | {"state": (PARAMS, jnp.float32(0))},
                 )
             ),
             Wrong({"has_aux": True}, TypeError, "step_fn must return the pair .* has_aux=True"),

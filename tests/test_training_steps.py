@@ -441,39 +441,41 @@ def test_an_update_is_given_the_loss_and_what_computes_it(name):
 # --------------------------------------------------------------- rows that are no whole updates
 
 
+def accumulating_test(form, every, **options):
+    """A test whose optimizer accumulates gradients, as a user may write it."""
+    optimizer = lambda rate: optax.MultiSteps(optax.adam(rate), every)
+    if form == "short":
+        return optax_clr.lr_range_test(mlp_loss, new_params(), optimizer, BATCHES, **options)
+    if form == "chained":
+        chained = lambda rate: optax.chain(
+            optax.clip(1.0), optimizer(rate).gradient_transformation()
+        )
+        return optax_clr.lr_range_test(mlp_loss, new_params(), chained, BATCHES, **options)
+    accumulated = optax.MultiSteps(
+        optax_clr.inject_schedules(optax.adam)(learning_rate=jnp.float32(0.0)), every
+    )
+
+    def step_fn(state, batch, rate):
+        params, optimizer_state = state
+        optimizer_state = optax_clr.set_hyperparams(optimizer_state, learning_rate=rate)
+        loss, gradients = jax.value_and_grad(mlp_loss)(params, batch)
+        updates, optimizer_state = accumulated.update(gradients, optimizer_state, params)
+        return (optax.apply_updates(params, updates), optimizer_state), loss
+
+    rates = np.geomspace(1e-4, 1e-2, options["num_steps"] // options["steps_per_value"])
+    return optax_clr.range_test(
+        step_fn, (new_params(), accumulated.init(new_params())), BATCHES, rates,
+        steps_per_value=options["steps_per_value"],
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("every", "steps_per_value"), [(4, 1), (4, 6), (3, 4)])
 @pytest.mark.parametrize("form", ["short", "chained", "state"])
 def test_a_row_has_whole_updates_of_accumulated_gradients(every, steps_per_value, form):
-    optimizer = lambda rate: optax.MultiSteps(optax.adam(rate), every)
-    if form == "chained":
-        inner = optimizer
-        optimizer = lambda rate: optax.chain(optax.clip(1.0), inner(rate).gradient_transformation())
-    with pytest.raises(
-        ValueError, match=f"steps_per_value={steps_per_value} must be a multiple of the {every} "
-    ):
-        if form == "state":
-            accumulated = optax.MultiSteps(inject_rate(), every)
-
-            def step_fn(state, batch, rate):
-                params, optimizer_state = state
-                optimizer_state = optax_clr.set_hyperparams(optimizer_state, learning_rate=rate)
-                loss, gradients = jax.value_and_grad(mlp_loss)(params, batch)
-                updates, optimizer_state = accumulated.update(gradients, optimizer_state, params)
-                return (optax.apply_updates(params, updates), optimizer_state), loss
-
-            optax_clr.range_test(
-                step_fn, (new_params(), accumulated.init(new_params())), BATCHES,
-                np.geomspace(1e-4, 1e-2, 12), steps_per_value=steps_per_value,
-            )  # fmt: skip
-        else:
-            optax_clr.lr_range_test(
-                mlp_loss, new_params(), optimizer, BATCHES, steps_per_value=steps_per_value,
-                num_steps=12 * steps_per_value,
-            )  # fmt: skip
-
-
-def inject_rate():
-    return optax_clr.inject_schedules(optax.adam)(learning_rate=jnp.float32(0.0))
+    options = {"steps_per_value": steps_per_value, "num_steps": 12 * steps_per_value}
+    message = f"steps_per_value={steps_per_value} must be a multiple of the {every} "
+    with pytest.raises(ValueError, match=message):
+        accumulating_test(form, every, **options)
 
 
 # ------------------------------------------------------------------ a data set for its batches
