@@ -484,7 +484,7 @@ TRAINING = (
     Wrong(
         {"optimizer": needs_more},
         TypeError,
-        r"needs_more.* obj_fn.* was given .*value \(the loss\).*pass it to range_test",
+        r"needs_more.*obj_fn.* was given .*value \(the loss\).*pass it to range_test",
     ),
     Wrong(
         {"optimizer": fails},
