@@ -123,7 +123,7 @@ def _with_schedules():
             if optimizer is None:
                 continue
             inputs = first_that_works(optimizer, [works] if works else inputs_for(optimizer))
-            if argument.startswith("adam_"):  # Muon's, for what is not a matrix
+            if inputs and argument.startswith("adam_"):  # Muon's, for what is not a matrix
                 inputs = (VECTOR, VECTOR, inputs[-1])
             if inputs and set(calls) == {()}:
                 given = lambda value, build=build, argument=argument: build(**{argument: value})
