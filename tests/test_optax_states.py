@@ -228,8 +228,12 @@ def sgd(at):
     return inject(optax.sgd)(begun(RATE, at), begun(MOMENTUM, at))
 
 
+# Optax before 0.2.6 takes no schedule for it.
+DECAYS = bool(jax.tree.leaves(optax.add_decayed_weights(RATE).init(PARAMS)))
+
+
 def adamw(at):
-    return optax.adamw(begun(RATE, at), weight_decay=begun(RATE, at))
+    return optax.adamw(begun(RATE, at), weight_decay=begun(RATE, at) if DECAYS else 0.1)
 
 
 def condition(at):
@@ -242,8 +246,9 @@ NESTED = {
     "named_chain": lambda at: optax.named_chain(("first", sgd(at)), ("second", optax.trace(0.5))),
     "masked": lambda at: optax.masked(adamw(at), {"kernel": True, "bias": False}),
     "partition": lambda at: optax.partition({"slow": sgd(at), "fast": adamw(at)}, LABELS),
-    "MultiSteps": lambda at: optax.MultiSteps(sgd(at), lambda step: 1 + (step + at > STEP)),
-    "partition in MultiSteps": lambda at: optax.MultiSteps(NESTED["partition"](at), 1),
+    "MultiSteps": lambda at: optax.MultiSteps(
+        NESTED["partition"](at), lambda step: 1 + (step + at > STEP)
+    ),
     "conditionally_transform": lambda at: optax.conditionally_transform(sgd(at), condition(at)),
     "conditionally_mask": lambda at: optax.conditionally_mask(adamw(at), condition(at)),
     "apply_if_finite": lambda at: optax.apply_if_finite(adamw(at), 3),
@@ -305,11 +310,11 @@ def test_an_accumulation_that_has_begun_goes_on():
 
 
 def test_only_the_counter_of_moments_is_left():
-    state = optax_clr.set_step(optax.adamw(RATE, weight_decay=RATE).init(PARAMS), STEP)
+    state = optax_clr.set_step(adamw(0).init(PARAMS), STEP)
     counts = {type(node).__name__: int(node.count) for node in states_in(state)
               if hasattr(node, "_fields") and "count" in node._fields}  # fmt: skip
-    assert counts == {"ScaleByAdamState": 0, "WeightDecaySchedule": STEP,
-                      "ScaleByScheduleState": STEP}  # fmt: skip
+    decays = {"WeightDecaySchedule": STEP} if DECAYS else {}
+    assert counts == {"ScaleByAdamState": 0, **decays, "ScaleByScheduleState": STEP}
 
 
 class Own(NamedTuple):
@@ -535,8 +540,10 @@ def types(tree):
     ]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("name", CYCLED)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, jnp.bfloat16) for name in CYCLED] + [("adam", jnp.float16), ("adam", jnp.float32)],
+)
 def test_a_state_keeps_its_dtypes(name, dtype):
     factory, hyperparams = CYCLED[name]
     optimizer = inject(factory)(**hyperparams)
