@@ -368,8 +368,12 @@ def _own_array(value: Any) -> jax.Array:
 
 
 def _key(path: Path, name: str) -> str:
-    """Return a path such as ``1/inner_states/fast/inner_state/learning_rate``."""
-    return "/".join([*map(key_name, path), name])
+    """Return a path such as ``1/inner_states/fast/inner_state/learning_rate``.
+
+    That of the outermost state is ``./learning_rate``, which is not the name alone: a name stands
+    for all that bear it.
+    """
+    return "/".join([*(map(key_name, path) if path else "."), name])
 
 
 def _check_no_bare_schedule(state: Any) -> None:
@@ -395,15 +399,16 @@ def _check_settable(state: Any, name: str) -> None:
         raise ValueError(f"{name} cannot be set in a state of dicts and lists. {RESTORE}")
     if not targets:
         raise ValueError(
-            f"{name} is no hyperparameter of this state, which has {sorted(driven)}. To make it "
+            f"{name} is no hyperparameter of this state, which has "
+            f"{sorted(key.removeprefix('./') for key in driven)}. To make it "
             "one, pass it to inject_schedules(factory) as an array."
         )
     for path in targets:
         if driven[path][1]:
             raise ValueError(
-                f"{name} is driven by a schedule at {path}, which would overwrite the "
-                "value at the next update. Build the optimizer with an array instead, or move the "
-                "schedule with set_step. To scale what a schedule gives, see "
+                f"{name} is driven by a schedule at {path.removeprefix('./')}, which would "
+                "overwrite the value at the next update. Build the optimizer with an array "
+                "instead, or move the schedule with set_step. To scale what a schedule gives, see "
                 + see("optimizers/#scale-a-schedule-by-hand").removeprefix("See ")
             )
 
@@ -425,8 +430,8 @@ def _like(old: Any, value: Any, name: str) -> Any:
         raise ValueError(
             f"{name} must have shape {array.shape} or (), got an array of shape {np.shape(value)}."
         )
-    value = _as_hyperparam(value)
-    if jnp.issubdtype(array.dtype, jnp.integer) and not jnp.issubdtype(value.dtype, jnp.integer):
+    new = _as_hyperparam(value)
+    if jnp.issubdtype(array.dtype, jnp.integer) and not jnp.issubdtype(new.dtype, jnp.integer):
         raise TypeError(f"{name} must be an integer, as the one that is there, got {value!r}.")
-    array = jnp.broadcast_to(value.astype(array.dtype), array.shape)
+    array = jnp.broadcast_to(new.astype(array.dtype), array.shape)
     return old.replace(array) if hasattr(old, "replace") else array

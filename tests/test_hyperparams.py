@@ -371,6 +371,14 @@ def test_a_schedule_is_scaled_by_hand_through_an_array_in_the_chain():
     assert_equal(half, jax.tree.map(lambda leaf: leaf / 2, whole))
 
 
+def test_the_outermost_of_several_has_a_path_of_its_own():
+    outer = inject(lambda step_size: optax.chain(inject(optax.scale)(step_size)))
+    state = outer(step_size=jnp.float32(0.1)).init(some_params())
+    assert_hyperparams(state, **{"./step_size": 0.1, "inner_state/0/step_size": 0.1})
+    state = optax_clr.set_hyperparams(state, **{"./step_size": 0.2})
+    assert_hyperparams(state, **{"./step_size": 0.2, "inner_state/0/step_size": 0.1})
+
+
 def test_setting_a_value_does_not_recompile():
     optimizer = inject(optax.adam)(jnp.float32(0.1))
     state = optimizer.init(some_params())
