@@ -108,7 +108,6 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
         counter of which it is not known whether a schedule reads it.
 
     Example:
-      >>> import optax
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
       >>> optimizer = optax_clr.inject_schedules(optax.sgd)(learning_rate=rate)
       >>> state = set_step(optimizer.init(jnp.zeros(3)), 2)
