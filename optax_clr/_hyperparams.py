@@ -221,7 +221,8 @@ def _varies(parameter: inspect.Parameter, value: Any) -> bool:
     # A class, such as jnp.float32, is a dtype.
     if not callable(value) or isinstance(value, type) or _takes_another_function(parameter):
         return False
-    if _is_schedule(value):
+    problem = _problem_as_schedule(value)
+    if problem is None:
         return True
     if _gives_flags_or_labels(value):
         return False
@@ -229,7 +230,7 @@ def _varies(parameter: inspect.Parameter, value: Any) -> bool:
         f"{parameter.name} must be a number, an array or a schedule, a traceable function from the "
         f"step to a scalar; got {value!r}. If it is meant to be another kind of function, such as "
         f"a mask, say so: inject_schedules(factory, static_args={parameter.name!r})."
-    )
+    ) from problem
 
 
 def _takes_schedule(parameter: inspect.Parameter) -> bool:
@@ -254,13 +255,16 @@ def _alternatives(annotation: Any) -> list[Any]:
     return [kind for member in members for kind in _alternatives(member)]
 
 
-def _is_schedule(value: Callable[..., Any]) -> bool:
+def _problem_as_schedule(value: Callable[..., Any]) -> Exception | None:
+    """Return what is wrong with a function as a schedule, if anything is."""
     try:
         result = jax.eval_shape(value, np.int32(0))
-    except Exception:  # of any kind, as the function may be anything
-        return False
+    except Exception as error:  # of any kind, as the function may be anything
+        return error
     is_array = isinstance(result, jax.ShapeDtypeStruct)
-    return is_array and result.shape == () and bool(jnp.issubdtype(result.dtype, jnp.number))
+    if is_array and result.shape == () and jnp.issubdtype(result.dtype, jnp.number):
+        return None
+    return TypeError(f"Of a step it gives {result!r}.")
 
 
 def _gives_flags_or_labels(value: Callable[..., Any]) -> bool:
