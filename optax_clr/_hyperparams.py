@@ -286,13 +286,19 @@ def _as_varying(value: Any) -> Any:
 
 def _as_hyperparam(value: Any) -> jax.Array:
     """Return a number as an array of its own: a float in float32, or in float64 if it is in JAX."""
-    if isinstance(value, np.ndarray) and not value.dtype.isnative:
-        value = value.astype(value.dtype.newbyteorder("="))
+    value = _native(value)
     dtype = jnp.result_type(value)
     is_double = isinstance(value, jax.Array) and not value.weak_type and dtype == jnp.float64
     if jnp.issubdtype(dtype, jnp.floating) and not is_double:
         dtype = jnp.dtype(jnp.float32)
     return jnp.array(value, dtype)
+
+
+def _native(value: Any) -> Any:
+    """Return an array in the byte order of this machine, the only one that JAX takes."""
+    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.isnative:
+        return value.astype(value.dtype.newbyteorder("="))
+    return value
 
 
 def _with_steady_state(
@@ -434,8 +440,9 @@ def _like(old: Any, value: Any, name: str) -> Any:
         raise ValueError(
             f"{name} must have shape {array.shape} or (), got an array of shape {np.shape(value)}."
         )
-    new = _as_hyperparam(value)
-    if jnp.issubdtype(array.dtype, jnp.integer) and not jnp.issubdtype(new.dtype, jnp.integer):
+    new = _native(value)
+    kinds = [jnp.issubdtype(jnp.result_type(each), jnp.integer) for each in (array, new)]
+    if kinds == [True, False]:
         raise TypeError(f"{name} must be an integer, as the one that is there, got {value!r}.")
-    array = jnp.broadcast_to(new.astype(array.dtype), array.shape)
+    array = jnp.broadcast_to(jnp.asarray(new, array.dtype), array.shape)
     return old.replace(array) if hasattr(old, "replace") else array

@@ -94,7 +94,7 @@ def with_optimizer_state(trainer: Any, change: Callable[[Any], Any]) -> Any:
     if "opt_state" not in names:
         raise TypeError(
             f"A {type(trainer).__name__} cannot be rebuilt with another state, as it is no pytree "
-            "here. Change its opt_state and assign it: optimizer.opt_state = "
+            "here. Pass its opt_state and assign what you get: optimizer.opt_state = "
             f"optax_clr.set_hyperparams(optimizer.opt_state, ...). {see('optimizers/#flax')}"
         )
     return build(

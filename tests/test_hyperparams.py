@@ -188,6 +188,27 @@ def test_an_array_of_any_kind_becomes_a_float32_of_its_own(value):
     assert (rate.dtype, rate.weak_type, rate) == (jnp.float32, False, np.float32(0.1))
 
 
+@pytest.mark.parametrize(
+    "value", [0.2, np.float64(0.2), np.array(0.2, ">f8"), np.float16(0.2), jnp.bfloat16(0.2), True]
+)
+def test_a_number_of_any_kind_can_be_set(value):
+    state = inject(optax.sgd)(learning_rate=jnp.float32(0.1)).init(some_params())
+    changed = optax_clr.set_hyperparams(state, learning_rate=value)
+    (rate,) = optax_clr.get_hyperparams(changed).values()
+    assert (rate.dtype, rate.weak_type, rate) == (jnp.float32, False, np.float32(float(value)))
+
+
+def test_doubles_stay_doubles(x64):
+    with x64():
+        optimizer = inject(optax.sgd)(learning_rate=jnp.float64(0.1), momentum=np.array(0.9))
+        state = optimizer.init({"kernel": jnp.ones(2, jnp.float32)})
+        values = optax_clr.get_hyperparams(optax_clr.set_hyperparams(state, learning_rate=0.2))
+        assert values["learning_rate"] == 0.2
+        assert {name: value.dtype.name for name, value in values.items()} == {
+            "learning_rate": "float64", "momentum": "float32",
+        }  # fmt: skip
+
+
 def test_numbers_of_numpy_are_constants_like_those_of_python():
     state = inject(optax.sgd)(learning_rate=RATE, momentum=np.float32(0.9)).init(some_params())
     assert_hyperparams(state, learning_rate=RATE(0))
