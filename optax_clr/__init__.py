@@ -17,7 +17,6 @@ from optax_clr._grid_test import lr_grid_test as lr_grid_test
 from optax_clr._hyperparams import get_hyperparams as get_hyperparams
 from optax_clr._hyperparams import inject_schedules as inject_schedules
 from optax_clr._hyperparams import set_hyperparams as set_hyperparams
-from optax_clr._hyperparams import set_step as set_step
 from optax_clr._range_test import lr_range_test as lr_range_test
 from optax_clr._range_test import range_test as range_test
 from optax_clr._reading import LRBounds as LRBounds
@@ -31,6 +30,7 @@ from optax_clr._schedules import one_cycle_schedule as one_cycle_schedule
 from optax_clr._schedules import triangular2_schedule as triangular2_schedule
 from optax_clr._schedules import triangular_schedule as triangular_schedule
 from optax_clr._schedules import warm_restarts_schedule as warm_restarts_schedule
+from optax_clr._set_step import set_step as set_step
 from optax_clr._waves import cosine as cosine
 from optax_clr._waves import exponential as exponential
 from optax_clr._waves import halving as halving

@@ -10,6 +10,7 @@ import optax
 
 from optax_clr._arguments import INT32_MAX
 from optax_clr._cycles import Cycles
+from optax_clr._states import own_buffers, walk, was_restored
 
 PyTree = Any
 
@@ -31,18 +32,18 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
     unchanged, so training is what it was. Averages are kept in float32 (float64 of float64
     params), also where the params are of a lower precision. Read them by :func:`averaged_params`.
 
-    Batch statistics, as of ``BatchNorm``, are no params: those of the average are to be measured
-    anew, by passing over the training data without training.
+    BatchNorm statistics are not averaged. Recompute them with one pass over the training data.
 
     Args:
       cycles: the :class:`Cycles` of the schedule: both then agree on where a cycle ends.
 
     Returns:
       ``optax.GradientTransformation``, whose update needs the params. Its state is a pytree of
-      arrays, as large as the params in float32: to be saved and restored with the optimizer's.
+      arrays as large as the params in float32, saved and restored with the optimizer's. Each is a
+      buffer of its own, so that a training step may donate it.
 
     Raises:
-      TypeError: if ``cycles`` is no :class:`Cycles`.
+      TypeError: if ``cycles`` is not a :class:`Cycles`.
       ValueError: from the update, if it is not given the params.
 
     Example:
@@ -67,9 +68,10 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
         )
 
     def init(params: PyTree) -> AveragingState:
-        # A copy, for the caller may donate the params to the training step.
-        average = jax.tree.map(lambda leaf: jnp.array(leaf, _wide(leaf)), params)
-        return AveragingState(jnp.int32(0), jnp.int32(0), average)
+        # Copies, for the caller may donate the params to the training step, and the state too.
+        average = jax.tree.map(lambda leaf: jnp.asarray(leaf, _wide(leaf)), params)
+        state: AveragingState = own_buffers(AveragingState(jnp.int32(0), jnp.int32(0), average))
+        return state
 
     def update(
         updates: PyTree, state: AveragingState, params: PyTree | None = None
@@ -94,7 +96,7 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
 
         average = jax.tree.map(follow, state.average, optax.apply_updates(params, updates))
         step = optax.safe_increment(state.step)
-        return updates, AveragingState(step, num_averaged, average)
+        return updates, own_buffers(AveragingState(step, num_averaged, average))
 
     return optax.GradientTransformation(init, update)
 
@@ -104,11 +106,12 @@ def averaged_params(opt_state: PyTree) -> PyTree:
 
     Args:
       opt_state: the state of an optimizer with :func:`average_at_cycle_ends` anywhere in it, such
-        as of ``optax.chain``, ``optax.MultiSteps`` or a Flax ``TrainState``.
+        as that of ``optax.chain``, ``optax.MultiSteps`` or a Flax ``TrainState``, or what a
+        checkpoint gave back for it as dicts and lists.
 
     Returns:
-      The params, in float32 where they were of a lower precision; before the first end of a
-      cycle, the current ones.
+      The params, in float32 where they were of a lower precision, as copies; before the first end
+      of a cycle, the current ones.
 
     Raises:
       ValueError: if there is no such state in it, or more than one.
@@ -118,20 +121,19 @@ def averaged_params(opt_state: PyTree) -> PyTree:
       >>> print(averaged_params(optimizer.init({"weight": jnp.ones(2)})))
       {'weight': Array([1., 1.], dtype=float32)}
     """
-
-    def is_state(node: Any) -> bool:
-        return isinstance(node, AveragingState)
-
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)]
-    if len(found) != 1:
+    states = [node for _, node in walk(opt_state) if isinstance(node, AveragingState)]
+    dicts = [node for _, node in walk(opt_state) if was_restored(node, *AveragingState._fields)]
+    averages = [node.average for node in states] + [node["average"] for node in dicts]
+    if len(averages) != 1:
         raise ValueError(
-            f"opt_state must have the state of one average_at_cycle_ends in it, got {len(found)}. "
-            "Put it last in optax.chain; where there are several, pass the part that has one."
+            "opt_state must have the state of one average_at_cycle_ends in it, got "
+            f"{len(averages)}. Put it last in optax.chain; where there are several, pass the part "
+            "that has one."
         )
-    return found[0].average
+    return own_buffers(averages[0])
 
 
 def _wide(leaf: Any) -> Any:
-    """Return the dtype in which a leaf is averaged: at least float32, and as it is if no float."""
+    """Return the dtype in which a leaf is averaged: a float in at least float32, others as is."""
     dtype = jnp.result_type(leaf)
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype

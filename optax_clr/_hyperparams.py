@@ -1,11 +1,13 @@
-"""Hyperparameters inside an optimizer: schedule them, read them, set them, resume them."""
+"""Hyperparameters inside an optimizer: schedule them, read them, set them."""
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import inspect
 import numbers
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +16,19 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import as_step, function, is_traced
-from optax_clr._averaging import AveragingState
+from optax_clr._arguments import function
 from optax_clr._documentation import see
+from optax_clr._states import (
+    RESTORE,
+    Path,
+    is_trainer,
+    key_name,
+    own_buffers,
+    rebuild,
+    walk,
+    was_restored,
+    with_optimizer_state,
+)
 
 _Injected = optax.InjectStatefulHyperparamsState
 
@@ -28,14 +40,22 @@ def inject_schedules(
     """Wrap an optimizer factory so that any of its hyperparameters may be a schedule.
 
     A thin :func:`optax.inject_hyperparams` that makes hyperparameters only of what varies, which
-    is schedules and arrays, and keeps them float32 whatever the dtype of the params. Python
-    numbers stay constants of the program, so that a float32 run of Adam, AdamW, Lion or SGD with
-    a scheduled learning rate is bit-identical to the one that passes the schedule to the factory,
-    and an Adam in a bfloat16 model keeps its b2 of 0.999, which bfloat16 would round to 1.
+    is schedules and arrays of numbers, and keeps them float32 whatever the dtype of the params.
+    Numbers, dtypes, flags, names and tuples stay constants of the program. So a float32 run of
+    Adam, AdamW, Lion or SGD with a scheduled learning rate is bit-identical to the one that
+    passes the schedule to the factory, and an Adam in a bfloat16 model keeps its b2 of 0.999,
+    which bfloat16 would round to 1.
+
+    The state keeps its dtypes from ``init`` on, also where a schedule drives the momentum of a
+    bfloat16 model: one compilation under ``jax.jit``, and a carry for ``jax.lax.scan``. Each of
+    its arrays is a buffer of its own, so that a training step may donate it.
 
     Args:
       factory: a function that returns a ``GradientTransformation``, such as ``optax.adamw``.
-      static_args: names of the arguments that are functions but not schedules, such as ``mask``.
+      static_args: names of arguments that are functions but not schedules. Only those that
+        cannot be told from a schedule need it: an argument that has "mask" in its name, or an
+        annotation of another kind of function, is never taken for one, nor is a function of the
+        params that returns flags or labels.
 
     Returns:
       A function of the factory's arguments, each of which may be a schedule (``step -> scalar``)
@@ -43,8 +63,9 @@ def inject_schedules(
       of each, as used in the last update; see :func:`get_hyperparams`.
 
     Raises:
-      TypeError: if ``factory`` is not callable; when it is called, if an argument is a function,
-        not in ``static_args``, that does not map a step to a scalar.
+      TypeError: if ``factory`` is not callable; when it is called, if an argument is a function
+        that does not map a step to a scalar, and none of the above, or bounds in the place of a
+        schedule.
       ValueError: if ``static_args`` names an argument that the factory does not have.
 
     Example:
@@ -68,24 +89,28 @@ def inject_schedules(
             + see("optimizers/")
         )
     factory = function("factory", factory, form="of hyperparameters")
-    signature = inspect.signature(factory)
-    names = {static_args} if isinstance(static_args, str) else set(static_args)
-    if unknown := names - set(signature.parameters):
+    parameters = inspect.signature(factory).parameters
+    static = {static_args} if isinstance(static_args, str) else set(static_args)
+    if unknown := static - set(parameters):
         raise ValueError(
             f"static_args={sorted(unknown)} must be arguments of the factory, "
-            f"which has {list(signature.parameters)}."
+            f"which has {list(parameters)}."
         )
 
     @functools.wraps(factory)
     def build(*args: Any, **hyperparams: Any) -> optax.GradientTransformationExtraArgs:
-        given = signature.bind(*args, **hyperparams).arguments
-        varying = {name for name in given.keys() - names if _varies(name, given[name])}
+        given = inspect.signature(factory).bind(*args, **hyperparams)
+        varying = {
+            name
+            for name, value in given.arguments.items()
+            if name not in static and _varies(parameters[name], value)
+        }
+        for name in varying:
+            given.arguments[name] = _as_varying(given.arguments[name])
         inject = optax.inject_hyperparams(
-            factory,
-            static_args=set(signature.parameters) - varying,
-            hyperparam_dtype=jnp.float32,
+            factory, static_args=set(parameters) - varying, hyperparam_dtype=jnp.float32
         )
-        return inject(*args, **hyperparams)
+        return _with_steady_state(inject(*given.args, **given.kwargs))
 
     return build
 
@@ -96,13 +121,17 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
     Args:
       state: any pytree that holds states of :func:`inject_schedules` or
         ``optax.inject_hyperparams``: of ``optax.chain``, ``optax.partition``,
-        ``optax.MultiSteps``, a Flax ``TrainState``; or an ``nnx.Optimizer``.
+        ``optax.MultiSteps``, a Flax ``TrainState``; or an ``nnx.Optimizer``. A state that a
+        checkpoint gave back as dicts and lists is read too.
 
     Returns:
-      A dictionary from names to scalars: the values used in the update that made this state, or
-      those of step 0 in a new one. A name that occurs several times with different values (or
-      with values not yet known, inside ``jax.jit``) comes back under its paths instead. Empty if
-      nothing was injected.
+      A dictionary from names to copies of the values: those used in the update that made this
+      state, or those of step 0 in a new one. A name that occurs more than once comes back under
+      its paths, whatever the values, so that the keys are the same at every step. Empty where
+      everything is constant.
+
+    Raises:
+      ValueError: if schedules were passed to Optax itself, whose state does not hold their values.
 
     Example:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
@@ -112,17 +141,19 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
       >>> get_hyperparams(optimizer.init(jnp.zeros(3)))
       {'learning_rate': Array(0.1, dtype=float32)}
     """
-    found: dict[str, dict[str, jax.Array]] = {}
-    # An nnx.Optimizer of older Flax is no pytree, but its state is one.
-    for path, node in _injected_states(getattr(state, "opt_state", state)):
-        for name, value in node.hyperparams.items():
-            found.setdefault(name, {})[_key(path, name)] = jnp.asarray(value)
-    hyperparams: dict[str, jax.Array] = {}
-    for name, values in found.items():
-        first = next(iter(values.values()))
-        alike = all(_known_equal(first, value) for value in values.values())
-        hyperparams.update({name: first} if alike else values)
-    return hyperparams
+    state = _state_of(state)
+    found = [
+        (path, name, value)
+        for path, node in _injected(state, restored=True)
+        for name, value in _hyperparams_in(node).items()
+    ]
+    if not found:
+        _check_no_bare_schedule(state)
+    names = [name for _, name, _ in found]
+    return {
+        name if names.count(name) == 1 else _key(path, name): _own_array(value)
+        for path, name, value in found
+    }
 
 
 def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
@@ -134,12 +165,15 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
         occurs several times is set everywhere. They take the dtype that is there.
 
     Returns:
-      A new state of the same structure, shapes and dtypes.
+      A new state of the same structure, shapes and dtypes, all of whose arrays are copies. Given
+      an ``nnx.Optimizer``, a new one, where Flax makes that a pytree.
 
     Raises:
-      TypeError: if a value is no number.
+      TypeError: if a value is not a number, not an integer where an integer is set, or ``state``
+        is an ``nnx.Optimizer`` of a Flax in which that is no pytree.
       ValueError: if no hyperparameter has that name, a schedule drives it (the next update would
-        overwrite the value in silence), or the shape differs.
+        overwrite the value in silence), the shape differs, or the state was restored from a
+        checkpoint without its types.
 
     Example:
       >>> optimizer = inject_schedules(optax.sgd)(learning_rate=jnp.float32(0.1))
@@ -147,13 +181,12 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
       >>> get_hyperparams(state)
       {'learning_rate': Array(0.05, dtype=float32)}
     """
-    states = _injected_states(state)
+    optimizer_state = _state_of(state)
     for name, value in values.items():
-        _check_settable(states, name)
-        if not (isinstance(value, numbers.Real) or hasattr(value, "dtype")):
-            raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}.")
+        _check_settable(optimizer_state, name)
+        _check_number(name, value)
 
-    def with_values(path: Sequence[Any], node: Any) -> Any:
+    def with_values(path: Path, node: Any) -> Any:
         if not isinstance(node, _Injected):
             return node
         hyperparams = {
@@ -162,172 +195,240 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
         }
         return node._replace(hyperparams=hyperparams)
 
-    return _rebuild(with_values, state)
+    if is_trainer(state):
+        changed = with_optimizer_state(state, lambda inner: rebuild(with_values, inner))
+    else:
+        changed = rebuild(with_values, state)
+    return own_buffers(changed)
 
 
-def set_step(state: Any, step: int | jax.Array) -> Any:
-    """Return the state with every schedule moved to ``step``, so that a resumed run goes on there.
-
-    Moves the counter of each injected state, of each schedule wrapped in it, of
-    ``optax.scale_by_schedule``, of ``average_at_cycle_ends`` and the count of real updates of
-    ``optax.MultiSteps``. The count of an Adam's moments, which is no schedule, stays.
-
-    Args:
-      state: an optimizer's or trainer's state, as for :func:`get_hyperparams`; not changed.
-      step: integer scalar, optimizer steps done so far; the next update uses ``schedule(step)``.
-
-    Returns:
-      A new state of the same structure. The values that :func:`get_hyperparams` reads are still
-      those of the last update, until the next one.
-
-    Raises:
-      TypeError: if ``step`` is not an integer.
-      ValueError: if it is not a scalar or is negative, or the state has no such counter.
-
-    Example:
-      >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
-      >>> optimizer = inject_schedules(optax.sgd)(learning_rate=rate)
-      >>> state = set_step(optimizer.init(jnp.zeros(3)), 2)
-      >>> _, state = optimizer.update(jnp.ones(3), state)
-      >>> get_hyperparams(state)
-      {'learning_rate': Array(0.5, dtype=float32)}
-    """
-    count = as_step(step)
-    if count.shape != () or (not is_traced(step) and int(step) < 0):
-        raise ValueError(f"step must be a scalar of at least 0, got {step!r}.")
-    num_moved = 0
-
-    def moved(path: Sequence[Any], node: Any) -> Any:
-        nonlocal num_moved
-        num_moved += 1
-        counter = _counters()[type(node)]
-        return node._replace(**{counter: _like(getattr(node, counter), count, "step")})
-
-    moved_state = _rebuild(moved, state)
-    if not num_moved:
-        raise ValueError(
-            "state has no schedule whose step could be set: it was made with constants, or it is "
-            "not the state of an optimizer."
-        )
-    return moved_state
+# --------------------------------------------------------------------------- building optimizers
 
 
-@functools.cache
-def _counters() -> dict[type, str]:
-    """Return every kind of state with a schedule's counter, and the field that counts."""
-    # Optax does not export the class of the last. Not at import, which must not trace anything.
-    wrapped = jax.eval_shape(optax.schedules.WrappedSchedule(lambda step: step).init)
-    return {
-        _Injected: "count",
-        AveragingState: "step",
-        optax.ScaleByScheduleState: "count",
-        optax.MultiStepsState: "gradient_step",
-        type(wrapped): "count",
-    }
-
-
-# The fields in which such states hold other states.
-_CHILDREN = {
-    _Injected: ("hyperparams_states", "inner_state"),
-    optax.MultiStepsState: ("inner_opt_state",),
-}
-
-
-def _rebuild(visit: Callable[..., Any], tree: Any, path: Sequence[Any] = ()) -> Any:
-    """Return ``tree`` with each state that has a counter replaced by ``visit(path, state)``."""
-    counters = _counters()
-
-    def descend(inner: Sequence[Any], node: Any) -> Any:
-        here = (*path, *inner)
-        children = {
-            field: _rebuild(visit, getattr(node, field), (*here, field))
-            for field in _CHILDREN.get(type(node), ())
-        }
-        if type(node) not in counters:
-            return node
-        return visit(here, node._replace(**children))
-
-    return jax.tree_util.tree_map_with_path(
-        descend, tree, is_leaf=lambda node: type(node) in counters
-    )
-
-
-def _injected_states(state: Any) -> list[tuple[Sequence[Any], Any]]:
-    """Return the path and the node of every injected state."""
-    found: list[tuple[Sequence[Any], Any]] = []
-
-    def collect(path: Sequence[Any], node: Any) -> Any:
-        if isinstance(node, _Injected):
-            found.append((path, node))
-        return node
-
-    _rebuild(collect, state)
-    return found
-
-
-def _varies(name: str, value: Any) -> bool:
-    if isinstance(value, (jax.Array, np.ndarray, optax.schedules.StatefulSchedule)):
+def _varies(parameter: inspect.Parameter, value: Any) -> bool:
+    """Whether an argument of a factory is made a hyperparameter: a schedule, or numbers."""
+    if isinstance(value, optax.schedules.StatefulSchedule):
         return True
-    if not callable(value):
+    if isinstance(value, (jax.Array, np.ndarray)):
+        is_float = jnp.issubdtype(value.dtype, jnp.inexact)
+        return is_float or (jnp.issubdtype(value.dtype, jnp.integer) and value.ndim == 0)
+    if isinstance(value, (tuple, list)) and _takes_schedule(parameter):
+        raise TypeError(
+            f"{parameter.name} must be a number, an array or a schedule, got {value!r}. To cycle "
+            f"between two bounds pass {parameter.name}=optax_clr.triangular_schedule(*bounds, "
+            f"rise_steps=...). {see('schedules/')}"
+        )
+    # A class, such as jnp.float32, is a dtype.
+    if not callable(value) or isinstance(value, type) or _takes_another_function(parameter):
         return False
+    problem = _problem_as_schedule(value)
+    if problem is None:
+        return True
+    if _gives_flags_or_labels(value):
+        return False
+    raise TypeError(
+        f"{parameter.name} must be a number, an array or a schedule, a traceable function from the "
+        f"step to a scalar; got {value!r}. If it is meant to be another kind of function, such as "
+        f"a mask, say so: inject_schedules(factory, static_args={parameter.name!r})."
+    ) from problem
+
+
+def _takes_schedule(parameter: inspect.Parameter) -> bool:
+    is_rate = parameter.name.endswith("learning_rate")
+    return is_rate or optax.Schedule in _alternatives(parameter.annotation)
+
+
+def _takes_another_function(parameter: inspect.Parameter) -> bool:
+    """Whether the argument is, by its name or annotation, for functions that are no schedules."""
+    if "mask" in parameter.name:
+        return True
+    kinds = _alternatives(parameter.annotation)
+    functions = [kind for kind in kinds if typing.get_origin(kind) is collections.abc.Callable]
+    return bool(functions) and optax.Schedule not in kinds
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """Return the members of a union, however deep, or the annotation itself."""
+    members = typing.get_args(annotation)
+    if not members or typing.get_origin(annotation) is collections.abc.Callable:
+        return [annotation]
+    return [kind for member in members for kind in _alternatives(member)]
+
+
+def _problem_as_schedule(value: Callable[..., Any]) -> Exception | None:
+    """Return what is wrong with a function as a schedule, if anything is."""
     try:
         result = jax.eval_shape(value, np.int32(0))
-        is_schedule = (
-            isinstance(result, jax.ShapeDtypeStruct)
-            and result.shape == ()
-            and np.issubdtype(result.dtype, np.number)
-        )
-    except Exception as error:
-        raise TypeError(_not_a_schedule(name, value)) from error
-    if not is_schedule:
-        raise TypeError(_not_a_schedule(name, value))
-    return True
+    except Exception as error:  # of any kind, as the function may be anything
+        return error
+    is_array = isinstance(result, jax.ShapeDtypeStruct)
+    if is_array and result.shape == () and jnp.issubdtype(result.dtype, jnp.number):
+        return None
+    return TypeError(f"Of a step it gives {result!r}.")
 
 
-def _not_a_schedule(name: str, value: Any) -> str:
-    return (
-        f"{name} must be a number, an array or a schedule, a traceable function from the step to "
-        f"a scalar; got {value!r}. If it is meant to be another kind of function, such as a mask, "
-        f"say so: inject_schedules(factory, static_args={name!r})."
-    )
+def _gives_flags_or_labels(value: Callable[..., Any]) -> bool:
+    """Whether a function of params gives what masks and partitions are made of."""
+    try:
+        leaves = jax.tree.leaves(value({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}))
+    except Exception:  # of any kind, as the function may be anything
+        return False
+    return bool(leaves) and all(isinstance(leaf, (bool, np.bool_, str)) for leaf in leaves)
 
 
-def _key(path: Sequence[Any], name: str) -> str:
-    """Return a path such as ``1/inner_states/fast/inner_state/learning_rate``."""
-    parts = []
-    for entry in path:
-        attributes = (getattr(entry, field, None) for field in ("name", "key", "idx"))
-        known = [str(attribute) for attribute in attributes if attribute is not None]
-        parts.append(known[0] if known else str(entry))
-    return "/".join([*parts, name])
+def _as_varying(value: Any) -> Any:
+    if isinstance(value, optax.schedules.StatefulSchedule):
+        return value
+    if callable(value):
+        return lambda step: _as_hyperparam(value(step))
+    return _as_hyperparam(value)
 
 
-def _known_equal(first: jax.Array, second: jax.Array) -> bool:
-    if first is second:
-        return True
-    return not (is_traced(first) or is_traced(second)) and bool(np.array_equal(first, second))
+def _as_hyperparam(value: Any) -> jax.Array:
+    """Return a number as an array of its own: a float in float32, or in float64 if it is in JAX."""
+    value = _native(value)
+    dtype = jnp.result_type(value)
+    is_double = isinstance(value, jax.Array) and not value.weak_type and dtype == jnp.float64
+    if jnp.issubdtype(dtype, jnp.floating) and not is_double:
+        dtype = jnp.dtype(jnp.float32)
+    return jnp.array(value, dtype)
 
 
-def _check_settable(states: Sequence[tuple[Sequence[Any], Any]], name: str) -> None:
+def _native(value: Any) -> Any:
+    """Return an array in the byte order of this machine, the only one that JAX takes."""
+    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.isnative:
+        return value.astype(value.dtype.newbyteorder("="))
+    return value
+
+
+def _with_steady_state(
+    inner: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Return the same transformation, whose state keeps its dtypes and shares no buffer."""
+
+    def init(params: Any) -> Any:
+        return own_buffers(jax.tree.map(_strong, inner.init(params)))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        new_updates, new_state = inner.update(updates, state, params, **extra_args)
+        # No wider than gradients and params: a rate of float32 would widen those of bfloat16, and
+        # wrappers that choose between updates and gradients take one dtype only.
+        narrowed = _map_alike(_narrow, new_updates, updates, updates if params is None else params)
+        return narrowed, own_buffers(_map_alike(_in_dtype, new_state, state))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _map_alike(change: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """Return the tree with its leaves changed, if it has the structure of the others."""
+    structures: list[Any] = [jax.tree.structure(other) for other in (tree, *others)]
+    if any(structure != structures[0] for structure in structures):
+        return tree
+    return jax.tree.map(change, tree, *others)
+
+
+def _strong(leaf: Any) -> Any:
+    """Return a number as an array whose dtype does not give way to that of others."""
+    if isinstance(leaf, (jax.Array, int, float, complex)) and not isinstance(leaf, bool):
+        return jnp.asarray(leaf, jnp.result_type(leaf))
+    return leaf
+
+
+def _in_dtype(new: Any, old: Any) -> Any:
+    if not hasattr(old, "dtype"):
+        return _strong(new)
+    dtype = jnp.result_type(old)
+    for kind in (jnp.floating, jnp.integer, jnp.complexfloating):
+        if jnp.issubdtype(dtype, kind) and jnp.issubdtype(jnp.result_type(new), kind):
+            return jnp.asarray(new, dtype)
+    return new
+
+
+def _narrow(update: Any, gradient: Any, param: Any) -> Any:
+    dtypes = [jnp.result_type(leaf) for leaf in (update, gradient, param)]
+    if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+        return update
+    widest = max(dtypes[1:], key=lambda dtype: dtype.itemsize)
+    return update.astype(widest) if dtypes[0].itemsize > widest.itemsize else update
+
+
+# ------------------------------------------------------------------------------- reading, setting
+
+
+def _state_of(state: Any) -> Any:
+    """Return the optimizer's state of a trainer, or the state itself."""
+    return state.opt_state if is_trainer(state) else state
+
+
+def _injected(state: Any, *, restored: bool) -> Iterator[tuple[Path, Any]]:
+    """Yield the path and the node of every injected state; with ``restored`` also dicts of one."""
+    for path, node in walk(state):
+        is_dict = restored and was_restored(node, "count", "hyperparams", "inner_state")
+        if is_dict or isinstance(node, _Injected):
+            yield path, node
+
+
+def _hyperparams_in(node: Any) -> Any:
+    return node.hyperparams if isinstance(node, _Injected) else node["hyperparams"]
+
+
+def _own_array(value: Any) -> jax.Array:
+    # What nnx.state gives holds the array as its only leaf.
+    return jnp.array(jax.tree.leaves(value)[0])
+
+
+def _key(path: Path, name: str) -> str:
+    """Return a path such as ``1/inner_states/fast/inner_state/learning_rate``.
+
+    That of the outermost state is ``./learning_rate``, which is not the name alone: a name stands
+    for all that bear it.
+    """
+    return "/".join([*(map(key_name, path) if path else "."), name])
+
+
+def _check_no_bare_schedule(state: Any) -> None:
+    """Raise if a schedule was passed to Optax itself."""
+    for path, node in walk(state):
+        if type(node).__name__ in ("ScaleByScheduleState", "WeightDecaySchedule"):
+            raise ValueError(
+                f"state{''.join(map(str, path))} is that of a schedule passed to Optax itself, "
+                "which does not keep its values. To read them, build the optimizer by "
+                "inject_schedules(optax.adam)(learning_rate=schedule). " + see("optimizers/")
+            )
+
+
+def _check_settable(state: Any, name: str) -> None:
     """Raise unless some hyperparameter has that name or path and no schedule drives it."""
     driven = {
         _key(path, key): (key, key in node.hyperparams_states)
-        for path, node in states
+        for path, node in _injected(state, restored=False)
         for key in node.hyperparams
     }
     targets = [path for path, (key, _) in driven.items() if name in (path, key)]
+    if not driven and any(_injected(state, restored=True)):
+        raise ValueError(f"{name} cannot be set in a state of dicts and lists. {RESTORE}")
     if not targets:
         raise ValueError(
-            f"{name} is no hyperparameter of this state, which has {sorted(driven)}. To make it "
+            f"{name} is no hyperparameter of this state, which has "
+            f"{sorted(key.removeprefix('./') for key in driven)}. To make it "
             "one, pass it to inject_schedules(factory) as an array."
         )
     for path in targets:
         if driven[path][1]:
             raise ValueError(
-                f"{name} is driven by a schedule at {path}, which would overwrite the "
-                "value at the next update. Build the optimizer with an array instead, or move the "
-                "schedule with set_step."
+                f"{name} is driven by a schedule at {path.removeprefix('./')}, which would "
+                "overwrite the value at the next update. Build the optimizer with an array "
+                "instead, or move the schedule with set_step. To scale what a schedule gives, see "
+                + see("optimizers/#scale-a-schedule-by-hand").removeprefix("See ")
             )
+
+
+def _check_number(name: str, value: Any) -> None:
+    is_number = isinstance(value, numbers.Real) or (
+        hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.number)
+    )
+    if not is_number:
+        raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}.")
 
 
 def _like(old: Any, value: Any, name: str) -> Any:
@@ -339,5 +440,9 @@ def _like(old: Any, value: Any, name: str) -> Any:
         raise ValueError(
             f"{name} must have shape {array.shape} or (), got an array of shape {np.shape(value)}."
         )
-    array = jnp.broadcast_to(jnp.asarray(value, array.dtype), array.shape)
+    new = _native(value)
+    kinds = [jnp.issubdtype(jnp.result_type(each), jnp.integer) for each in (array, new)]
+    if kinds == [True, False]:
+        raise TypeError(f"{name} must be an integer, as the one that is there, got {value!r}.")
+    array = jnp.broadcast_to(jnp.asarray(new, array.dtype), array.shape)
     return old.replace(array) if hasattr(old, "replace") else array

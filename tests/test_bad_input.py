@@ -247,29 +247,44 @@ QUERIES = {
 PARAMS = {"hidden": jnp.ones((4, 8)), "out": jnp.ones(8)}
 SCHEDULE = optax_clr.triangular_schedule(0.1, 0.5, 3)
 SCHEDULED = optax_clr.inject_schedules(optax.sgd)(SCHEDULE, momentum=jnp.float32(0.9)).init(PARAMS)
+WHOLE = optax_clr.inject_schedules(lambda k: optax.scale(k))(jnp.int32(3)).init(PARAMS)
 AVERAGING = optax_clr.average_at_cycle_ends(Cycles(2))
 
 
-def adamw_with(factory, static_args, mask):
-    return optax_clr.inject_schedules(factory, static_args)(learning_rate=0.1, mask=mask)
+def injected_with(factory, static_args, learning_rate, gain):
+    build = optax_clr.inject_schedules(factory, static_args)
+    return build(learning_rate=learning_rate, gain=gain)
+
+
+def with_gain(learning_rate, gain):  # of which no annotation says what they take
+    return optax.sgd(learning_rate)
 
 
 HYPERPARAMS = {
     "inject_schedules": Entry(
-        adamw_with,
-        {"factory": optax.adamw, "static_args": (), "mask": None},
+        injected_with,
+        {"factory": with_gain, "static_args": (), "learning_rate": 0.1, "gain": None},
         functions=("factory",),
         wrong=(
             Wrong({"factory": optax.adam(0.1)}, TypeError, "factory .* already built. Write"),
-            Wrong({"static_args": "mesk"}, ValueError, r"static_args=\['mesk'\] must be arguments"),
-            # Functions that are no schedules.
-            Wrong({"mask": lambda params: params["out"]}, TypeError, "mask .* static_args='mask'"),
-            Wrong({"mask": lambda step: step[None]}, TypeError, "mask .* static_args='mask'"),
-            Wrong({"mask": print}, TypeError, "mask must be .* static_args='mask'"),
+            Wrong({"static_args": "gian"}, ValueError, r"static_args=\['gian'\] must be arguments"),
+            # Functions that are no schedules, and nothing else that is known.
+            Wrong({"gain": lambda step: step["out"]}, TypeError, "gain .* static_args='gain'"),
+            Wrong({"gain": lambda step: step[None]}, TypeError, "gain .* static_args='gain'"),
+            Wrong({"gain": print}, TypeError, "gain must be .* static_args='gain'"),
+            # Bounds in the place of the schedule between them.
+            Wrong(
+                {"learning_rate": (0.1, 0.5)},
+                TypeError,
+                r"learning_rate must be .* got \(0.1, 0.5\).*triangular_schedule\(\*bounds",
+            ),
+            Wrong({"learning_rate": optax_clr.LRBounds(0.1, 0.5)}, TypeError, r"\(\*bounds, rise"),
         ),
     ),
     "get_hyperparams": Entry(
-        optax_clr.get_hyperparams, {"state": SCHEDULED}, anything=("state",)  # has none, or some
+        optax_clr.get_hyperparams,
+        {"state": SCHEDULED},
+        wrong=(Wrong({"state": optax.sgd(SCHEDULE).init(PARAMS)}, ValueError, "inject_schedules"),),
     ),
     "set_hyperparams": Entry(
         lambda state, values: optax_clr.set_hyperparams(state, **values),
@@ -295,6 +310,9 @@ HYPERPARAMS = {
             Wrong({"values": {"momentum": "0.1"}}, TypeError, "momentum must be .* got '0.1'"),
             Wrong({"values": {"momentum": None}}, TypeError, "momentum must be .* got None"),
             Wrong({"values": {"momentum": SCHEDULE}}, TypeError, "momentum must be a number"),
+            Wrong({"values": {"momentum": np.array("1")}}, TypeError, "momentum must be a number"),
+            Wrong({"state": WHOLE, "values": {"k": 0.5}}, TypeError, "k must be an integer,.* 0.5"),
+            Wrong({"state": SCHEDULED._asdict()}, ValueError, "set in a state of dicts .*restore"),
         ),
     ),
     "set_step": Entry(
@@ -306,6 +324,8 @@ HYPERPARAMS = {
             Wrong({"state": None}, ValueError, "state has no schedule whose step could be set"),
             Wrong({"step": -1}, ValueError, "step must be a scalar of at least 0, got -1"),
             Wrong({"step": np.arange(2)}, ValueError, "step must be a scalar"),
+            Wrong({"step": True}, TypeError, "step must be an integer"),
+            Wrong({"state": (jnp.int32(3), SCHEDULED)}, ValueError, r"the integer state\[0\]"),
         ),
     ),
     "average_at_cycle_ends": Entry(

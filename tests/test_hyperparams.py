@@ -111,12 +111,113 @@ def test_positional_arguments_work_as_in_the_factory():
     assert_hyperparams(optimizer.init(some_params()), learning_rate=RATE(0), momentum=MOMENTUM(0))
 
 
-def test_masks_are_named_as_with_optax():
-    mask = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-    build = optax_clr.inject_schedules(optax.adamw, static_args="mask")
-    optimizer = build(learning_rate=RATE, weight_decay=0.1, mask=mask)
-    _, _, expected = train(optax.adamw(RATE, weight_decay=0.1, mask=mask), some_params(), 20)
+def by_rank(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def test_a_mask_is_not_taken_for_a_schedule():
+    build = optax_clr.inject_schedules(optax.adamw)
+    optimizer = build(learning_rate=RATE, weight_decay=0.1, mask=by_rank)
+    _, _, expected = train(optax.adamw(RATE, weight_decay=0.1, mask=by_rank), some_params(), 20)
     assert_equal(train(optimizer, some_params(), 20)[2], expected)
+
+
+def of_a_function(learning_rate, function):
+    """A factory of someone's own, without annotations."""
+    return optax.chain(optax.masked(optax.clip(0.1), function), optax.sgd(learning_rate))
+
+
+def of_a_raw_key(learning_rate, key):
+    return optax.sgd(learning_rate * (1 + jax.random.uniform(key)))
+
+
+def of_labels(learning_rate, function):
+    return optax.partition({"a": optax.sgd(learning_rate), "b": optax.sgd(0.1)}, function)
+
+
+@pytest.mark.parametrize(
+    ("factory", "given"),
+    [
+        (optax.adam, {"mu_dtype": jnp.float32}),
+        (optax.adam, {"mu_dtype": "bfloat16"}),
+        (optax.adam, {"mu_dtype": np.dtype("float32")}),
+        (optax.adam, {"mu_dtype": jnp.dtype("bfloat16")}),
+        (optax.adam, {"mu_dtype": np.float32, "nesterov": True}),
+        (optax.sgd, {"accumulator_dtype": jnp.bfloat16, "momentum": 0.9, "nesterov": True}),
+        (optax.sgd, {"accumulator_dtype": None, "momentum": MOMENTUM}),
+        (optax.contrib.prodigy, {"betas": (0.9, 0.99), "safeguard_warmup": True}),
+        (optax.contrib.acprop, {"weight_decay": 0.1, "mask": by_rank}),
+        (optax.contrib.sophia, {"weight_decay_mask": by_rank, "verbose": False}),
+        (optax.lars, {"weight_decay_mask": by_rank, "trust_ratio_mask": by_rank}),
+        (
+            optax.contrib.schedule_free,
+            {"base_optimizer": optax.sgd(0.1), "state_dtype": np.float32},
+        ),
+        (optax.noisy_sgd, {"key": jax.random.key(0)}),
+        (of_a_raw_key, {"key": jax.random.PRNGKey(0)}),
+        (optax.masked, {"inner": optax.sgd(0.1), "mask": {"kernel": np.True_, "bias": False}}),
+        (of_a_function, {"function": by_rank}),
+        (of_labels, {"function": lambda params: {"kernel": "a", "bias": "b"}}),
+    ],
+)
+def test_what_is_no_number_is_passed_on_as_it_is(factory, given):
+    """The same updates as from the factory itself, with a constant in the place of the schedule."""
+    rates = {} if factory is optax.masked else {"learning_rate": 0.25}
+    schedules = {name: lambda step: jnp.float32(0.25) for name in rates}
+    expected = factory(
+        **rates, **{k: MOMENTUM(0) if v is MOMENTUM else v for k, v in given.items()}
+    )
+    optimizer = optax_clr.inject_schedules(factory)(**schedules, **given)
+    params = some_params()
+    extra = {"obj_fn": quadratic} if factory is optax.contrib.sophia else {}
+    update = lambda o: o.update(params, o.init(params), params, **extra)
+    got = update(optimizer)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, update(expected)[0])
+
+
+def test_arrays_of_flags_are_no_hyperparameters():
+    factory = lambda learning_rate, flags: optax.sgd(learning_rate, nesterov=bool(flags.any()))
+    optimizer = inject(factory)(RATE, flags=np.array([True, False]))
+    assert_hyperparams(optimizer.init(some_params()), learning_rate=RATE(0))
+
+
+@pytest.mark.parametrize("value", [np.array(0.1, ">f4"), np.array(0.1), jnp.asarray(0.1)])
+def test_an_array_of_any_kind_becomes_a_float32_of_its_own(value):
+    state = inject(optax.sgd)(learning_rate=value).init(some_params(jnp.bfloat16))
+    (rate,) = optax_clr.get_hyperparams(state).values()
+    assert (rate.dtype, rate.weak_type, rate) == (jnp.float32, False, np.float32(0.1))
+
+
+@pytest.mark.parametrize(
+    "value", [0.2, np.float64(0.2), np.array(0.2, ">f8"), np.float16(0.2), jnp.bfloat16(0.2), True]
+)
+def test_a_number_of_any_kind_can_be_set(value):
+    state = inject(optax.sgd)(learning_rate=jnp.float32(0.1)).init(some_params())
+    changed = optax_clr.set_hyperparams(state, learning_rate=value)
+    (rate,) = optax_clr.get_hyperparams(changed).values()
+    assert (rate.dtype, rate.weak_type, rate) == (jnp.float32, False, np.float32(float(value)))
+
+
+def test_a_double_is_not_rounded_on_its_way_into_the_state(x64):
+    with x64():
+        state = inject(optax.sgd)(jnp.float64(0.1)).init({"kernel": jnp.ones(2, jnp.float32)})
+        (before,) = optax_clr.get_hyperparams(state).values()  # float32 before Optax 0.2.6
+        (rate,) = optax_clr.get_hyperparams(
+            optax_clr.set_hyperparams(state, learning_rate=0.2)
+        ).values()
+        assert (rate.dtype, rate) == (before.dtype, np.asarray(0.2, before.dtype))
+
+
+def test_numbers_of_numpy_are_constants_like_those_of_python():
+    state = inject(optax.sgd)(learning_rate=RATE, momentum=np.float32(0.9)).init(some_params())
+    assert_hyperparams(state, learning_rate=RATE(0))
+
+
+def test_a_caller_may_donate_the_array_that_became_a_hyperparameter():
+    rate = jnp.array(0.1)
+    optimizer = inject(optax.sgd)(learning_rate=rate)
+    rate.delete()
+    assert_hyperparams(optimizer.init(some_params()), learning_rate=0.1)
 
 
 def test_stateful_schedules_of_optax_work():
@@ -208,21 +309,24 @@ def test_set_step_works_inside_jit():
     assert_hyperparams(state, learning_rate=RATE(5))
 
 
-def test_names_with_different_values_come_back_under_their_paths():
-    groups = {"kernel": "slow", "bias": "fast"}
-    slow = lambda step: RATE(step) / 10
+@pytest.mark.parametrize("slow", [RATE, lambda step: RATE(step) / 10])
+def test_names_that_occur_twice_come_back_under_their_paths_at_every_step(slow):
+    """The same keys whether or not the values are equal: at step 0 or later, in jit or not."""
     optimizer = optax.partition(
-        {"slow": inject(optax.sgd)(slow, MOMENTUM), "fast": inject(optax.sgd)(RATE, MOMENTUM)},
-        groups,
+        {"slow": inject(optax.sgd)(slow, MOMENTUM), "fast": inject(optax.sgd)(RATE)},
+        {"kernel": "slow", "bias": "fast"},
     )
-    _, state, _ = train(optimizer, some_params(), 10)
+    state = optimizer.init(some_params())
+    _, last, _ = train(optimizer, some_params(), 10)
 
-    expected = {
-        "inner_states/slow/inner_state/learning_rate": slow(9),
-        "inner_states/fast/inner_state/learning_rate": RATE(9),
-        "momentum": MOMENTUM(9),
+    expected = lambda step: {
+        "inner_states/slow/inner_state/learning_rate": slow(step),
+        "inner_states/fast/inner_state/learning_rate": RATE(step),
+        "momentum": MOMENTUM(step),
     }
-    assert_hyperparams(state, **expected)
+    assert_hyperparams(state, **expected(0))
+    assert_hyperparams(last, **expected(9))
+    assert jax.jit(optax_clr.get_hyperparams)(state).keys() == expected(0).keys()
 
 
 def test_set_hyperparams_reaches_one_group_or_all():
@@ -232,18 +336,67 @@ def test_set_hyperparams_reaches_one_group_or_all():
         {"kernel": "slow", "bias": "fast"},
     )
     state = optimizer.init(some_params())
-    path = "inner_states/slow/inner_state/learning_rate"
+    slow, fast = (f"inner_states/{group}/inner_state/learning_rate" for group in ("slow", "fast"))
 
     everywhere = optax_clr.set_hyperparams(state, learning_rate=0.2)
-    one = optax_clr.set_hyperparams(state, **{path: 0.2})
+    one = optax_clr.set_hyperparams(state, **{slow: 0.2})
 
-    assert optax_clr.get_hyperparams(everywhere) == {"learning_rate": np.float32(0.2)}
-    assert optax_clr.get_hyperparams(one) == {
-        path: np.float32(0.2),
-        "inner_states/fast/inner_state/learning_rate": np.float32(0.1),
-    }
+    assert_hyperparams(everywhere, **{slow: 0.2, fast: 0.2})
+    assert_hyperparams(one, **{slow: 0.2, fast: 0.1})
     # The state that was passed in is as it was.
-    assert optax_clr.get_hyperparams(state) == {"learning_rate": np.float32(0.1)}
+    assert_hyperparams(state, **{slow: 0.1, fast: 0.1})
+
+
+@pytest.mark.parametrize(
+    "bare", [optax.adam(RATE), optax.MultiSteps(optax.sgd(RATE), 2), optax.scale_by_schedule(RATE)]
+)
+def test_schedules_passed_to_optax_itself_are_not_passed_over(bare):
+    with pytest.raises(ValueError, match=r"schedule passed to Optax itself.* inject_schedules\("):
+        optax_clr.get_hyperparams(bare.init(some_params()))
+    with pytest.raises(ValueError, match="learning_rate is no hyperparameter"):
+        optax_clr.set_hyperparams(bare.init(some_params()), learning_rate=0.1)
+
+
+def test_where_all_is_constant_there_are_no_hyperparameters():
+    assert optax_clr.get_hyperparams(optax.adam(0.1).init(some_params())) == {}
+
+
+def test_values_outlive_the_state_they_were_read_from():
+    optimizer = inject(optax.sgd)(RATE)
+    state = optimizer.init(some_params())
+    rate = optax_clr.get_hyperparams(state)["learning_rate"]
+    jax.tree.map(lambda leaf: leaf.delete(), state)
+    assert rate == RATE(0)
+
+
+def test_states_under_vmap_have_a_value_for_each_lane():
+    optimizer = inject(optax.sgd)(jnp.float32(0.1), MOMENTUM)
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), some_params())
+    states = jax.vmap(optimizer.init)(params)
+    assert optax_clr.get_hyperparams(states)["learning_rate"].shape == (3,)
+    for rates in (jnp.array([0.1, 0.2, 0.3]), 0.5):
+        changed = jax.jit(optax_clr.set_hyperparams)(states, learning_rate=rates)
+        assert_hyperparams(
+            changed, learning_rate=rates * jnp.ones(3), momentum=MOMENTUM(0) * jnp.ones(3)
+        )
+
+
+def test_a_schedule_is_scaled_by_hand_through_an_array_in_the_chain():
+    optimizer = optax.chain(inject(optax.sgd)(RATE), inject(optax.scale)(step_size=jnp.float32(1)))
+    params = some_params()
+    state = optimizer.init(params)
+    whole, _ = optimizer.update(params, state, params)
+    state = optax_clr.set_hyperparams(state, step_size=0.5)
+    half, _ = optimizer.update(params, state, params)
+    assert_equal(half, jax.tree.map(lambda leaf: leaf / 2, whole))
+
+
+def test_the_outermost_of_several_has_a_path_of_its_own():
+    outer = inject(lambda step_size: optax.chain(inject(optax.scale)(step_size)))
+    state = outer(step_size=jnp.float32(0.1)).init(some_params())
+    assert_hyperparams(state, **{"./step_size": 0.1, "inner_state/0/step_size": 0.1})
+    state = optax_clr.set_hyperparams(state, **{"./step_size": 0.2})
+    assert_hyperparams(state, **{"./step_size": 0.2, "inner_state/0/step_size": 0.1})
 
 
 def test_setting_a_value_does_not_recompile():
@@ -364,3 +517,99 @@ def test_the_state_of_an_nnx_optimizer_can_be_set():
     nnx_step(model, optimizer, jnp.ones((5, 3)))
 
     assert_hyperparams(optimizer, learning_rate=0.2, b1=MOMENTUM(5))
+
+
+def test_a_whole_nnx_optimizer_is_set_where_flax_makes_it_a_pytree():
+    model = NnxNetwork(nnx.Rngs(0))
+    factory = inject(optax.adam)(learning_rate=jnp.float32(0.1), b1=MOMENTUM)
+    optimizer = nnx.Optimizer(model, factory, wrt=nnx.Param)
+    if jax.tree.leaves(optimizer) == [optimizer]:
+        for change in (lambda o: optax_clr.set_hyperparams(o, learning_rate=0.2),
+                       lambda o: optax_clr.set_step(o, 5)):  # fmt: skip
+            with pytest.raises(TypeError, match=r"optimizer\.opt_state = optax_clr"):
+                change(optimizer)
+        return
+
+    changed = optax_clr.set_step(optax_clr.set_hyperparams(optimizer, learning_rate=0.2), 5)
+
+    assert_hyperparams(optimizer, learning_rate=0.1, b1=MOMENTUM(0))
+    nnx_step(model, changed, jnp.ones((5, 3)))
+    assert_hyperparams(changed, learning_rate=0.2, b1=MOMENTUM(5))
+
+
+def test_a_range_test_of_an_nnx_model_and_its_optimizer():
+    model = NnxNetwork(nnx.Rngs(0))
+    factory = inject(optax.sgd)(learning_rate=jnp.float32(0.1), momentum=MOMENTUM)
+    optimizer = nnx.Optimizer(model, factory, wrt=nnx.Param)
+    if jax.tree.leaves(optimizer) == [optimizer]:
+        pytest.skip("an nnx.Optimizer is no pytree before Flax 0.11")
+
+    def step(state, batch, rate):
+        model, optimizer = state
+        optimizer = optax_clr.set_hyperparams(optimizer, learning_rate=rate)
+        loss, gradients = nnx.value_and_grad(lambda m: jnp.mean((m(batch) - 1) ** 2))(model)
+        optimizer.update(model, gradients)
+        return (model, optimizer), loss
+
+    batches = jax.random.normal(jax.random.key(0), (60, 8, 3))
+    rates = jnp.geomspace(1e-5, 1e-1, 60)
+    result = optax_clr.range_test(step, (model, optimizer), batches, rates)
+    assert result.losses[-1] < result.losses[0]
+    assert_hyperparams(optimizer, learning_rate=0.1, momentum=MOMENTUM(0))
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+
+def averaged_chain():
+    inner = inject(optax.adam)(RATE, b1=jnp.float32(0.9))
+    return optax.chain(optax.clip(1.0), optax.partition({"all": inner}, by_label),
+                       optax_clr.average_at_cycle_ends(optax_clr.Cycles(2)))  # fmt: skip
+
+
+def by_label(params):
+    return jax.tree.map(lambda _: "all", params)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A state, its path on disk, and Orbax's checkpointer."""
+    orbax = pytest.importorskip("orbax.checkpoint")
+    with jax.numpy_dtype_promotion("standard"):
+        _, state, _ = train(averaged_chain(), some_params(), 3)
+    path = tmp_path_factory.mktemp("checkpoints") / "state"
+    checkpointer = orbax.PyTreeCheckpointer()
+    checkpointer.save(path, state)
+    return state, path, checkpointer
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_checkpoint_gives_back_is_read_and_not_written(checkpoint):
+    state, path, checkpointer = checkpoint
+    restored = checkpointer.restore(path)
+    assert isinstance(restored, list)  # dicts and lists in the place of named tuples
+    assert optax_clr.get_hyperparams(restored) == optax_clr.get_hyperparams(state)
+    assert_equal(optax_clr.averaged_params(restored), optax_clr.averaged_params(state))
+    remedy = r"types: checkpointer\.restore\(path, optimizer\.init\(params\)\)"
+    with pytest.raises(ValueError, match="b1 cannot be set in a state of dicts.*" + remedy):
+        optax_clr.set_hyperparams(restored, b1=0.8)
+    with pytest.raises(ValueError, match=remedy):
+        optax_clr.set_step(restored, 5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_remedy_for_a_state_without_types_works(checkpoint):
+    state, path, checkpointer = checkpoint
+    restored = checkpointer.restore(path, averaged_chain().init(some_params()))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    changed = optax_clr.set_step(optax_clr.set_hyperparams(restored, b1=0.8), 5)
+    _, changed, _ = train(averaged_chain(), some_params(), 1, changed)
+    assert_hyperparams(changed, learning_rate=RATE(5), b1=0.8)
+
+
+def test_what_flax_makes_of_a_state_is_read_as_well():
+    _, state, _ = train(averaged_chain(), some_params(), 3)
+    restored = serialization.to_state_dict(state)
+    assert optax_clr.get_hyperparams(restored) == optax_clr.get_hyperparams(state)
+    _, optimizer = nnx_model_and_optimizer()
+    assert_hyperparams(nnx.state(optimizer), learning_rate=RATE(0), b1=MOMENTUM(0))

@@ -1,0 +1,241 @@
+"""Moving the schedules of a state to another step: which counter counts what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_clr._arguments import INT32_MAX, as_step, is_traced
+from optax_clr._documentation import see
+from optax_clr._states import (
+    Path,
+    children,
+    is_array,
+    is_trainer,
+    key_name,
+    own_buffers,
+    was_restored,
+    with_optimizer_state,
+)
+
+# Read by schedules only. A state that holds nothing but its counter needs no entry here.
+_OF_SCHEDULES = {
+    "AddNoiseState": "count",  # the variance of the noise falls with it
+    "AveragingState": "step",
+    "ConditionallyMaskState": "step",
+    "ConditionallyTransformState": "step",
+    "InjectHyperparamsState": "count",
+    "InjectStatefulHyperparamsState": "count",
+    "MultiStepsState": "gradient_step",
+    "ScaleByAdemamixState": "count_m2",
+    "ScheduleFreeState": "step_count",
+}
+# Read by a schedule and by the rest of the transformation alike.
+_SHARED = {
+    "DAdaptAdamWState": "count",
+    "MadgradState": "count",
+    "MomoAdamState": "count",
+    "MomoState": "count",
+    "ProdigyState": "count",
+    "ScaleBySimplifiedAdEMAMixState": "t",
+}
+_MOVED = _OF_SCHEDULES | _SHARED
+_FIRST = {"ScheduleFreeState": 1}  # where a counter begins, if not at 0
+# Read by no schedule: bias corrections, and positions within a period.
+_KEPT = {
+    "ApplyEvery": {"count"},
+    "ApplyIfFiniteState": {"notfinite_count", "total_notfinite"},
+    "BacktrackingLinesearchInfo": {"num_linesearch_steps"},
+    "EmaState": {"count"},
+    "FactoredState": {"count"},
+    "GaLoreState": {"count"},
+    "LookaheadState": {"steps_since_sync"},
+    "MechanicState": {"count"},
+    "MultiStepsState": {"mini_step"},
+    "MuonState": {"count"},
+    "ReduceLROnPlateauState": {"cooldown_count", "count", "plateau_count"},
+    "SAMState": {"steps_since_sync"},
+    "AveragingState": {"num_averaged"},
+    "ScaleByAdamState": {"count"},
+    "ScaleByAdanState": {"t"},
+    "ScaleByAdemamixState": {"count"},
+    "ScaleByAmsgradState": {"count"},
+    "ScaleByBeliefState": {"count"},
+    "ScaleByLBFGSState": {"count"},
+    "ScaleByLionState": {"count"},
+    "ScaleByNovogradState": {"count"},
+    "ScaleByRStdDevWithCountState": {"count"},
+    "ScaleByRmsWithCountState": {"count"},
+    "SophiaState": {"count"},
+    "ZoomLinesearchInfo": {"num_linesearch_steps"},
+}
+
+
+def set_step(state: Any, step: int | jax.Array) -> Any:
+    """Return the state with every schedule moved to ``step``, so that a resumed run goes on there.
+
+    From a state alone it cannot be seen which counter a schedule reads, so each is moved or kept
+    for what it is known to count:
+
+    - counters of schedules move: of injected states and the schedules in them, of
+      ``scale_by_schedule``, ``add_decayed_weights``, ``add_noise``, ``conditionally_transform``,
+      ``schedule_free``, ``average_at_cycle_ends``, the real updates of ``MultiSteps``, and of any
+      state that holds nothing but one counter;
+    - a counter that a schedule shares with the rest of a transformation moves too: those of
+      ``prodigy``, ``dadapt_adamw``, ``momo``, ``momo_adam``, ``madgrad`` and
+      ``simplified_ademamix``. Their next update is that of a run whose first ``step`` gradients
+      were zero;
+    - Adam's own step count and other bias corrections are left unchanged, and so are the position
+      within a period (``lookahead``, the mini-batches that ``MultiSteps`` has accumulated) and
+      the ``step`` of a ``TrainState``;
+    - any other counter, such as one of your own transformation, is refused by name.
+
+    Args:
+      state: an optimizer's or trainer's state, as for :func:`get_hyperparams`; not changed.
+      step: integer scalar, optimizer steps done so far; the next update uses ``schedule(step)``.
+
+    Returns:
+      A new state of the same structure, all of whose arrays are copies. The values that
+      :func:`get_hyperparams` reads are still those of the last update, until the next one.
+
+    Raises:
+      TypeError: if ``step`` is not an integer, or ``state`` is an ``nnx.Optimizer`` of a Flax in
+        which that is no pytree.
+      ValueError: if ``step`` is not a scalar or is negative; if the state has no schedule, or a
+        counter of which it is not known whether a schedule reads it.
+
+    Example:
+      >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
+      >>> optimizer = optax_clr.inject_schedules(optax.sgd)(learning_rate=rate)
+      >>> state = set_step(optimizer.init(jnp.zeros(3)), 2)
+      >>> _, state = optimizer.update(jnp.ones(3), state)
+      >>> optax_clr.get_hyperparams(state)
+      {'learning_rate': Array(0.5, dtype=float32)}
+    """
+    count = as_step(step)
+    if count.shape != () or (not is_traced(step) and int(step) < 0):
+        raise ValueError(f"step must be a scalar of at least 0, got {step!r}.")
+    move = _Move(count)
+    moved = with_optimizer_state(state, move.state) if is_trainer(state) else move.state(state)
+    if not move.num_moved:
+        raise ValueError(
+            "state has no schedule whose step could be set: it was made with constants, or it is "
+            "not the state of an optimizer."
+        )
+    return own_buffers(moved)
+
+
+class _Move:
+    """One call of :func:`set_step`: the step, and how many counters have been moved to it."""
+
+    def __init__(self, step: jax.Array) -> None:
+        self.step = step
+        self.num_moved = 0
+
+    def state(self, node: Any, path: Path = (), known_only: bool = False) -> Any:
+        """Return a state, or a container of states, with the counters of its schedules moved.
+
+        ``known_only`` is for what may as well be params: there integers are no one's counter.
+        """
+        if _is_counter(node):
+            if known_only:
+                return node
+            raise ValueError(_not_a_state(path))
+        found, build = children(node)
+        if not found:
+            return node
+        if is_trainer(node) or was_restored(node, "opt_state"):
+            visit = self.trainer_field
+        elif hasattr(node, "keys") or type(node) in (tuple, list):
+            visit = self.element
+        else:
+            visit = self.field
+        return build([visit(node, (*path, key), child, known_only) for key, child in found])
+
+    def element(self, node: Any, path: Path, child: Any, known_only: bool) -> Any:
+        return self.state(child, path, known_only)
+
+    def trainer_field(self, node: Any, path: Path, child: Any, known_only: bool) -> Any:
+        is_state = key_name(path[-1]) == "opt_state"
+        return self.state(child, path, known_only or not is_state)
+
+    def field(self, node: Any, path: Path, child: Any, known_only: bool) -> Any:
+        name = key_name(path[-1])
+        if _is_counter(child):
+            return self.counter(node, path, child, known_only)
+        if name == "hyperparams_states":
+            found, build = children(child)
+            return build([self.schedule(state, (*path, key)) for key, state in found])
+        # Optax's own states hold others in fields of such names only.
+        return self.state(child, path, known_only or "state" not in name or name == "skip_state")
+
+    def counter(self, node: Any, path: Path, counter: Any, known_only: bool) -> Any:
+        """Return the counter that is a field of ``node``, moved if it is a schedule's."""
+        kind, name = type(node), key_name(path[-1])
+        is_known = kind.__module__.partition(".")[0] in ("optax", "optax_clr")
+        if is_known and _MOVED.get(kind.__name__) == name:
+            return self.moved(counter, _FIRST.get(kind.__name__, 0))
+        if known_only or (is_known and name in _KEPT.get(kind.__name__, ())):
+            return counter
+        if len(jax.tree.leaves(node)) == 1:  # What else could it be for?
+            return self.moved(counter)
+        raise ValueError(_unknown(node, path))
+
+    def schedule(self, state: Any, path: Path) -> Any:
+        """Return the state of a schedule, which must be a counter if it is anything."""
+        leaves, treedef = jax.tree.flatten(state, is_leaf=is_array)
+        if not leaves:
+            return state
+        if len(leaves) > 1 or not _is_counter(leaves[0]):
+            raise ValueError(
+                f"set_step cannot move the schedule {key_name(path[-1])!r}, an "
+                "optax.schedules.StatefulSchedule whose state is more than a counter. Set its "
+                f"state by hand, in state{_text(path[:-1])}, and the other counters by set_step on "
+                f"the parts of the state without it. {see('optimizers/#resume')}"
+            )
+        return jax.tree.unflatten(treedef, [self.moved(leaves[0])])
+
+    def moved(self, counter: Any, first: int = 0) -> Any:
+        """Return the step with the dtype and shape of a counter, in its nnx.Variable if any."""
+        self.num_moved += 1
+        old = jnp.asarray(counter)
+        # As Optax's own counters do, it stays at the last step that can be counted.
+        most = min(INT32_MAX, np.iinfo(old.dtype).max)
+        step = (jnp.minimum(self.step, most - first) + first).astype(old.dtype)
+        array = jnp.broadcast_to(step, old.shape)
+        return counter.replace(array) if hasattr(counter, "replace") else array
+
+
+def _is_counter(leaf: Any) -> bool:
+    """Whether a leaf is an integer, with a leading axis under vmap, and not an old-style key."""
+    if not is_array(leaf):
+        return isinstance(leaf, int) and not isinstance(leaf, bool)
+    is_key = leaf.dtype == np.uint32 and leaf.shape[-1:] in ((2,), (4,))
+    return jnp.issubdtype(leaf.dtype, jnp.integer) and not is_key
+
+
+def _text(path: Path) -> str:
+    return "".join(map(str, path))
+
+
+def _unknown(node: Any, path: Path) -> str:
+    owner, name = f"state{_text(path[:-1])}", key_name(path[-1])
+    kind = f"{type(node).__module__}.{type(node).__qualname__}"
+    return (
+        f"set_step does not know the counter {owner}.{name}, of {kind}: a schedule may read it, or "
+        f"not, which cannot be seen from the state. Set it by hand, {owner}._replace({name}=step), "
+        "or leave it, and call set_step on the other parts of the state. "
+        + see("optimizers/#resume")
+    )
+
+
+def _not_a_state(path: Path) -> str:
+    return (
+        f"set_step does not know the integer state{_text(path)}, which is in no state of Optax. If "
+        "it is not the optimizer's, pass the state of the optimizer alone. If the state was "
+        "restored from a checkpoint as dicts and lists, restore it with its types: "
+        "checkpointer.restore(path, optimizer.init(params)). " + see("optimizers/#resume")
+    )
