@@ -50,15 +50,22 @@ def range_test(
     .. math:: s_i - \min_j s_j > \text{stop\_factor} \cdot \max(\text{fall}, 4 \, \text{noise})
 
     where the fall is that of :math:`s` to its minimum and the noise is measured on moves downward,
-    which a divergence has none of. A constant in the loss, or a factor, changes nothing. After it
-    no further training step is executed (under ``jax.vmap``, where lanes share their steps, a
-    lane that has diverged is frozen, and the test ends with the last of them).
+    which a divergence has none of. A constant in the loss, or a factor, changes nothing.
+
+    The rows are trained in chunks of at most 64, on an accelerator 128, and the rule looks at a
+    chunk when it is trained: what is left of the chunk in which the loss diverges is trained, but
+    not in the result. Under ``jax.vmap`` lanes share their steps, so the test ends with the last of
+    them, and lanes that have diverged are trained on with the others.
+
+    A compiled program is kept while ``step_fn`` lives, and is used again while what the function
+    refers to is the same; otherwise the step is traced again.
 
     Args:
       step_fn: ``(state, batch, value) -> (state, loss)``, a pure training step that can be
         traced; with ``has_aux`` it returns ``(state, (loss, metrics))``. It may train anything:
         batch statistics, keys for dropout and gradient accumulators are parts of the state. It
-        is traced once. Calling again with the same function, and shapes, compiles nothing.
+        is traced once, and must use the value. Calling again with the same function, and shapes,
+        compiles nothing.
       state: pytree of arrays that the step starts from; never changed.
       batches: one of
 
@@ -88,7 +95,8 @@ def range_test(
       TypeError: if the step is no function, its result is not as above, the batches are none of
         the above, or a stream or a bar is asked for inside ``jax.jit`` or ``jax.vmap``.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
-        in length or shape, the loss is not a scalar, or the step changes the shape of its state.
+        in length or shape, the loss is not a scalar, the step changes the shape of its state, its
+        loss does not depend on the value, or ``optax.MultiSteps`` does not fit ``steps_per_value``.
       ImportError: if ``progress`` is asked for and tqdm is not installed.
 
     Example:

@@ -138,8 +138,9 @@ class OptimizerStep:
             if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.inexact):
                 raise TypeError(
                     f"params{jax.tree_util.keystr(path)} must be a float to be trained, got dtype "
-                    f"{dtype}. Convert it, or leave it out of the params and close over it. "
-                    + see("training-steps/")
+                    f"{dtype}. Convert it, or leave it out of the params and close over it; a "
+                    "model with keys or counters in it, as those of nnx, is trained by range_test. "
+                    + see("training-steps/#nnx")
                 )
         return initial, transformation.init(initial)
 
