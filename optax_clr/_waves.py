@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from optax_clr._arguments import as_step, float_dtype, function, known_float, real_scalar
+from optax_clr._arguments import as_step, float_dtype, function, known_float, real_scalar, shown
 
 Wave = Callable[[jax.Array], ArrayLike]
 Envelope = Callable[[jax.Array, jax.Array], ArrayLike]
@@ -156,7 +156,7 @@ class exponential:  # noqa: N801 (used as a function)
         self.gamma = real_scalar("gamma", gamma, positive=True)
 
     def __repr__(self) -> str:
-        return f"exponential({self.gamma})"
+        return f"exponential({shown(self.gamma)})"
 
     def __call__(self, cycle: ArrayLike, step: ArrayLike) -> jax.Array:
         """Return ``gamma ** step``: a float of the shape of ``step``; ``cycle`` is not used."""

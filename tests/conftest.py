@@ -64,3 +64,21 @@ def one_per_device():
 
         shard_map = functools.partial(unchecked, check_rep=False)
     return lambda function: shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
+
+
+@pytest.fixture
+def sharded():
+    """Call a function with an array whose last axis is sharded over a mesh of Explicit axes."""
+    if not hasattr(jax, "set_mesh"):
+        pytest.skip("a mesh has no Explicit axes before JAX 0.7")
+    mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Explicit,))
+
+    def call(function, steps):
+        axes = [None] * (steps.ndim - 1) + ["device"]
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        with jax.set_mesh(mesh):
+            values = function(jax.device_put(jnp.asarray(steps), sharding))
+        assert values.sharding == sharding
+        return values
+
+    return call
