@@ -766,8 +766,13 @@ def test_a_traced_value_that_is_no_scalar_is_refused(name, argument):
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [("one_cycle_schedule", "rise_fraction"), ("Cycles", "mult"), ("every_epoch", "schedule")]
-    + [("triangular_schedule", "base_value"), ("exponential", "gamma")],
+    [
+        ("one_cycle_schedule", "rise_fraction"),
+        ("triangular_schedule", "base_value"),
+        ("every_epoch", "schedule"),
+        ("exponential", "gamma"),
+        ("Cycles", "mult"),
+    ],
 )
 def test_a_message_does_not_print_what_jax_calls_a_traced_value(name, argument):
     entry = TABLE[name]

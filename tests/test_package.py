@@ -118,11 +118,38 @@ def test_importing_starts_no_device():
     assert started.returncode != 0  # or the test above could not fail
 
 
-def test_importing_leaves_the_garbage_collector_as_it_was():
-    for state in ("enable", "disable"):
-        report = f"import gc; gc.{state}(); import optax_clr; print(gc.isenabled())"
-        run = subprocess.run([sys.executable, "-c", report], capture_output=True, check=True)
-        assert run.stdout.strip() == str(state == "enable").encode()
+def imported(folder, statement):
+    """What a fresh interpreter prints that finds only the copy of the package in ``folder``."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    run = subprocess.run(
+        [sys.executable, "-c", statement],
+        cwd=folder, env=environment, capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    return run.stdout.strip()
+
+
+def test_a_copy_without_metadata_can_be_imported(tmp_path):
+    shutil.copytree(SOURCE, tmp_path / "optax_clr")
+    hidden = "import importlib.metadata as m; find = m.distribution\n"
+    hidden += "def distribution(name):\n"
+    hidden += "    if name == 'optax-clr': raise m.PackageNotFoundError(name)\n"
+    hidden += "    return find(name)\n"
+    hidden += "m.distribution = distribution\n"
+    report = "import optax_clr; print(optax_clr.__version__, optax_clr.__file__)"
+    version, file = imported(tmp_path, hidden + report).split()
+    assert file.startswith(str(tmp_path))
+    assert version == "0+unknown"
+    assert imported(tmp_path, report).split()[0] == importlib.metadata.version("optax-clr")
+
+
+def test_importing_leaves_the_garbage_collector_as_it_was(tmp_path):
+    shutil.copytree(SOURCE, tmp_path / "optax_clr")
+    for state, is_on in (("enable", "True"), ("disable", "False")):
+        begin, report = f"import gc; gc.{state}()\n", "print(gc.isenabled())"
+        assert imported(tmp_path, f"{begin}import optax_clr\n{report}") == is_on
+    (tmp_path / "optax_clr/plotting.py").write_text("1 / 0")
+    failing = "try: import optax_clr\nexcept ZeroDivisionError: print(gc.isenabled())"
+    assert imported(tmp_path, f"import gc\n{failing}") == "True"
 
 
 def test_types_are_shipped():
