@@ -44,7 +44,7 @@ class Cycles:
       ValueError: if an argument is out of range, or ``num_cycles`` so large that growing cycles
         last longer than any run.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> cycles = Cycles(2, mult=2, num_cycles=2)
       >>> cycles.total_steps

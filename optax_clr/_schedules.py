@@ -172,7 +172,7 @@ def cyclical_schedule(
       ValueError: if a count is below 1, a value is not finite, ``mult`` is out of range, or a
         function does not give one number for each height or step.
 
-    Example:
+    Examples:
       >>> schedule = cyclical_schedule(0.0, 1.0, 2, wave=welch, mult=2, num_cycles=2)
       >>> print(schedule(jnp.arange(14)))
       [0.     0.75   1.     0.75   0.     0.4375 0.75   0.9375 1.     0.9375
@@ -230,7 +230,7 @@ def triangular_schedule(
       TypeError: if a count is not an integer or a value not a real number.
       ValueError: if a count is below 1 or a value is not finite.
 
-    Example:
+    Examples:
       >>> schedule = triangular_schedule(0.1, 0.5, rise_steps=4)
       >>> [f"{schedule(step):.1f}" for step in (0, 2, 4, 6, 8)]
       ['0.1', '0.3', '0.5', '0.3', '0.1']
@@ -274,7 +274,7 @@ def triangular2_schedule(
       TypeError: if a count is not an integer or a value not a real number.
       ValueError: if a count is below 1 or a value is not finite.
 
-    Example:
+    Examples:
       >>> schedule = triangular2_schedule(0.1, 0.5, rise_steps=2)
       >>> [f"{schedule(step):.1f}" for step in (0, 2, 4, 6, 8, 10)]
       ['0.1', '0.5', '0.1', '0.3', '0.1', '0.2']
@@ -316,7 +316,7 @@ def exp_range_schedule(
       TypeError: if a count is not an integer or a value not a real number.
       ValueError: if a count is below 1, a value is not finite, or ``gamma`` is not positive.
 
-    Example:
+    Examples:
       >>> schedule = exp_range_schedule(0.0, 1.0, rise_steps=1, gamma=0.9)
       >>> [f"{schedule(step):.3f}" for step in range(6)]
       ['0.000', '0.900', '0.000', '0.729', '0.000', '0.590']
@@ -369,7 +369,7 @@ def warm_restarts_schedule(
       TypeError: if a count is not an integer or a value not a real number.
       ValueError: if a count or value is out of range, or a cycle is not longer than its warm-up.
 
-    Example:
+    Examples:
       >>> schedule = warm_restarts_schedule(1.0, 2, mult=2, peak_decay=0.5)
       >>> [f"{schedule(step):.3f}" for step in range(7)]
       ['1.000', '0.500', '0.500', '0.427', '0.250', '0.073', '0.250']
@@ -447,7 +447,7 @@ def one_cycle_schedule(
       TypeError: if ``total_steps`` is not an integer or a value not a real number.
       ValueError: if a value is not finite or ``rise_fraction`` leaves no room for its phases.
 
-    Example:
+    Examples:
       >>> schedule = one_cycle_schedule(0.04, 1.0, 4e-6, total_steps=10)
       >>> [f"{schedule(step):.3f}" for step in (0, 1, 2, 6, 9, 10)]
       ['0.040', '0.520', '1.000', '0.389', '0.000', '0.000']
@@ -503,7 +503,7 @@ def every_epoch(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedul
       TypeError: if ``schedule`` is not callable or ``steps_per_epoch`` not an integer.
       ValueError: if ``steps_per_epoch`` is below 1.
 
-    Example:
+    Examples:
       >>> schedule = every_epoch(triangular_schedule(0.0, 1.0, rise_steps=2), steps_per_epoch=3)
       >>> print(schedule(jnp.arange(9)))
       [0.  0.  0.  0.5 0.5 0.5 1.  1.  1. ]

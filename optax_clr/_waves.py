@@ -32,7 +32,7 @@ def linear(height: jax.Array) -> jax.Array:
     Returns:
       The shaped height in [0, 1], same shape and dtype.
 
-    Example:
+    Examples:
       >>> print(linear(jnp.array([0.0, 0.5, 1.0])))
       [0.  0.5 1. ]
 
@@ -53,7 +53,7 @@ def cosine(height: jax.Array) -> jax.Array:
     Returns:
       The shaped height in [0, 1], same shape and dtype.
 
-    Example:
+    Examples:
       >>> [f"{cosine(jnp.float32(height)):.3f}" for height in (0.0, 0.25, 0.5, 1.0)]
       ['0.000', '0.146', '0.500', '1.000']
 
@@ -75,7 +75,7 @@ def welch(height: jax.Array) -> jax.Array:
     Returns:
       The shaped height in [0, 1], same shape and dtype.
 
-    Example:
+    Examples:
       >>> print(welch(jnp.array([0.0, 0.5, 1.0])))
       [0.   0.75 1.  ]
 
@@ -114,7 +114,7 @@ def halving(cycle: jax.Array, step: jax.Array) -> jax.Array:
     Returns:
       float32 of the same shape in (0, 1]; 0 once it is below the smallest normal float.
 
-    Example:
+    Examples:
       >>> print(halving(jnp.arange(4), jnp.arange(4)))
       [1.    0.5   0.25  0.125]
 
@@ -143,7 +143,7 @@ class exponential:  # noqa: N801 (used as a function)
       TypeError: if ``gamma`` is not a real number.
       ValueError: if it is not positive, finite and a scalar.
 
-    Example:
+    Examples:
       >>> envelope = exponential(0.9)
       >>> [f"{envelope(0, t):.3f}" for t in range(4)]
       ['1.000', '0.900', '0.810', '0.729']

@@ -2,11 +2,20 @@
 
 import functools
 import os
+import shutil
+import tempfile
 
 # Eight devices, for the tests of meshes; set before JAX looks at it. What else runs uses the first.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+# The processes of a run, examples included, share what XLA compiles: a fifth of all the time.
+COMPILED = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 import jax
@@ -32,6 +41,11 @@ hypothesis.settings.register_profile(
 # Other examples each time: docs/benchmarks/fuzz.py counts those of tests/fuzz_*.py.
 hypothesis.settings.register_profile("nightly", deadline=None, max_examples=7_500, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_unconfigure():
+    if COMPILED is not None:  # the process that made it, the last to end
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

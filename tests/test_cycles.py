@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import exact
@@ -34,6 +34,8 @@ def walk(cycles):
     return exact.boundaries(cycles.steps, cycles.mult, cycles.num_cycles)
 
 
+# tests/fuzz_schedules.py draws thousands of these.
+@settings(max_examples=50)
 @given(some_cycles(), st.data())
 def test_cycles_are_where_walking_finds_them(cycles, data):
     near = st.tuples(st.sampled_from(walk(cycles)), st.integers(-2, 2)).map(sum)

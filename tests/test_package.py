@@ -4,9 +4,11 @@ import ast
 import importlib.metadata
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -156,26 +158,48 @@ def test_types_are_shipped():
     assert (SOURCE / "py.typed").exists()
 
 
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a test", "-c", "user.email=test@localhost"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, check=True)
+
+
 def release(tag, root):
     return subprocess.run(
         ["bash", root / ".ci/release", tag], capture_output=True, text=True, check=False
     )
 
 
-def test_only_a_tag_that_is_the_version_may_be_released(tmp_path):
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_only_a_tag_on_main_that_is_the_version_may_be_released(tmp_path):
     root = SOURCE.parent
     for name in (".ci/release", "pyproject.toml", "CITATION.cff", "CHANGELOG.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, tmp_path / name)
-    version = optax_clr.__version__
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
     changes = tmp_path / "CHANGELOG.md"
     changes.write_text(changes.read_text().replace(f"## [{version}]", "## [another]"))
     assert "CHANGELOG.md has no section" in release(f"v{version}", tmp_path).stderr
 
     changes.write_text(f"## [{version}] - 2026-01-01\n")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message=on main")
+    git(tmp_path, "update-ref", "refs/remotes/origin/main", "HEAD")
     assert release(f"v{version}", tmp_path).returncode == 0
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message=beside it")
+    assert "not on origin/main" in release(f"v{version}", tmp_path).stderr
     assert "the tag is v9.9.9" in release("v9.9.9", tmp_path).stderr
 
     citation = tmp_path / "CITATION.cff"
     citation.write_text(citation.read_text().replace(f"version: {version}", "version: 9.9.9"))
     assert "CITATION.cff has version 9.9.9" in release(f"v{version}", tmp_path).stderr
+
+
+def test_every_stage_of_ci_is_run_and_by_actions_of_fixed_contents():
+    root = SOURCE.parent
+    stages = re.search(r"^stages=\((.*)\)$", (root / ".ci/run").read_text(), re.MULTILINE)[1]
+    workflow = (root / ".github/workflows/ci.yml").read_text()
+    matrix = re.search(r"stage: \[(.*)\]", workflow)[1].split(", ")
+    assert {*matrix, "python313"} == {*stages.split()}  # CI has that Python in a job of its own
+    for path in (root / ".github/workflows").glob("*.yml"):
+        for action in re.findall(r"uses: (.*)", path.read_text()):
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", action), action

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import exact
@@ -99,6 +99,8 @@ def multiples(draw):
     return mult, draw(finite if mult < 1 else st.one_of(st.none(), finite))
 
 
+# tests/fuzz_schedules.py draws thousands of these.
+@settings(max_examples=40)
 @given(st.data(), value, value, length, length, multiples(), st.sampled_from(list(WAVES)))
 def test_cyclical_stretches_every_wave(data, base, peak, rise, fall, multiple, wave):
     mult, num_cycles = multiple
@@ -116,6 +118,7 @@ def test_cyclical_stretches_every_wave(data, base, peak, rise, fall, multiple, w
     )
 
 
+@settings(max_examples=40)
 @given(
     st.data(), value, value, length, multiples(), st.floats(0.3, 1.0), st.floats(0, 0.99)
 )  # fmt: skip
