@@ -132,6 +132,13 @@ def test_so_many_cycles_may_end_where_no_step_comes(num_cycles):
         assert total() == pytest.approx(3 * math.expm1(num_cycles * math.log1p(1e-5)) / 1e-5, 1e-6)
 
 
+@pytest.mark.parametrize(("mult", "most"), [(2, 961), (2.0, 961), (4, 481)])
+def test_the_last_cycle_may_be_2_to_the_960_times_the_first(mult, most):
+    assert Cycles(1, mult, most).total_steps == (int(mult) ** most - 1) // (int(mult) - 1)
+    with pytest.raises(ValueError, match=f"num_cycles={most + 1} cycles"):
+        Cycles(1, mult, most + 1)
+
+
 @pytest.mark.parametrize(
     ("cycles", "total"),
     [
