@@ -260,7 +260,7 @@ def pick(column: np.ndarray, row: jax.Array) -> jax.Array:
     # A new array in the types that are on at this moment: JAX may remember one of the same column
     # from where 64-bit types were.
     column = column.astype(jax.dtypes.canonicalize_dtype(column.dtype))
-    entries: jax.Array = _gather(jnp.asarray(column), row)
+    entries: jax.Array = _gather(column, row)
     return entries
 
 
@@ -292,7 +292,7 @@ def _last_at_most(column: np.ndarray, values: jax.Array) -> jax.Array:
 
     Not by ``jnp.searchsorted``, whose loop fails on values that are sharded over Explicit axes.
     """
-    row: jax.Array = _bisect(jnp.asarray(column), values)
+    row: jax.Array = _bisect(column, values)
     return row
 
 
