@@ -32,13 +32,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile(
     "default", derandomize=True, deadline=None, max_examples=100, print_blob=True
 )
-# Whether they fail, and not by which least example: for docs/benchmarks/mutation.py.
+# Whether they fail, and not by which least example: for tests/tools/mutation.py.
 hypothesis.settings.register_profile(
     "first_failure",
     hypothesis.settings.get_profile("default"),
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )
-# Other examples each time: docs/benchmarks/fuzz.py counts those of tests/fuzz_*.py.
+# Other examples each time: tests/tools/fuzz.py counts those of tests/fuzz_*.py.
 hypothesis.settings.register_profile("nightly", deadline=None, max_examples=7_500, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
