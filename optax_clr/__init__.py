@@ -1,12 +1,6 @@
 """Cyclical learning rates and the learning-rate range test for JAX and Optax."""
 
-import gc as _gc
-from importlib.metadata import version as _version
-
-# The collector would choose this moment to walk over everything that JAX and Optax have
-# allocated: 45 ms, twice what all of the below takes.
-_collecting = _gc.isenabled()
-_gc.disable()
+from importlib import metadata as _metadata
 
 from optax_clr import plotting as plotting
 from optax_clr import suggestions as suggestions
@@ -37,8 +31,7 @@ from optax_clr._waves import halving as halving
 from optax_clr._waves import linear as linear
 from optax_clr._waves import welch as welch
 
-__version__ = _version("optax-clr")
-
-if _collecting:
-    _gc.collect(0)  # what is young, the objects of this package, and no other
-    _gc.enable()
+try:
+    __version__ = _metadata.version("optax-clr")
+except _metadata.PackageNotFoundError:  # a copy inside another package, or a frozen application
+    __version__ = "0+unknown"

@@ -14,6 +14,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 INT32_MAX = 2**31 - 1
+# The normal numbers of float32: XLA takes what is smaller for 0.
+_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 def is_traced(value: Any) -> bool:
@@ -23,7 +25,19 @@ def is_traced(value: Any) -> bool:
 
 def known_float(value: Any) -> float | None:
     """Return ``value`` as a Python float, or None where it is traced."""
-    return None if is_traced(value) else float(value)
+    if is_traced(value):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a Python integer of over 308 digits
+        return math.inf
+
+
+def shown(value: Any) -> str:
+    """Return how a message shows ``value``: JAX's own name for a traced one tells nothing."""
+    if any(map(is_traced, jax.tree.leaves(value))):
+        return "a traced value"
+    return repr(value)
 
 
 def whole_number(name: str, value: Any, *, minimum: int = 1) -> int:
@@ -31,46 +45,62 @@ def whole_number(name: str, value: Any, *, minimum: int = 1) -> int:
     allowed = f"a Python integer from {minimum} to 2**31 - 1"
     if is_traced(value):
         raise TypeError(
-            f"{name} must be {allowed}, known when the object is built; got the traced "
-            f"value {value}. Mark it static (static_argnames) in the surrounding jax.jit."
+            f"{name} must be {allowed}, known when the object is built; got a traced value. "
+            "Mark it static (static_argnames) in the surrounding jax.jit."
         )
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be {allowed}, got {value!r}.")
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be {allowed}, got {value!r}.") from None
+        remedy = ""
+        if isinstance(value, numbers.Real):
+            remedy = " Divide with // instead of /, or use round()."
+        raise TypeError(f"{name} must be {allowed}, got {shown(value)}.{remedy}") from None
     if not minimum <= number <= INT32_MAX:
         raise ValueError(f"{name} must be {allowed}, got {number}.")
     return number
 
 
 def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
-    """Return ``value`` if it is a finite real scalar; of a traced one only type and shape count."""
-    if type(value) is float and math.isfinite(value) and (value > 0 or not positive):
-        return value
+    """Return ``value`` if it is a real scalar that float32 holds, or a float64 array.
+
+    Of a traced one only type and shape are checked.
+    """
     allowed = f"a finite {'positive ' if positive else ''}real number"
     if isinstance(value, (bool, np.bool_)) or not (
         isinstance(value, numbers.Real) or hasattr(value, "dtype")
     ):
-        raise TypeError(f"{name} must be {allowed}, got {value!r}.")
+        raise TypeError(f"{name} must be {allowed}, got {shown(value)}.")
     if np.shape(value) != ():
         raise ValueError(
             f"{name} must be a scalar, got an array of shape {np.shape(value)}. "
             "Use jax.vmap to build one for each of many values."
         )
-    if not jnp.issubdtype(jnp.result_type(value), jnp.number) or jnp.iscomplexobj(value):
-        raise TypeError(f"{name} must be {allowed}, got {value!r}.")
+    if hasattr(value, "dtype") and not _is_real_dtype(jnp.result_type(value)):
+        raise TypeError(f"{name} must be {allowed}, got {shown(value)}.")
     number = known_float(value)
-    if number is not None and (not math.isfinite(number) or (positive and number <= 0)):
+    if number is None:
+        return value  # type: ignore[no-any-return]
+    if not math.isfinite(number) or (positive and number <= 0):
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
-    return value  # type: ignore[no-any-return]
+    if number and not _TINY <= abs(number) <= _HUGE and float_dtype(value) != np.float64:
+        raise ValueError(
+            f"{name} must be {allowed} {'' if positive else 'that is 0 or '}between 1.2e-38 and "
+            f"3.4e+38 in size, as float32 holds it, got {value!r}. Arrays of dtype float64 may "
+            "be smaller and larger, where jax_enable_x64 is on."
+        )
+    return value if hasattr(value, "dtype") else number
+
+
+def _is_real_dtype(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.number) and not jnp.issubdtype(dtype, jnp.complexfloating)
 
 
 def function(name: str, value: Any, *, form: str) -> Callable[..., Any]:
     """Return ``value`` if it can be called; ``form`` shows what is expected of it."""
     if not callable(value):
-        raise TypeError(f"{name} must be a function {form}, got {value!r}.")
+        raise TypeError(f"{name} must be a function {form}, got {shown(value)}.")
     return value  # type: ignore[no-any-return]
 
 
@@ -89,6 +119,6 @@ def as_step(step: Any, name: str = "step") -> jax.Array:
             f"{name} must be an integer or an array of integers, got dtype {step.dtype}. "
             "A fraction would be truncated in silence: round it as you mean it."
         )
-    if np.iinfo(step.dtype).max > INT32_MAX:
-        step = step.clip(max=INT32_MAX)
+    if not np.can_cast(step.dtype, np.int32):
+        step = step.clip(0, INT32_MAX)
     return jnp.maximum(jnp.asarray(step, jnp.int32), 0)

@@ -14,10 +14,10 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import INT32_MAX, as_step, whole_number
+from optax_clr._arguments import INT32_MAX, as_step, shown, whole_number
 
-# Cycles of unequal length are looked up in a table; a mult very close to 1 would make it huge.
-_MAX_TABLE_ROWS = 2**20
+# Beyond the last step that can be counted, cycles are summed one by one in ``total_steps``.
+_MAX_UNREACHABLE = 2**20
 # Of the factor from the first cycle to the last: their lengths stay within the range of a float.
 _MAX_GROWTH_BITS = 960
 
@@ -41,11 +41,10 @@ class Cycles:
 
     Raises:
       TypeError: if a count is not an integer or ``mult`` is not a Python number.
-      ValueError: if an argument is out of range, ``mult`` so close to 1 that over a million
-        different cycles would have to be tabulated, or ``num_cycles`` so large that the last one
-        is longer than any run.
+      ValueError: if an argument is out of range, or ``num_cycles`` so large that growing cycles
+        last longer than any run.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> cycles = Cycles(2, mult=2, num_cycles=2)
       >>> cycles.total_steps
@@ -65,8 +64,8 @@ class Cycles:
         if self.num_cycles is not None:
             object.__setattr__(self, "num_cycles", whole_number("num_cycles", self.num_cycles))
         object.__setattr__(self, "mult", _check_mult(self.mult, self.num_cycles))
-        if self.mult != 1:
-            table(self)
+        if self.mult != 1 and self.num_cycles is not None:
+            _check_num_cycles(self, self.num_cycles)
 
     @property
     def total_steps(self) -> int | None:
@@ -77,38 +76,30 @@ class Cycles:
             return self.steps * self.num_cycles
         if isinstance(self.mult, int):
             return self.steps * int(self.mult**self.num_cycles - 1) // (self.mult - 1)
-        return sum(length(self, cycle) for cycle in range(self.num_cycles))
+        end = table(self).end
+        return end or sum(length(self, cycle) for cycle in range(self.num_cycles))
 
     def index(self, step: ArrayLike) -> jax.Array:
         """Return the cycle that contains ``step``, i32; ``num_cycles`` after the last one."""
         step = as_step(step)
-        if self.mult != 1:
-            boundaries = jnp.asarray(table(self).boundaries)
-            return jnp.searchsorted(boundaries, step, side="right").astype(jnp.int32)
-        cycle = lax.div(step, np.int32(self.steps))
-        return cycle if self.num_cycles is None else jnp.minimum(cycle, self.num_cycles)
+        cycle = locate(self, step).cycle
+        return cycle if self.num_cycles is None else self._or_over(cycle, step, self.num_cycles)
 
     def fraction(self, step: ArrayLike) -> jax.Array:
         """Return how far into its cycle ``step`` is, f32 in [0, 1); 0 after the last cycle."""
         step = as_step(step)
-        cycle = self.index(step)
-        position = (step - self.start(cycle)).astype(jnp.float32)
-        if self.mult != 1:
-            fraction = position / pick(table(self).float_lengths, cycle)
-        else:
-            fraction = position / self.steps
-        if self.num_cycles is not None:
-            fraction = jnp.where(cycle < self.num_cycles, fraction, 0.0)
+        _, row, _, position = locate(self, step)
+        length = self.steps if row is None else pick(table(self).float_lengths, row)
+        fraction = self._or_over(position.astype(jnp.float32) / length, step, 0.0)
         # Near the end of a cycle of over 2**24 steps the quotient rounds to 1.
         return jnp.minimum(fraction, 1 - 2.0**-24)
 
     def is_end(self, step: ArrayLike) -> jax.Array:
         """Return whether ``step`` is the last of its cycle, bool: the moment for a snapshot."""
-        step = as_step(step)
-        if self.mult != 1:
-            return step == pick(table(self).last_steps, self.index(step))
-        is_end = lax.rem(step, np.int32(self.steps)) == self.steps - 1
-        return is_end if self.num_cycles is None else is_end & (self.index(step) < self.num_cycles)
+        _, row, _, position = locate(self, as_step(step))
+        # After the last cycle the position is the length. No step is the last of a cycle whose
+        # length is held to 2**31 - 1, unless that is its length.
+        return position + 1 == (self.steps if row is None else pick(table(self).lengths, row))
 
     def start(self, cycle: ArrayLike) -> jax.Array:
         """Return the first step of ``cycle``, i32; at most 2**31 - 1, which no step passes.
@@ -116,9 +107,14 @@ class Cycles:
         ``start(num_cycles)`` is ``total_steps``, and so is that of any later cycle.
         """
         cycle = self._existing(cycle)
-        if self.mult != 1:
-            return pick(table(self).starts, cycle)
-        return jnp.where(cycle > INT32_MAX // self.steps, INT32_MAX, cycle * self.steps)
+        if self.mult == 1:
+            return jnp.where(cycle > INT32_MAX // self.steps, INT32_MAX, cycle * self.steps)
+        row, cycle = _row_of(table(self), cycle)
+        first, start, length = (
+            pick(column, row)
+            for column in (table(self).cycles, table(self).starts, table(self).lengths)
+        )
+        return start + (cycle - first) * length
 
     def length(self, cycle: ArrayLike) -> jax.Array:
         """Return the steps that ``cycle`` lasts, i32, at most 2**31 - 1; 0 after the last one.
@@ -127,7 +123,7 @@ class Cycles:
         """
         cycle = self._existing(cycle)
         if self.mult != 1:
-            return pick(table(self).lengths, cycle)
+            return pick(table(self).lengths, _row_of(table(self), cycle)[0])
         length = jnp.full_like(cycle, self.steps)
         return length if self.num_cycles is None else jnp.where(cycle < self.num_cycles, length, 0)
 
@@ -136,59 +132,122 @@ class Cycles:
         cycle = as_step(cycle, "cycle")
         return cycle if self.num_cycles is None else jnp.minimum(cycle, self.num_cycles)
 
+    def _or_over(self, values: jax.Array, step: jax.Array, over: float) -> jax.Array:
+        """Return ``values``, and ``over`` where ``step`` comes after the last cycle."""
+        end = end_of_all(self)
+        return values if end is None else jnp.where(step < end, values, over)
+
 
 class CycleTable(NamedTuple):
-    """The cycles that an int32 step can reach, of which there are ``r``, and what follows them.
+    """Cycles of unequal length, a row for each run of ``r`` of them that have the same length.
+
+    The lengths of a row differ from those of all others, and the steps before 2**31 have room for
+    65,536 different lengths: so many rows there are at most, however close to 1 ``mult`` is.
 
     Attributes:
-      exact_lengths: their lengths as ``r`` Python integers of any size.
-      float_lengths: ``f32[r + 1]`` the same; the last may be past 2**31. 1 for what follows.
-      boundaries: i32, the first steps of all but cycle 0, and the end of the last if reachable.
-      starts: ``i32[r + 1]`` first step of each, and of what follows, held to 2**31 - 1.
-      lengths: ``i32[r + 1]`` length of each, and of what follows, held to 2**31 - 1.
-      last_steps: ``i32[r + 1]`` last step of each, -1 where no step reaches it.
+      exact_lengths: the length in each row, Python integers of any size.
+      float_lengths: ``f32[r]`` the same; the last may be past 2**31.
+      cycles: ``i32[r + 1]`` first cycle of each row, and the first that no step reaches; held to
+        2**31 - 1.
+      starts: ``i32[r + 1]`` first step of that cycle, held to 2**31 - 1.
+      lengths: ``i32[r + 1]`` length of that cycle, held to 2**31 - 1; 0 after the last cycle.
+      end: the steps of all cycles together, where the table has them all.
     """
 
     exact_lengths: tuple[int, ...]
     float_lengths: np.ndarray
-    boundaries: np.ndarray
+    cycles: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
-    last_steps: np.ndarray
+    end: int | None
 
 
 @functools.lru_cache(maxsize=16)
 def table(cycles: Cycles) -> CycleTable:
     """Tabulate cycles of unequal length; a float logarithm would miss their boundaries."""
     lengths: list[int] = []
-    starts = [0]
-    while starts[-1] <= INT32_MAX and len(lengths) != cycles.num_cycles:
-        if len(lengths) == _MAX_TABLE_ROWS:
-            raise ValueError(
-                f"mult={cycles.mult} makes over {_MAX_TABLE_ROWS:,} cycles that differ in length. "
-                "Use mult=1 for cycles of equal length, or a mult further from 1."
-            )
-        lengths.append(length(cycles, len(lengths)))
-        starts.append(starts[-1] + lengths[-1])
-    following = 0 if len(lengths) == cycles.num_cycles else INT32_MAX
+    firsts, starts = [0], [0]
+    while starts[-1] <= INT32_MAX and firsts[-1] != cycles.num_cycles:
+        lengths.append(length(cycles, firsts[-1]))
+        num_equal = _num_equal(cycles, firsts[-1], starts[-1])
+        firsts.append(firsts[-1] + num_equal)
+        starts.append(starts[-1] + num_equal * lengths[-1])
+    has_all = firsts[-1] == cycles.num_cycles
     return CycleTable(
         exact_lengths=tuple(lengths),
-        float_lengths=np.array([*map(float, lengths), 1.0], np.float32),
-        boundaries=np.array([start for start in starts[1:] if start <= INT32_MAX], np.int32),
+        float_lengths=np.array(list(map(float, lengths)), np.float32),
+        cycles=np.array([min(first, INT32_MAX) for first in firsts], np.int32),
         starts=np.array([min(start, INT32_MAX) for start in starts], np.int32),
-        lengths=np.array([min(each, INT32_MAX) for each in [*lengths, following]], np.int32),
-        last_steps=np.array(
-            [*(end - 1 if end - 1 <= INT32_MAX else -1 for end in starts[1:]), -1], np.int32
+        lengths=np.array(
+            [min(each, INT32_MAX) for each in [*lengths, 0 if has_all else INT32_MAX]], np.int32
         ),
+        end=starts[-1] if has_all else None,
     )
 
 
+def _num_equal(cycles: Cycles, first: int, start: int) -> int:
+    """Return how many cycles from ``first`` on are as long as it, of those that a step reaches."""
+    equal = length(cycles, first)
+    most = (INT32_MAX - start) // equal + 1
+    if cycles.num_cycles is not None:
+        most = min(most, cycles.num_cycles - first)
+    # Lengths only grow, or only shrink: double until they differ, then bisect.
+    low, high = 1, 2
+    while high < most and length(cycles, first + high - 1) == equal:
+        low, high = high, 2 * high
+    high = min(high, most)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if length(cycles, first + middle - 1) == equal:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+class Place(NamedTuple):
+    """Where steps are.
+
+    Attributes:
+      step: ``i32[...]`` the steps, held to the end of all cycles.
+      row: ``i32[...]`` row of the table; None where there is none, for cycles of one length.
+      cycle: ``i32[...]`` the cycle.
+      position: ``i32[...]`` steps since it began.
+    """
+
+    step: jax.Array
+    row: jax.Array | None
+    cycle: jax.Array
+    position: jax.Array
+
+
+def locate(cycles: Cycles, step: jax.Array) -> Place:
+    """Return where int32 steps are; all after the last cycle are at its end, its length in."""
+    if cycles.num_cycles is not None:
+        end = end_of_all(cycles)
+        step = jnp.minimum(step, INT32_MAX if end is None else end)
+    if cycles.mult == 1:
+        cycle = _held(cycles, lax.div(step, np.int32(cycles.steps)))
+        return Place(step, None, cycle, step - cycle * cycles.steps)
+    columns = table(cycles)
+    row = _last_at_most(columns.starts[:-1], step)
+    first, start, length = (
+        pick(column, row) for column in (columns.cycles, columns.starts, columns.lengths)
+    )
+    cycle = _held(cycles, first + lax.div(step - start, length))
+    return Place(step, row, cycle, step - start - (cycle - first) * length)
+
+
+def _held(cycles: Cycles, cycle: jax.Array) -> jax.Array:
+    return cycle if cycles.num_cycles is None else jnp.minimum(cycle, cycles.num_cycles - 1)
+
+
 def end_of_all(cycles: Cycles) -> int | None:
-    """Return ``cycles.total_steps``, at most 2**31 - 1, which no step passes; None without end."""
+    """Return ``cycles.total_steps`` where a step can reach it, else None."""
     if cycles.num_cycles is None:
         return None
-    end = cycles.steps * cycles.num_cycles if cycles.mult == 1 else int(table(cycles).starts[-1])
-    return min(end, INT32_MAX)
+    end = cycles.steps * cycles.num_cycles if cycles.mult == 1 else table(cycles).end
+    return end if end is not None and end <= INT32_MAX else None
 
 
 def length(cycles: Cycles, cycle: int) -> int:
@@ -196,18 +255,57 @@ def length(cycles: Cycles, cycle: int) -> int:
     return max(1, round(cycles.steps * cycles.mult**cycle))
 
 
-def pick(column: np.ndarray, cycle: jax.Array) -> jax.Array:
-    """Return the entries of a table's column for ``cycle``; no index is out of range."""
+def pick(column: np.ndarray, row: jax.Array) -> jax.Array:
+    """Return the entries of a table's column for ``row``; no index is out of range."""
     # A new array in the types that are on at this moment: JAX may remember one of the same column
     # from where 64-bit types were.
     column = column.astype(jax.dtypes.canonicalize_dtype(column.dtype))
-    return jnp.take(jnp.asarray(column), cycle, mode="clip")
+    entries: jax.Array = _gather(column, row)
+    return entries
+
+
+@jax.jit
+def _gather(column: jax.Array, row: jax.Array) -> jax.Array:
+    # Where rows are sharded over Explicit axes, JAX asks how the entries are to be sharded.
+    sharding = getattr(jax.typeof(row), "sharding", None) if hasattr(jax, "typeof") else None
+    is_sharded = any(axis is not None for axis in getattr(sharding, "spec", ()))
+    options: dict[str, Any] = {"out_sharding": sharding} if is_sharded else {}
+    return column.at[row].get(mode="clip", **options)
+
+
+@jax.jit
+def _bisect(column: jax.Array, values: jax.Array) -> jax.Array:
+    def halve(_: jax.Array, rows: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = rows
+        middle = (low + high + 1) // 2
+        reached = _gather(column, middle) <= values
+        return jnp.where(reached, middle, low), jnp.where(reached, high, middle - 1)
+
+    first = values - values  # zeros that are sharded like the values
+    rows = first, first + (column.size - 1)
+    row: jax.Array = lax.fori_loop(0, column.size.bit_length(), halve, rows)[0]
+    return row
+
+
+def _last_at_most(column: np.ndarray, values: jax.Array) -> jax.Array:
+    """Return the last row at which a rising column is at most the value, or row 0.
+
+    Not by ``jnp.searchsorted``, whose loop fails on values that are sharded over Explicit axes.
+    """
+    row: jax.Array = _bisect(column, values)
+    return row
+
+
+def _row_of(columns: CycleTable, cycle: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the row of a cycle, the last one for all that no step reaches, and the cycle."""
+    cycle = jnp.minimum(cycle, columns.cycles[-1])
+    return _last_at_most(columns.cycles, cycle), cycle
 
 
 def _check_mult(mult: Any, num_cycles: int | None) -> float:
     allowed = "a positive Python number of at most 2**31 - 1"
     if isinstance(mult, bool) or not isinstance(mult, numbers.Real):
-        raise TypeError(f"mult must be {allowed}, got {mult!r}.")
+        raise TypeError(f"mult must be {allowed}, got {shown(mult)}.")
     if not 0 < float(mult) <= INT32_MAX:
         raise ValueError(f"mult must be {allowed}, got {mult!r}.")
     factor = int(mult) if isinstance(mult, numbers.Integral) else float(mult)
@@ -216,11 +314,16 @@ def _check_mult(mult: Any, num_cycles: int | None) -> float:
             f"mult={factor} makes every cycle shorter than the one before; "
             "say with num_cycles how many there are."
         )
-    if factor > 1 and num_cycles is not None:
-        growth_bits = (num_cycles - 1) * math.log2(factor)
-        if num_cycles > _MAX_TABLE_ROWS or growth_bits > _MAX_GROWTH_BITS:
-            raise ValueError(
-                f"num_cycles={num_cycles} cycles that grow by mult={factor} last longer than any "
-                "run; use fewer, or num_cycles=None for cycles without end."
-            )
     return factor
+
+
+def _check_num_cycles(cycles: Cycles, num_cycles: int) -> None:
+    """Raise where there are too many cycles to sum beyond the steps that can be counted."""
+    growth_bits = (num_cycles - 1) * math.log2(cycles.mult)
+    is_huge = num_cycles > _MAX_UNREACHABLE or growth_bits > _MAX_GROWTH_BITS
+    if is_huge and table(cycles).end is None:
+        endless = ", or num_cycles=None for cycles without end" if cycles.mult > 1 else ""
+        raise ValueError(
+            f"num_cycles={num_cycles} cycles with mult={cycles.mult} last longer than any run; "
+            f"use fewer{endless}."
+        )

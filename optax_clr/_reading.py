@@ -14,7 +14,7 @@ from optax_clr._arguments import is_traced
 from optax_clr._documentation import see
 
 # Rows are averaged with a Gaussian of this width in decades: narrower reads noise, wider blurs the
-# valley. From 0.2 to 0.4 it makes no difference on real tasks (docs/benchmarks).
+# valley. From 0.2 to 0.4 it makes no difference on real tasks (docs/study).
 _WIDTH = 0.3
 # Where the average is computed: enough for 0.03 decades over eight, and a bound on the memory.
 _GRID_SIZE = 256
@@ -28,7 +28,7 @@ _CLEAR_SIGNIFICANCE = 6.0
 # Where there is no noise, the loss is told apart to this part of its fall.
 _LEAST_NOISE = 0.01
 
-# Fitted on the development tasks of docs/benchmarks/suggestions.py, all three lengths together.
+# Fitted on the development tasks of docs/study/suggestions.py, all three lengths together.
 _CONSTANT = 1 / 18
 _ONE_CYCLE = 1 / 7
 _PEAK = 1 / 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +21,10 @@ from optax_clr._arguments import (
     function,
     known_float,
     real_scalar,
+    shown,
     whole_number,
 )
-from optax_clr._cycles import Cycles, end_of_all, pick, table
+from optax_clr._cycles import Cycles, locate, pick, table
 from optax_clr._cycles import length as cycle_length
 from optax_clr._waves import (
     Envelope,
@@ -44,8 +45,9 @@ from optax_clr._waves import (
 class _Moment(NamedTuple):
     """A moment that may fall between two steps: ``whole + rest``, where ``abs(rest) <= 1/2``.
 
-    Kept apart so that the distance from a step to it is right to a float32 rounding. Either
-    Python numbers or arrays of equal shape.
+    Kept apart so that the distance from a step to it is right to a float32 rounding. The whole
+    part is held to int32 that is not negative, so that no difference of two overflows; the rest
+    has what is beyond. Either Python numbers or arrays of equal shape.
     """
 
     whole: Any
@@ -53,9 +55,14 @@ class _Moment(NamedTuple):
 
 
 def _moment(numerator: int, denominator: int = 1) -> _Moment:
-    """Return the moment ``numerator / denominator``, the whole part held to int32."""
-    whole = min((2 * numerator + denominator) // (2 * denominator), INT32_MAX)
+    """Return the moment ``numerator / denominator``."""
+    nearest = (2 * numerator + denominator) // (2 * denominator)
+    whole = min(max(nearest, 0), INT32_MAX)
     return _Moment(whole, (numerator - whole * denominator) / denominator)
+
+
+def _moment_at(time: float) -> _Moment:
+    return _moment(*time.as_integer_ratio())
 
 
 def _time_between(earlier: _Moment, later: _Moment, dtype: DTypeLike) -> jax.Array:
@@ -84,40 +91,41 @@ def _between(low: ArrayLike, high: ArrayLike, up: jax.Array, down: jax.Array) ->
     return jnp.asarray(low, up.dtype) * down + jnp.asarray(high, up.dtype) * up
 
 
-def _locator(
-    cycles: Cycles, peak_of: Callable[[int], _Moment]
-) -> Callable[[ArrayLike], tuple[jax.Array, jax.Array, jax.Array, _Moment, _Moment]]:
-    """Return a function from the step to where it is: step, cycle, position, peak and end.
+class _Place(NamedTuple):
+    """Where steps are in their cycles; ``position``, ``peak`` and ``end`` count from its start."""
+
+    step: jax.Array
+    cycle: jax.Array
+    position: jax.Array
+    peak: _Moment
+    end: _Moment
+
+
+def _locator(cycles: Cycles, peak_of: Callable[[int], _Moment]) -> Callable[[ArrayLike], _Place]:
+    """Return a function from the step to where it is.
 
     After the last cycle every step is at the end of that cycle. ``peak_of`` says when a cycle of
-    a given length peaks; position, peak and end count from the start of the cycle.
+    a given length peaks.
     """
-    last_moment = end_of_all(cycles)
     if cycles.mult == 1:
         peaks, ends = peak_of(cycles.steps), _moment(cycles.steps)
     else:
-        starts, lengths = table(cycles).starts, table(cycles).exact_lengths
-        peaks, ends = (
-            _Moment(np.array(wholes, np.int32), np.array(rests, np.float64))
-            for wholes, rests in (
-                zip(*map(peak_of, lengths), strict=True),
-                zip(*map(_moment, lengths), strict=True),
-            )
-        )
+        lengths = table(cycles).exact_lengths
+        peaks, ends = _column(map(peak_of, lengths)), _column(map(_moment, lengths))
 
-    def locate(step: ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array, _Moment, _Moment]:
-        step = as_step(step)
-        if last_moment is not None:
-            step = jnp.minimum(step, last_moment)
-        cycle = cycles.index(step)
-        if cycles.num_cycles is not None:
-            cycle = jnp.minimum(cycle, cycles.num_cycles - 1)
-        if cycles.mult == 1:
-            return step, cycle, step - cycle * cycles.steps, peaks, ends
-        start, peak, end = jax.tree.map(lambda column: pick(column, cycle), (starts, peaks, ends))
-        return step, cycle, step - start, peak, end
+    def place_of(step: ArrayLike) -> _Place:
+        step, row, cycle, position = locate(cycles, as_step(step))
+        if row is None:
+            return _Place(step, cycle, position, peaks, ends)
+        peak, end = jax.tree.map(lambda column: pick(column, row), (peaks, ends))
+        return _Place(step, cycle, position, peak, end)
 
-    return locate
+    return place_of
+
+
+def _column(moments: Iterable[_Moment]) -> _Moment:
+    wholes, rests = zip(*moments, strict=True)
+    return _Moment(np.array(wholes, np.int32), np.array(rests, np.float64))
 
 
 # -------------------------------------------------------------------------------------- schedules
@@ -164,7 +172,7 @@ def cyclical_schedule(
       ValueError: if a count is below 1, a value is not finite, ``mult`` is out of range, or a
         function does not give one number for each height or step.
 
-    Example:
+    Examples:
       >>> schedule = cyclical_schedule(0.0, 1.0, 2, wave=welch, mult=2, num_cycles=2)
       >>> print(schedule(jnp.arange(14)))
       [0.     0.75   1.     0.75   0.     0.4375 0.75   0.9375 1.     0.9375
@@ -181,11 +189,11 @@ def cyclical_schedule(
     wave = check_wave(wave)
     envelope = None if envelope is None else check_envelope(envelope)
     cycles = Cycles(steps, mult, num_cycles)
-    locate = _locator(cycles, lambda length: _moment(length * rise_steps, steps))
+    place_of = _locator(cycles, lambda length: _moment(length * rise_steps, steps))
     dtype = float_dtype(base_value, peak_value)
 
     def schedule(step: ArrayLike) -> jax.Array:
-        step, cycle, position, peak, end = locate(step)
+        step, cycle, position, peak, end = place_of(step)
         height, depth, _ = _climb(position, peak, end, dtype)
         up, down = shaped(wave, height, depth)
         up, down = scaled(envelope, cycle, step, up, down)
@@ -222,7 +230,7 @@ def triangular_schedule(
       TypeError: if a count is not an integer or a value not a real number.
       ValueError: if a count is below 1 or a value is not finite.
 
-    Example:
+    Examples:
       >>> schedule = triangular_schedule(0.1, 0.5, rise_steps=4)
       >>> [f"{schedule(step):.1f}" for step in (0, 2, 4, 6, 8)]
       ['0.1', '0.3', '0.5', '0.3', '0.1']
@@ -266,7 +274,7 @@ def triangular2_schedule(
       TypeError: if a count is not an integer or a value not a real number.
       ValueError: if a count is below 1 or a value is not finite.
 
-    Example:
+    Examples:
       >>> schedule = triangular2_schedule(0.1, 0.5, rise_steps=2)
       >>> [f"{schedule(step):.1f}" for step in (0, 2, 4, 6, 8, 10)]
       ['0.1', '0.5', '0.1', '0.3', '0.1', '0.2']
@@ -308,7 +316,7 @@ def exp_range_schedule(
       TypeError: if a count is not an integer or a value not a real number.
       ValueError: if a count is below 1, a value is not finite, or ``gamma`` is not positive.
 
-    Example:
+    Examples:
       >>> schedule = exp_range_schedule(0.0, 1.0, rise_steps=1, gamma=0.9)
       >>> [f"{schedule(step):.3f}" for step in range(6)]
       ['0.000', '0.900', '0.000', '0.729', '0.000', '0.590']
@@ -361,7 +369,7 @@ def warm_restarts_schedule(
       TypeError: if a count is not an integer or a value not a real number.
       ValueError: if a count or value is out of range, or a cycle is not longer than its warm-up.
 
-    Example:
+    Examples:
       >>> schedule = warm_restarts_schedule(1.0, 2, mult=2, peak_decay=0.5)
       >>> [f"{schedule(step):.3f}" for step in range(7)]
       ['1.000', '0.500', '0.500', '0.427', '0.250', '0.073', '0.250']
@@ -380,11 +388,11 @@ def warm_restarts_schedule(
     warmup_steps = whole_number("warmup_steps", warmup_steps, minimum=0)
     cycles = Cycles(steps, mult, num_cycles)
     _check_warmup(warmup_steps, cycles)
-    locate = _locator(cycles, lambda length: _moment(warmup_steps))
+    place_of = _locator(cycles, lambda length: _moment(warmup_steps))
     dtype = float_dtype(base_value, peak_value, peak_decay)
 
     def schedule(step: ArrayLike) -> jax.Array:
-        _, cycle, position, peak, end = locate(step)
+        _, cycle, position, peak, end = place_of(step)
         height, depth, rising = _climb(position, peak, end, dtype)
         up, down = (
             jnp.where(rising, line, curve)
@@ -421,7 +429,9 @@ def one_cycle_schedule(
       peak_value: scalar at the peak, may be traced.
       end_value: scalar at step ``total_steps - 1`` and ever after, may be traced; torch's default
         is ``init_value / 1e4``.
-      total_steps: optimizer steps (not epochs) of the run, a Python integer.
+      total_steps: optimizer steps of the run, a Python integer. Given its epochs, the schedule
+        has come to ``end_value`` after as many steps, and says nothing: multiply by the batches of
+        an epoch.
       rise_fraction: fraction of the run that rises, a Python number from 0 (step 0 has the peak)
         to 1 (the last step has the peak, and ``end_value`` comes after the run). At most 0.5
         with ``three_phase``.
@@ -437,7 +447,7 @@ def one_cycle_schedule(
       TypeError: if ``total_steps`` is not an integer or a value not a real number.
       ValueError: if a value is not finite or ``rise_fraction`` leaves no room for its phases.
 
-    Example:
+    Examples:
       >>> schedule = one_cycle_schedule(0.04, 1.0, 4e-6, total_steps=10)
       >>> [f"{schedule(step):.3f}" for step in (0, 1, 2, 6, 9, 10)]
       ['0.040', '0.520', '1.000', '0.389', '0.000', '0.000']
@@ -464,7 +474,7 @@ def one_cycle_schedule(
 
     def schedule(step: ArrayLike) -> jax.Array:
         step = as_step(step)
-        value = jnp.full(step.shape, end_value, dtype)
+        value = jnp.asarray(end_value, dtype)
         for phase in reversed(phases):
             now, length = _Moment(step, 0.0), _time_between(phase.start, phase.end, dtype)
             done = _time_between(phase.start, now, dtype) / length
@@ -472,7 +482,7 @@ def one_cycle_schedule(
             height, depth = (done, left) if phase.rises else (left, done)
             within = _between(phase.low, phase.high, *shaped(wave, height, depth))
             value = jnp.where(step <= phase.last_step, within, value)
-        return value
+        return jnp.broadcast_to(value, step.shape)  # of one step there may be no phase
 
     return schedule
 
@@ -493,7 +503,7 @@ def every_epoch(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedul
       TypeError: if ``schedule`` is not callable or ``steps_per_epoch`` not an integer.
       ValueError: if ``steps_per_epoch`` is below 1.
 
-    Example:
+    Examples:
       >>> schedule = every_epoch(triangular_schedule(0.0, 1.0, rise_steps=2), steps_per_epoch=3)
       >>> print(schedule(jnp.arange(9)))
       [0.  0.  0.  0.5 0.5 0.5 1.  1.  1. ]
@@ -528,7 +538,7 @@ def _one_cycle_phases(
     condition = " where three_phase=True" if three_phase else ""
     message = (
         f"rise_fraction must be a Python number from 0 to {most:g}{condition}, "
-        f"got {rise_fraction!r}."
+        f"got {shown(rise_fraction)}."
     )
     if not isinstance(rise_fraction, numbers.Real):
         raise TypeError(message)
@@ -537,19 +547,23 @@ def _one_cycle_phases(
     init_value, peak_value, end_value = values
     # At a fraction of 0 torch's formula would put the peak one step before the run.
     peak_time = float(rise_fraction) * total_steps - 1 if rise_fraction else 0.0
-    times = [0.0, peak_time, float(total_steps - 1)]
-    slopes = [(init_value, peak_value, True), (end_value, peak_value, False)]
+    last = float(total_steps - 1)
     if three_phase:
-        times.insert(2, 2 * peak_time)
-        slopes[1:] = [(init_value, peak_value, False), (end_value, init_value, False)]
+        phases = [
+            (0.0, peak_time, init_value, peak_value, True),
+            (peak_time, 2 * peak_time, init_value, peak_value, False),
+            (2 * peak_time, last, end_value, init_value, False),
+        ]
+    else:
+        phases = [
+            (0.0, peak_time, init_value, peak_value, True),
+            (peak_time, last, end_value, peak_value, False),
+        ]
     return [
-        _Phase(
-            _moment(*start.as_integer_ratio()), _moment(*end.as_integer_ratio()),
-            math.floor(end), low, high, rises,
-        )
-        for start, end, (low, high, rises) in zip(times[:-1], times[1:], slopes, strict=True)
+        _Phase(_moment_at(start), _moment_at(end), math.floor(end), low, high, rises)
+        for start, end, low, high, rises in phases
         if start < end
-    ]  # fmt: skip
+    ]
 
 
 def _check_decaying_peak(peak_value: float | None, base_value: float | None) -> None:

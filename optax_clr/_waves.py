@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from optax_clr._arguments import as_step, float_dtype, function, known_float, real_scalar
+from optax_clr._arguments import as_step, float_dtype, function, known_float, real_scalar, shown
 
 Wave = Callable[[jax.Array], ArrayLike]
 Envelope = Callable[[jax.Array, jax.Array], ArrayLike]
@@ -32,7 +32,7 @@ def linear(height: jax.Array) -> jax.Array:
     Returns:
       The shaped height in [0, 1], same shape and dtype.
 
-    Example:
+    Examples:
       >>> print(linear(jnp.array([0.0, 0.5, 1.0])))
       [0.  0.5 1. ]
 
@@ -53,7 +53,7 @@ def cosine(height: jax.Array) -> jax.Array:
     Returns:
       The shaped height in [0, 1], same shape and dtype.
 
-    Example:
+    Examples:
       >>> [f"{cosine(jnp.float32(height)):.3f}" for height in (0.0, 0.25, 0.5, 1.0)]
       ['0.000', '0.146', '0.500', '1.000']
 
@@ -75,7 +75,7 @@ def welch(height: jax.Array) -> jax.Array:
     Returns:
       The shaped height in [0, 1], same shape and dtype.
 
-    Example:
+    Examples:
       >>> print(welch(jnp.array([0.0, 0.5, 1.0])))
       [0.   0.75 1.  ]
 
@@ -114,7 +114,7 @@ def halving(cycle: jax.Array, step: jax.Array) -> jax.Array:
     Returns:
       float32 of the same shape in (0, 1]; 0 once it is below the smallest normal float.
 
-    Example:
+    Examples:
       >>> print(halving(jnp.arange(4), jnp.arange(4)))
       [1.    0.5   0.25  0.125]
 
@@ -143,7 +143,7 @@ class exponential:  # noqa: N801 (used as a function)
       TypeError: if ``gamma`` is not a real number.
       ValueError: if it is not positive, finite and a scalar.
 
-    Example:
+    Examples:
       >>> envelope = exponential(0.9)
       >>> [f"{envelope(0, t):.3f}" for t in range(4)]
       ['1.000', '0.900', '0.810', '0.729']
@@ -156,7 +156,7 @@ class exponential:  # noqa: N801 (used as a function)
         self.gamma = real_scalar("gamma", gamma, positive=True)
 
     def __repr__(self) -> str:
-        return f"exponential({self.gamma})"
+        return f"exponential({shown(self.gamma)})"
 
     def __call__(self, cycle: ArrayLike, step: ArrayLike) -> jax.Array:
         """Return ``gamma ** step``: a float of the shape of ``step``; ``cycle`` is not used."""

@@ -37,7 +37,7 @@ def steepest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     Raises:
       ValueError: if the shapes differ or ``n < 2``.
 
-    Example:
+    Examples:
       >>> rates = jnp.array([0.001, 0.01, 0.1, 1.0])
       >>> print(steepest(rates, jnp.array([2.0, 1.9, 0.5, 0.4])))
       0.01
@@ -67,7 +67,7 @@ def minimum(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     Raises:
       ValueError: if the shapes differ or there is no row.
 
-    Example:
+    Examples:
       >>> rates = jnp.array([0.001, 0.01, 0.1, 1.0])
       >>> print(minimum(rates, jnp.array([2.0, 1.9, 0.5, 0.7])))
       0.01
@@ -96,7 +96,7 @@ def valley(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     Raises:
       ValueError: if the shapes differ or ``n < 2``.
 
-    Example:
+    Examples:
       >>> rates = jnp.geomspace(1e-3, 1.0, 7)
       >>> print(f"{valley(rates, jnp.array([3.0, 3.1, 2.5, 2.0, 1.0, 0.5, 4.0])):.4f}")
       0.0032
@@ -142,7 +142,7 @@ def slide(
       ValueError: if the shapes differ, ``interval`` is below 1, ``threshold`` not positive, or
         ``n <= interval``.
 
-    Example:
+    Examples:
       >>> rates = jnp.geomspace(1e-3, 1.0, 40)
       >>> rise = jnp.maximum(jnp.arange(40.0) - 30, 0)
       >>> losses = 1 + 0.1 * rise**2

@@ -2,11 +2,20 @@
 
 import functools
 import os
+import shutil
+import tempfile
 
 # Eight devices, for the tests of meshes; set before JAX looks at it. What else runs uses the first.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+# The processes of a run, examples included, share what XLA compiles: a fifth of all the time.
+COMPILED = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 import jax
@@ -23,15 +32,20 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile(
     "default", derandomize=True, deadline=None, max_examples=100, print_blob=True
 )
-# Whether they fail, and not by which least example: for docs/benchmarks/mutation.py.
+# Whether they fail, and not by which least example: for tests/tools/mutation.py.
 hypothesis.settings.register_profile(
     "first_failure",
     hypothesis.settings.get_profile("default"),
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )
-# Other examples each time: docs/benchmarks/fuzz.py counts those of tests/fuzz_*.py.
+# Other examples each time: tests/tools/fuzz.py counts those of tests/fuzz_*.py.
 hypothesis.settings.register_profile("nightly", deadline=None, max_examples=7_500, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_unconfigure():
+    if COMPILED is not None:  # the process that made it, the last to end
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +78,21 @@ def one_per_device():
 
         shard_map = functools.partial(unchecked, check_rep=False)
     return lambda function: shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
+
+
+@pytest.fixture
+def sharded():
+    """Call a function with an array whose last axis is sharded over a mesh of Explicit axes."""
+    if not hasattr(jax, "set_mesh"):
+        pytest.skip("a mesh has no Explicit axes before JAX 0.7")
+    mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Explicit,))
+
+    def call(function, steps):
+        axes = [None] * (steps.ndim - 1) + ["device"]
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        with jax.set_mesh(mesh):
+            values = function(jax.device_put(jnp.asarray(steps), sharding))
+        assert values.sharding == sharding
+        return values
+
+    return call

@@ -1,12 +1,14 @@
 """Cycles against walking them one by one in Python integers."""
 
+import itertools
+import math
 import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import exact
@@ -32,6 +34,8 @@ def walk(cycles):
     return exact.boundaries(cycles.steps, cycles.mult, cycles.num_cycles)
 
 
+# tests/fuzz_schedules.py draws thousands of these.
+@settings(max_examples=50)
 @given(some_cycles(), st.data())
 def test_cycles_are_where_walking_finds_them(cycles, data):
     near = st.tuples(st.sampled_from(walk(cycles)), st.integers(-2, 2)).map(sum)
@@ -76,6 +80,63 @@ def test_starts_follow_lengths(cycles, cycle):
         exact_length = max(1, round(cycles.steps * cycles.mult**cycle))
     if start <= LAST:
         assert cycles.length(cycle) == min(exact_length, LAST)
+
+
+@pytest.mark.parametrize(
+    ("steps", "mult", "num_cycles"),
+    [
+        (10_000, 1.0000001, None),
+        (10_000, 1.0000001, 50_000),
+        (7, 1.0001, None),
+        (30_000, 0.9999, 2**18),
+    ],
+)
+def test_a_mult_close_to_one_is_as_exact_and_as_quick(steps, mult, num_cycles):
+    lengths = [max(1, round(steps * mult**cycle)) for cycle in range(num_cycles or 220_000)]
+    starts = np.array([0, *itertools.accumulate(lengths)])
+    cycles = Cycles(steps, mult, num_cycles)
+    if num_cycles is not None:
+        assert cycles.total_steps == starts[-1]
+    # Where the length changes, and where it does not.
+    changes = 1 + np.flatnonzero(np.diff(lengths))
+    some = np.random.default_rng(0).integers(1, len(lengths), 200)
+    some = np.unique([*changes[:: 1 + len(changes) // 200], *some, 1, len(lengths) - 1])
+    some = some[starts[some + 1] <= LAST]
+    assert len(some) > 100
+    np.testing.assert_array_equal(cycles.start(some), starts[some])
+    np.testing.assert_array_equal(cycles.length(some), np.array(lengths)[some])
+    np.testing.assert_array_equal(cycles.index(starts[some]), some)
+    np.testing.assert_array_equal(cycles.index(starts[some] - 1), some - 1)
+    assert cycles.is_end(starts[some] - 1).all()
+    np.testing.assert_array_equal(cycles.fraction(starts[some]), 0)
+
+
+def test_cycles_that_never_grow_within_the_steps_there_are():
+    cycles = Cycles(1, math.nextafter(1, 2))
+    steps = np.array([0, 1, 10**9, LAST - 1])
+    np.testing.assert_array_equal(cycles.index(steps), steps)
+    np.testing.assert_array_equal(cycles.start(steps), steps)
+    assert cycles.is_end(steps).all()
+
+
+@pytest.mark.parametrize("num_cycles", [2**20, 2**20 + 1])
+def test_so_many_cycles_may_end_where_no_step_comes(num_cycles):
+    def total():
+        return Cycles(3, 1 + 1e-5, num_cycles).total_steps
+
+    if num_cycles > 2**20:
+        with pytest.raises(ValueError, match=f"num_cycles={num_cycles} .* last longer than any"):
+            total()
+    else:
+        # The sum of the geometric series, which rounding to whole steps moves a little.
+        assert total() == pytest.approx(3 * math.expm1(num_cycles * math.log1p(1e-5)) / 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize(("mult", "most"), [(2, 961), (2.0, 961), (4, 481)])
+def test_the_last_cycle_may_be_2_to_the_960_times_the_first(mult, most):
+    assert Cycles(1, mult, most).total_steps == (int(mult) ** most - 1) // (int(mult) - 1)
+    with pytest.raises(ValueError, match=f"num_cycles={most + 1} cycles"):
+        Cycles(1, mult, most + 1)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +204,16 @@ def test_cycles_are_the_same_under_x64(cycles, x64):
             np.testing.assert_array_equal(query(steps.astype(np.int64)), values)
         assert cycles.start(2).dtype == cycles.length(2).dtype == jnp.int32
         np.testing.assert_allclose(cycles.fraction(steps), expected[2], rtol=2e-7)
+
+
+@pytest.mark.parametrize("cycles", [Cycles(7, 1, 3), Cycles(7, 1.5), Cycles(7, 0.5, 3)])
+def test_cycles_of_steps_that_are_sharded(cycles, sharded):
+    steps = np.arange(64).reshape(8, 8)
+    for query in (cycles.index, cycles.fraction, cycles.is_end, cycles.start, cycles.length):
+        expected = query(steps)
+        for each in (query, jax.jit(query)):
+            values = sharded(each, steps)
+            np.testing.assert_allclose(values, expected, rtol=2e-7)
 
 
 def test_cycles_are_values():

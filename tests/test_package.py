@@ -4,9 +4,11 @@ import ast
 import importlib.metadata
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -121,15 +123,47 @@ def test_importing_starts_no_device():
     assert started.returncode != 0  # or the test above could not fail
 
 
-def test_importing_leaves_the_garbage_collector_as_it_was():
-    for state in ("enable", "disable"):
-        report = f"import gc; gc.{state}(); import optax_clr; print(gc.isenabled())"
-        run = subprocess.run([sys.executable, "-c", report], capture_output=True, check=True)
-        assert run.stdout.strip() == str(state == "enable").encode()
+def imported(folder, statement):
+    """What a fresh interpreter prints that finds only the copy of the package in ``folder``."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    run = subprocess.run(
+        [sys.executable, "-c", statement],
+        cwd=folder, env=environment, capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    return run.stdout.strip()
+
+
+def test_a_copy_without_metadata_can_be_imported(tmp_path):
+    shutil.copytree(SOURCE, tmp_path / "optax_clr")
+    hidden = "import importlib.metadata as m; find = m.distribution\n"
+    hidden += "def distribution(name):\n"
+    hidden += "    if name == 'optax-clr': raise m.PackageNotFoundError(name)\n"
+    hidden += "    return find(name)\n"
+    hidden += "m.distribution = distribution\n"
+    report = "import optax_clr; print(optax_clr.__version__, optax_clr.__file__)"
+    version, file = imported(tmp_path, hidden + report).split()
+    assert file.startswith(str(tmp_path))
+    assert version == "0+unknown"
+    assert imported(tmp_path, report).split()[0] == importlib.metadata.version("optax-clr")
+
+
+def test_importing_leaves_the_garbage_collector_as_it_was(tmp_path):
+    shutil.copytree(SOURCE, tmp_path / "optax_clr")
+    for state, is_on in (("enable", "True"), ("disable", "False")):
+        begin, report = f"import gc; gc.{state}()\n", "print(gc.isenabled())"
+        assert imported(tmp_path, f"{begin}import optax_clr\n{report}") == is_on
+    (tmp_path / "optax_clr/plotting.py").write_text("1 / 0")
+    failing = "try: import optax_clr\nexcept ZeroDivisionError: print(gc.isenabled())"
+    assert imported(tmp_path, f"import gc\n{failing}") == "True"
 
 
 def test_types_are_shipped():
     assert (SOURCE / "py.typed").exists()
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a test", "-c", "user.email=test@localhost"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, check=True)
 
 
 def release(tag, root):
@@ -138,20 +172,37 @@ def release(tag, root):
     )
 
 
-def test_only_a_tag_that_is_the_version_may_be_released(tmp_path):
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_only_a_tag_on_main_that_is_the_version_may_be_released(tmp_path):
     root = SOURCE.parent
     for name in (".ci/release", "pyproject.toml", "CITATION.cff", "CHANGELOG.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, tmp_path / name)
-    version = optax_clr.__version__
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
     changes = tmp_path / "CHANGELOG.md"
     changes.write_text(changes.read_text().replace(f"## [{version}]", "## [another]"))
     assert "CHANGELOG.md has no section" in release(f"v{version}", tmp_path).stderr
 
     changes.write_text(f"## [{version}] - 2026-01-01\n")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message=on main")
+    git(tmp_path, "update-ref", "refs/remotes/origin/main", "HEAD")
     assert release(f"v{version}", tmp_path).returncode == 0
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message=beside it")
+    assert "not on origin/main" in release(f"v{version}", tmp_path).stderr
     assert "the tag is v9.9.9" in release("v9.9.9", tmp_path).stderr
 
     citation = tmp_path / "CITATION.cff"
     citation.write_text(citation.read_text().replace(f"version: {version}", "version: 9.9.9"))
     assert "CITATION.cff has version 9.9.9" in release(f"v{version}", tmp_path).stderr
+
+
+def test_every_stage_of_ci_is_run_and_by_actions_of_fixed_contents():
+    root = SOURCE.parent
+    stages = re.search(r"^stages=\((.*)\)$", (root / ".ci/run").read_text(), re.MULTILINE)[1]
+    workflow = (root / ".github/workflows/ci.yml").read_text()
+    matrix = re.search(r"stage: \[(.*)\]", workflow)[1].split(", ")
+    assert {*matrix, "python313"} == {*stages.split()}  # CI has that Python in a job of its own
+    for path in (root / ".github/workflows").glob("*.yml"):
+        for action in re.findall(r"uses: (.*)", path.read_text()):
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", action), action

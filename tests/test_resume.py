@@ -16,7 +16,7 @@ import optax_clr
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
-SCRIPT = pathlib.Path(__file__).parents[1] / "docs" / "benchmarks" / "resume.py"
+SCRIPT = pathlib.Path(__file__).parent / "tools" / "resume.py"
 LAST = 2**31 - 1
 RISE = 50
 CYCLES = optax_clr.Cycles(2 * RISE)

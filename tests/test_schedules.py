@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import exact
@@ -99,6 +99,8 @@ def multiples(draw):
     return mult, draw(finite if mult < 1 else st.one_of(st.none(), finite))
 
 
+# tests/fuzz_schedules.py draws thousands of these.
+@settings(max_examples=40)
 @given(st.data(), value, value, length, length, multiples(), st.sampled_from(list(WAVES)))
 def test_cyclical_stretches_every_wave(data, base, peak, rise, fall, multiple, wave):
     mult, num_cycles = multiple
@@ -116,6 +118,7 @@ def test_cyclical_stretches_every_wave(data, base, peak, rise, fall, multiple, w
     )
 
 
+@settings(max_examples=40)
 @given(
     st.data(), value, value, length, multiples(), st.floats(0.3, 1.0), st.floats(0, 0.99)
 )  # fmt: skip
@@ -165,6 +168,37 @@ def test_one_cycle_has_the_phases_of_torch(
         ],
         rtol=1e-6,
     )
+
+
+@given(
+    st.sampled_from([1, 2, 3, 2**24 + 1, LAST - 2, LAST - 1, LAST]),
+    st.one_of(
+        st.sampled_from([5e-324, 1e-300, 1e-17, 1e-12, 2.0**-32, 2.0**-31, 0.5]),
+        st.floats(-12, -0.31).map(lambda exponent: 10**exponent),
+        st.floats(1, 3).map(lambda steps: steps / LAST),
+    ),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(list(WAVES)),
+)
+@example(LAST, 1e-12, False, True, optax_clr.linear)  # it starts two steps before the run
+def test_one_cycle_at_fractions_that_leave_no_step_to_a_phase(
+    total, fraction, falls, three_phase, wave
+):
+    if falls and not three_phase:
+        fraction = 1 - fraction
+    top = fraction * total - 1
+    moments = [0, int(top), int(2 * top), total - 1]
+    steps = [min(max(moment + near, 0), LAST) for moment in moments for near in range(-3, 4)]
+    init, peak, end = (float(np.float32(value)) for value in (0.04, 1.0, 1e-3))
+    expected = [
+        exact.one_cycle(t, init, peak, end, total, fraction, WAVES[wave], three_phase)
+        for t in steps
+    ]
+    schedule = optax_clr.one_cycle_schedule(
+        init, peak, end, total, rise_fraction=fraction, wave=wave, three_phase=three_phase
+    )
+    assert_close(schedule, steps, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0])
@@ -329,7 +363,8 @@ def test_a_step_that_int32_cannot_count_is_the_last_that_it_can(schedule):
     # Optax's counters saturate there. A step that wrapped around would restart the schedule.
     beyond = [schedule(2**31), schedule(np.uint32(2**32 - 1)), schedule(np.int64(2**40))]
     assert all(value == schedule(LAST) for value in beyond)
-    assert schedule(-1) == schedule(0)
+    before = [schedule(-1), schedule(-(2**31) - 5), schedule(np.int64(-(2**40)))]
+    assert all(value == schedule(0) for value in before)
 
 
 @pytest.mark.parametrize("num_cycles", [3, 1500])
@@ -420,6 +455,11 @@ def test_float32_values_give_the_same_under_x64(schedule, x64):
 def test_schedules_work_inside_shard_map(schedule, one_per_device):
     values = jax.jit(one_per_device(schedule))(jnp.asarray(SOME_STEPS))
     np.testing.assert_allclose(values, schedule(SOME_STEPS), rtol=5e-7)
+
+
+def test_schedules_of_steps_that_are_sharded(schedule, sharded):
+    steps = np.arange(64).reshape(8, 8)
+    np.testing.assert_allclose(sharded(jax.jit(schedule), steps), schedule(steps), rtol=5e-7)
 
 
 def test_one_program_serves_every_step(schedule):

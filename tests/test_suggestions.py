@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optax_clr import suggestions
@@ -58,19 +58,21 @@ REFERENCES = {
 }
 
 
-def some_curve(seed, num_rows=60):
+def some_curve(seed, num_rows=60, space=np.geomspace):
     rng = np.random.default_rng(seed)
-    rates = np.geomspace(1e-6, 1.0, num_rows).astype(np.float32)
+    rates = space(1e-6, 1.0, num_rows).astype(np.float32)
     depth = 2 - 1.5 * np.exp(-((np.log10(rates) + rng.uniform(1, 5)) ** 2))
     rise = np.maximum(np.arange(num_rows) - rng.integers(30, 70), 0) ** 2 * rng.uniform(0, 0.1)
     noise = rng.choice([0.0, 0.01, 0.3]) * rng.normal(size=num_rows)
     return rates, (depth + rise + noise - rng.choice([0, 5])).astype(np.float32)
 
 
+@pytest.mark.parametrize("space", [np.geomspace, np.linspace])
 @pytest.mark.parametrize("name", RULES)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000))
-def test_rules_are_as_their_authors_wrote_them(name, seed):
-    rates, losses = some_curve(seed)
+def test_rules_are_as_their_authors_wrote_them(name, space, seed):
+    rates, losses = some_curve(seed, space=space)
     expected = REFERENCES[name](rates.astype(np.float64), losses.astype(np.float64))
     np.testing.assert_allclose(RULES[name](rates, losses), expected, rtol=1e-5)
 

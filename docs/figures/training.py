@@ -3,7 +3,7 @@
     python docs/figures/training.py            # into docs/pages/images
     python docs/figures/training.py FOLDER
 
-Drawn from what docs/benchmarks/training.py has stored; nothing is trained.
+Drawn from what docs/study/training.py has stored; nothing is trained.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ TESTED = 1  # among the ways to choose a peak
 
 
 def draw(folder):
-    files = sorted((DOCS / "benchmarks/training").glob("*.npz"))
+    files = sorted((DOCS / "study/training").glob("*.npz"))
     figure, grid = pyplot.subplots(3, 3, figsize=(9, 7.8), layout="constrained")
     for axes in grid.flat[len(files) :]:
         axes.remove()

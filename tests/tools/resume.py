@@ -1,6 +1,6 @@
 """Kill a training run at random moments, resume it, and compare with one that was never killed.
 
-    python docs/benchmarks/resume.py --kills 50 --seed 0
+    python tests/tools/resume.py --kills 50 --seed 0
 
 A network on scikit-learn's digits, its rate on a schedule, its momentum cycled the other way, its
 weights averaged at the ends of cycles. It logs rate, momentum and loss of every step, and saves a

@@ -1,6 +1,6 @@
 """How far the bounds of a range test depend on where, and in what form, it is run.
 
-    python docs/benchmarks/determinism.py
+    python tests/tools/determinism.py
 
 A network on scikit-learn's digits, Adam, 300 steps of batches of 32, eight seeds, and what each
 test reads: base and peak of bounds(), suggest() and one_cycle_peak(). Processes of 1, 2, 4 and 8

@@ -1,8 +1,8 @@
 """How many cases does the fuzzing try, and how many fail? The nightly profile, counted.
 
-    python docs/benchmarks/fuzz.py                       # over 100,000 cases
-    python docs/benchmarks/fuzz.py --profile default     # those of CI, in a minute
-    python docs/benchmarks/fuzz.py readings schedules    # of two files
+    python tests/tools/fuzz.py                       # over 100,000 cases
+    python tests/tools/fuzz.py --profile default     # those of CI, in a minute
+    python tests/tools/fuzz.py readings schedules    # of two files
 
 A case is one example of Hypothesis that ran to its end; what it rejected is not counted. The
 nightly cases are others each time, and a failure prints what reproduces it.

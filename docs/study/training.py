@@ -1,9 +1,9 @@
 """Does cycling help? Schedules at equal steps, with peaks tuned, tested for, and customary.
 
-    python docs/benchmarks/training.py --quick          # two small tasks, a minute; stores nothing
-    python docs/benchmarks/training.py measure          # tasks that are not stored yet, an hour
-    python docs/benchmarks/training.py measure "mnist CNN"
-    python docs/benchmarks/training.py                  # the tables, from what is stored
+    python docs/study/training.py --quick          # two small tasks, a minute; stores nothing
+    python docs/study/training.py measure          # tasks that are not stored yet, an hour
+    python docs/study/training.py measure "mnist CNN"
+    python docs/study/training.py                  # the tables, from what is stored
 
 Every schedule has one number to choose, its peak. It is chosen in three ways:
 

@@ -1,6 +1,6 @@
 """The rules by which other systems read a range test, as functions of one recorded curve.
 
-    python docs/benchmarks/suggestion_peers.py    # checks each against its package, 1 minute
+    python docs/study/suggestion_peers.py    # checks each against its package, 1 minute
 
 Each takes the rates of one sweep and the raw loss of each batch before its update, arrays ``[n]``,
 and smooths, stops and trims the curve as its package does. The last rows may have diverged. NaN
@@ -23,15 +23,19 @@ import functools
 import importlib.metadata
 import itertools
 import os
+import pathlib
+import sys
 import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from range_test_peers import Loader, quiet
 
 from optax_clr import suggestions
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+from range_test_peers import Loader, quiet
 
 # The defaults: lowest rate, highest rate, steps. torch-lr-finder starts at the optimizer's rate;
 # 1e-7 is that of the example in its README. Ignite has no default of its own for that, and takes

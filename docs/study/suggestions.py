@@ -1,9 +1,9 @@
 """How good are the rates that a range test suggests? Ours, and every other system's, on real tasks.
 
-    python docs/benchmarks/suggestions.py --quick     # four small tasks, a minute
-    python docs/benchmarks/suggestions.py scores      # from the stored suggestions, a minute
-    python docs/benchmarks/suggestions.py measure     # makes them anew, half an hour
-    python docs/benchmarks/suggestions.py stability bounds
+    python docs/study/suggestions.py --quick     # four small tasks, a minute
+    python docs/study/suggestions.py scores      # from the stored suggestions, a minute
+    python docs/study/suggestions.py measure     # makes them anew, half an hour
+    python docs/study/suggestions.py stability bounds
 
 What training with each rate comes to was measured once (suggestion_truth.py, which also says what a
 regret is), on the tasks of suggestion_tasks.py. The rules of others (suggestion_peers.py) read the

@@ -1,4 +1,4 @@
-"""A plain network for scikit-learn's digits, for the benchmarks of resuming and of determinism."""
+"""A plain network for scikit-learn's digits, for resume.py and determinism.py."""
 
 import itertools
 

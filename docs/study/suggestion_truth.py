@@ -1,7 +1,7 @@
 """Ground truth for the benchmark of suggestions: what training with each rate comes to.
 
-    python docs/benchmarks/suggestion_truth.py               # tasks that are missing, 40 minutes
-    python docs/benchmarks/suggestion_truth.py "digits MLP sgd"
+    python docs/study/suggestion_truth.py               # tasks that are missing, 40 minutes
+    python docs/study/suggestion_truth.py "digits MLP sgd"
 
 Every task is trained with each rate of a grid, four to a decade: as a constant, as the peak of
 one cycle, and as the peak of four triangular cycles whose base is each of BASE_RATIOS of it;

@@ -1,7 +1,7 @@
 """What long tests, long runs, many lanes and large params take, and whether anything is left over.
 
-    python docs/benchmarks/long_and_large.py            # all sections
-    python docs/benchmarks/long_and_large.py a e        # some of them
+    python tests/tools/long_and_large.py            # all sections
+    python tests/tools/long_and_large.py a e        # some of them
 
 Every row is measured in a process of its own. Its peak is the resident memory of that process, in
 which Python, JAX and XLA's compiler have 300 MB or so; arguments, results and working memory are
