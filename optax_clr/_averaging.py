@@ -46,7 +46,7 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
       TypeError: if ``cycles`` is not a :class:`Cycles`.
       ValueError: from the update, if it is not given the params.
 
-    Example:
+    Examples:
       >>> cycles = Cycles(2)
       >>> optimizer = optax.chain(optax.sgd(1.0), average_at_cycle_ends(cycles))
       >>> params = jnp.float32(0.0)
@@ -116,7 +116,7 @@ def averaged_params(opt_state: PyTree) -> PyTree:
     Raises:
       ValueError: if there is no such state in it, or more than one.
 
-    Example:
+    Examples:
       >>> optimizer = optax.chain(optax.sgd(0.1), average_at_cycle_ends(Cycles(100)))
       >>> print(averaged_params(optimizer.init({"weight": jnp.ones(2)})))
       {'weight': Array([1., 1.], dtype=float32)}

@@ -86,7 +86,7 @@ def lr_grid_test(
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
         in length or shape, the loss is not a scalar, or the optimizer ignores its rate.
 
-    Example:
+    Examples:
       >>> def loss_fn(params, batch):
       ...     inputs, targets = batch
       ...     return jnp.mean((inputs @ params - targets) ** 2)

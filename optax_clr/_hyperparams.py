@@ -68,7 +68,7 @@ def inject_schedules(
         schedule.
       ValueError: if ``static_args`` names an argument that the factory does not have.
 
-    Example:
+    Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
       >>> momentum = optax_clr.triangular_schedule(0.95, 0.85, rise_steps=2)
       >>> optimizer = inject_schedules(optax.sgd)(learning_rate=rate, momentum=momentum)
@@ -133,7 +133,7 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
     Raises:
       ValueError: if schedules were passed to Optax itself, whose state does not hold their values.
 
-    Example:
+    Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
       >>> optimizer = optax.chain(
       ...     optax.clip(1.0), inject_schedules(optax.adam)(learning_rate=rate)
@@ -175,7 +175,7 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
         overwrite the value in silence), the shape differs, or the state was restored from a
         checkpoint without its types.
 
-    Example:
+    Examples:
       >>> optimizer = inject_schedules(optax.sgd)(learning_rate=jnp.float32(0.1))
       >>> state = set_hyperparams(optimizer.init(jnp.zeros(3)), learning_rate=0.05)
       >>> get_hyperparams(state)

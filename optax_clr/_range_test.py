@@ -99,7 +99,7 @@ def range_test(
         loss does not depend on the value, or ``optax.MultiSteps`` does not fit ``steps_per_value``.
       ImportError: if ``progress`` is asked for and tqdm is not installed.
 
-    Example:
+    Examples:
       >>> def step_fn(position, batch, rate):  # gradient descent on position**2 / 2, noisy
       ...     loss = (position - batch) ** 2 / 2
       ...     return position - rate * (position - batch), loss
@@ -187,7 +187,7 @@ def lr_range_test(
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
         in length or shape, the loss is not a scalar, or the optimizer ignores its rate.
 
-    Example:
+    Examples:
       >>> def loss_fn(params, batch):
       ...     inputs, targets = batch
       ...     return jnp.mean((inputs @ params - targets) ** 2)

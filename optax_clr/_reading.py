@@ -40,7 +40,7 @@ _BASE_OF_PEAK = 1 / 4
 class RangeTestError(ValueError):
     """A range test whose curve cannot be read; the message says what to change.
 
-    Example:
+    Examples:
       >>> rates, losses = jnp.geomspace(1e-3, 10.0, 50), jnp.linspace(1.0, 2.0, 50)
       >>> try:
       ...     optax_clr.RangeTest(rates, losses, losses, jnp.int32(50)).suggest()
@@ -57,7 +57,7 @@ class LRBounds(NamedTuple):
       base_value: ``f32[]`` value at both ends of a cycle.
       peak_value: ``f32[]`` value at its peak.
 
-    Example:
+    Examples:
       >>> bounds = LRBounds(base_value=0.01, peak_value=0.04)
       >>> schedule = optax_clr.triangular_schedule(*bounds, rise_steps=100)
     """
@@ -69,7 +69,7 @@ class LRBounds(NamedTuple):
 class RangeTestWarning(UserWarning):
     """A range test was read, but its curve leaves a doubt; the message says what to change.
 
-    Example:
+    Examples:
       >>> import warnings
       >>> rates = jnp.geomspace(1e-5, 1e-2, 100)
       >>> losses = jnp.exp(-1e3 * rates)  # still falling at the last rate

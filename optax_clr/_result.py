@@ -50,7 +50,7 @@ class RangeTest(NamedTuple):
       batch_size: ``i32[]`` examples in a batch, the length of the leading axis that its arrays
         share; ``()`` where they share none.
 
-    Example:
+    Examples:
       >>> inputs = jax.random.normal(jax.random.key(0), (200, 8))
       >>> def loss_fn(weight, batch):
       ...     return jnp.mean((weight * batch - 3 * batch) ** 2)
@@ -93,7 +93,7 @@ class RangeTest(NamedTuple):
           RangeTestWarning: a warning, outside of them, if an end of the sweep cuts the valley or
             noise blurs it; it says what to change.
 
-        Example:
+        Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
@@ -117,7 +117,7 @@ class RangeTest(NamedTuple):
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
           RangeTestWarning: a warning, as for :meth:`suggest`.
 
-        Example:
+        Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
@@ -143,7 +143,7 @@ class RangeTest(NamedTuple):
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
           RangeTestWarning: a warning, as for :meth:`suggest`.
 
-        Example:
+        Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
@@ -164,7 +164,7 @@ class RangeTest(NamedTuple):
           The number of rows and curves, the range of rates and of the loss, what it reads as, or
           why it cannot be read.
 
-        Example:
+        Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> print(RangeTest(rates, losses, losses, jnp.int32(100)).summary())

@@ -107,7 +107,7 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
       ValueError: if ``step`` is not a scalar or is negative; if the state has no schedule, or a
         counter of which it is not known whether a schedule reads it.
 
-    Example:
+    Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
       >>> optimizer = optax_clr.inject_schedules(optax.sgd)(learning_rate=rate)
       >>> state = set_step(optimizer.init(jnp.zeros(3)), 2)

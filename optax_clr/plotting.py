@@ -40,7 +40,7 @@ def plot_range_test(result: RangeTest, ax: Axes | None = None) -> Axes:
       ImportError: if Matplotlib is not installed.
       TypeError: if ``result`` is no range test's or ``ax`` no Axes.
 
-    Example:
+    Examples:
       >>> import matplotlib
       >>> matplotlib.use("agg")
       >>> rates = jnp.geomspace(1e-3, 10.0, 100)
@@ -107,7 +107,7 @@ def plot_schedule(schedule: optax.Schedule, num_steps: int, ax: Axes | None = No
       TypeError: if ``schedule`` is no function, ``num_steps`` no integer or ``ax`` no Axes.
       ValueError: if ``num_steps`` is below 1.
 
-    Example:
+    Examples:
       >>> import matplotlib
       >>> matplotlib.use("agg")
       >>> ax = plot_schedule(optax_clr.triangular_schedule(0.1, 1.0, rise_steps=5), 20)

@@ -27,6 +27,8 @@ import strategies
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# GPUs and TPUs round the factors of a product to fewer bits by default, which is another curve.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 # The same examples in every run: a failure is for everyone, and not gone tomorrow.
 hypothesis.settings.register_profile(

@@ -101,7 +101,7 @@ class Task:
 
     def range_test(self):
         """Return a function that runs the range test of optax_clr as a user would."""
-        loss_fn = self.loss_fn  # one function, as a user's is: a method is a new one at each look
+        loss_fn = self.loss_fn
         return lambda batches=self.batches, params=self.params: optax_clr.lr_range_test(
             loss_fn, params, self.optimizer, batches, min_value=MIN_RATE, max_value=MAX_RATE,
             num_steps=self.num_steps, stop_factor=float("inf"),

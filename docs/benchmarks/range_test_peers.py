@@ -4,7 +4,8 @@
 
 Nothing stops early and nothing is plotted: ``prepare`` returns a whole test of as many steps as
 there are batches, at rates from 1e-7 to 1e-2. Rates this low diverge nowhere, so every step of
-every tool does the same work. Everything runs on the CPU, on torch's default number of threads.
+every tool does the same work. Everything runs on one GPU where both torch and JAX have one, with the
+batches on it from the start, and else on the CPU, on torch's default number of threads.
 
 Each tool is imported only when its finder is prepared: a cold time must not include the others.
 
@@ -32,12 +33,26 @@ WIDTHS = {"tiny": (20, 16, 10), "mlp": (784, 256, 256, 10), "large": (784, 1024,
 # --------------------------------------------------------------------- the same work for each tool
 
 
+def device():
+    """Return the device of torch on which JAX computes too."""
+    import jax
+    import torch
+
+    has_both = torch.cuda.is_available() and jax.default_backend() == "gpu"
+    return torch.device("cuda" if has_both else "cpu")
+
+
 def new_network(name):
     """Return a network with fresh weights, the same ones at every call."""
     import torch
-    from torch import nn
 
     torch.manual_seed(0)
+    return _network(name).to(device())
+
+
+def _network(name):
+    from torch import nn
+
     if name == "cnn":
         return nn.Sequential(
             *(nn.Conv2d(1, 16, 3, padding="same"), nn.ReLU(), nn.AvgPool2d(2)),
@@ -77,8 +92,9 @@ def as_loader(inputs, labels):
 
     if inputs.ndim == 5:  # torch wants the channels before the rows
         inputs = np.ascontiguousarray(np.moveaxis(inputs, -1, 2))
-    inputs = torch.tensor(inputs, dtype=torch.float32)
-    return Loader(zip(inputs, torch.tensor(labels, dtype=torch.int64), strict=True))
+    inputs = torch.tensor(inputs, dtype=torch.float32, device=device())
+    labels = torch.tensor(labels, dtype=torch.int64, device=device())
+    return Loader(zip(inputs, labels, strict=True))
 
 
 # ------------------------------------------------------------------------------------- the finders
@@ -116,7 +132,7 @@ def torch_lr_finder(loader):
 
     def test(model, optimizer, suggest):
         # Always: copies of both states in memory, tqdm around the steps, a line printed at the end.
-        finder = LRFinder(model, optimizer, CrossEntropyLoss())
+        finder = LRFinder(model, optimizer, CrossEntropyLoss(), device=device())
         finder.range_test(
             TrainDataLoaderIter(loader),
             start_lr=MIN_RATE,
@@ -144,7 +160,7 @@ def ignite(loader):
     from torch.nn import CrossEntropyLoss
 
     def test(model, optimizer, suggest):
-        trainer = create_supervised_trainer(model, optimizer, CrossEntropyLoss())
+        trainer = create_supervised_trainer(model, optimizer, CrossEntropyLoss(), device=device())
         finder = FastaiLRFinder()
         # Always: a file of both states, written before and read after, and the engine's events.
         with finder.attach(
@@ -190,7 +206,11 @@ def lightning(loader):
             # "barebones", Lightning's mode to measure its own overhead with: no logger, checkpoint
             # callback, bar, summary or sanity check.
             trainer = Trainer(
-                barebones=True, accelerator="cpu", devices=1, max_epochs=1, default_root_dir=folder
+                barebones=True,
+                accelerator=device().type,
+                devices=1,
+                max_epochs=1,
+                default_root_dir=folder,
             )
             # Always: a checkpoint, written before and read after, a bar of the finder's own, hooks.
             finder = Tuner(trainer).lr_find(
@@ -211,7 +231,6 @@ def fastai(loader):
     """fastai: from 1e-7 to one step short of 1e-2; never fewer than 6 steps."""
     import tempfile
 
-    import torch
     from fastai.basics import DataLoaders, Learner, OptimWrapper
     from fastai.callback.schedule import SuggestionMethod  # this import gives Learner its lr_find
     from torch.nn import CrossEntropyLoss
@@ -219,7 +238,7 @@ def fastai(loader):
     def test(model, optimizer, suggest):
         with tempfile.TemporaryDirectory() as folder:
             learner = Learner(
-                DataLoaders(loader, loader, device=torch.device("cpu")),  # the second is never read
+                DataLoaders(loader, loader, device=device()),  # the second is never read
                 model,
                 CrossEntropyLoss(),
                 OptimWrapper(opt=optimizer),  # as fast as fastai's own optimizers, within a tenth
