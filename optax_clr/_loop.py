@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from optax_clr._result import EndedBy, RangeTest
 from optax_clr._step import PyTree
-from optax_clr._stop_rule import StopRule, Watch, decay_over, new_watch, watch_rows
+from optax_clr._stop_rule import ChunkRule, Watch, new_watch, watch_rows
 
 
 class Inputs(NamedTuple):
@@ -61,6 +61,7 @@ class Loop:
       rows_per_chunk: rows that are trained before they are judged.
       unroll: steps that are compiled one after the other, in each turn of a loop over steps.
       keeps_state: whether the state after the last row is wanted, and not one of padding.
+      batch_size: examples in a batch, where that can be told.
     """
 
     start: Callable[..., PyTree]
@@ -71,13 +72,14 @@ class Loop:
     rows_per_chunk: int
     unroll: int
     keeps_state: bool
+    batch_size: int | None
 
     def whole(
         self,
         initial: PyTree,
         batches: PyTree,
         values: jax.Array,
-        rule: StopRule,
+        rule: ChunkRule,
         held_out: PyTree,
     ) -> tuple[RangeTest, PyTree]:
         """Return the result of a test, and the state after it."""
@@ -86,7 +88,7 @@ class Loop:
         trained, rows = self.train_rows(trained, inputs, values, rule, held_out)
         ended_by = jnp.where(trained.watch.alive, EndedBy.LAST_VALUE, EndedBy.DIVERGENCE)
         num_valid, ended_by = trained.watch.num_rows, ended_by.astype(jnp.int32)
-        return finish(values, rows, num_valid, ended_by, self.steps_per_value), trained.state
+        return self.finish(values, rows, num_valid, ended_by), trained.state
 
     def begin(self, initial: PyTree, batches: PyTree, values: jax.Array) -> Trained:
         """Return where a test begins, in buffers that may be donated."""
@@ -102,7 +104,7 @@ class Loop:
         trained: Trained,
         inputs: Inputs,
         values: jax.Array,
-        rule: StopRule,
+        rule: ChunkRule,
         held_out: PyTree,
     ) -> tuple[Trained, Rows]:
         """Train rows chunk by chunk, until all lanes have diverged; return what is after them.
@@ -112,14 +114,13 @@ class Loop:
         """
         size = self.rows_per_chunk
         num_chunks = -(-values.shape[0] // size)
-        decay = decay_over(size, rule.smoothing, trained.watch.average.dtype)
 
         def train_chunk(trained: Trained, first: ArrayLike) -> tuple[Trained, Rows]:
             first = jnp.asarray(first)
             state, entries = self._train_chunk(trained.state, first, inputs, values, held_out)
             num_recorded = jnp.clip(inputs.num_rows - first, 0, size)
             losses, metrics, held_out_losses = entries
-            watch, smoothed = watch_rows(trained.watch, losses, num_recorded, decay, rule)
+            watch, smoothed = watch_rows(trained.watch, losses, num_recorded, rule)
             return Trained(state, watch), Rows(losses, smoothed, metrics, held_out_losses)
 
         if num_chunks == 1:
@@ -140,6 +141,29 @@ class Loop:
         rows = self._empty_rows(trained, num_chunks * size, inputs.batches, values, held_out)
         _, trained, rows = lax.while_loop(goes_on, train_next, (jnp.int32(0), trained, rows))
         return trained, _first_rows(rows, values.shape[0])
+
+    def finish(
+        self, values: jax.Array, rows: Rows, num_valid: jax.Array, ended_by: jax.Array
+    ) -> RangeTest:
+        """Return the result, with NaN for all rows that are not data."""
+        recorded = jnp.arange(values.shape[0], dtype=jnp.int32) < num_valid
+
+        def mask(column: jax.Array) -> jax.Array:
+            shaped = recorded.reshape(recorded.shape + (1,) * (column.ndim - 1))
+            return jnp.where(shaped, column, jnp.nan)
+
+        losses, smoothed_losses, metrics, held_out_losses = jax.tree.map(mask, rows)
+        return RangeTest(
+            learning_rates=mask(values),
+            losses=losses,
+            smoothed_losses=smoothed_losses,
+            num_valid=num_valid,
+            metrics=metrics,
+            held_out_losses=held_out_losses,
+            equivalent_steps=mask(self.steps_per_value * jnp.cumsum(values) / values),
+            ended_by=ended_by,
+            batch_size=() if self.batch_size is None else jnp.int32(self.batch_size),
+        )
 
     def _train_chunk(
         self,
@@ -235,30 +259,3 @@ def _any_of_many(
 ) -> tuple[jax.Array, bool]:
     del axis_size, in_batched
     return any_lane(alive.any(0)), False  # by any_lane again, for a vmap around this one
-
-
-def finish(
-    values: jax.Array,
-    rows: Rows,
-    num_valid: jax.Array,
-    ended_by: jax.Array,
-    steps_per_value: int,
-) -> RangeTest:
-    """Return the result, with NaN for all rows that are not data."""
-    recorded = jnp.arange(values.shape[0], dtype=jnp.int32) < num_valid
-
-    def mask(column: jax.Array) -> jax.Array:
-        shaped = recorded.reshape(recorded.shape + (1,) * (column.ndim - 1))
-        return jnp.where(shaped, column, jnp.nan)
-
-    losses, smoothed_losses, metrics, held_out_losses = jax.tree.map(mask, rows)
-    return RangeTest(
-        learning_rates=mask(values),
-        losses=losses,
-        smoothed_losses=smoothed_losses,
-        num_valid=num_valid,
-        metrics=metrics,
-        held_out_losses=held_out_losses,
-        equivalent_steps=mask(steps_per_value * jnp.cumsum(values) / values),
-        ended_by=ended_by,
-    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ class CompiledLoop:
         self.whole = jax.jit(loop.whole)
         self.begin = jax.jit(loop.begin)
         self.train_rows = jax.jit(loop.train_rows, donate_argnums=0)
+        self.finish = jax.jit(loop.finish)
 
 
 class Programs:
@@ -183,60 +183,66 @@ _ATOMS = (int, float, complex, str, bytes, type(None), np.generic)
 _CONTAINERS = (list, tuple, dict, types.MethodType, functools.partial)
 
 
-class _Seen:
+class _Seen(NamedTuple):
     """An object that a function referred to, not kept alive by this where that is possible."""
 
-    def __init__(self, value: Any) -> None:
-        self.is_tracer = is_traced(value)
-        self._type = type(value)
-        self._get: Callable[[], Any] = lambda: value
-        if isinstance(value, _CONTAINERS):
-            self._get = lambda: None
-        elif not isinstance(value, _ATOMS):
-            with contextlib.suppress(TypeError):
-                self._get = weakref.ref(value)
+    kind: type
+    get: Callable[[], Any] | None  # None of a container
+    is_atom: bool
 
-    def is_now(self, value: Any) -> bool:
-        if type(value) is not self._type:
-            return False
-        if isinstance(value, _CONTAINERS):
-            return True
-        seen = self._get()
-        return seen is value or (isinstance(value, _ATOMS) and bool(seen == value))
+    @property
+    def is_tracer(self) -> bool:
+        return self.get is not None and is_traced(self.get())
+
+
+# What nobody changes, or where nothing can be seen.
+_OPAQUE = (type, types.ModuleType, jax.Array, np.ndarray)
 
 
 def _look(functions: tuple[Function, ...]) -> list[_Seen]:
-    return [_Seen(value) for value in _referred_to(functions)]
+    return [_seen(value) for value in _referred_to(functions)]
+
+
+def _seen(value: Any) -> _Seen:
+    if isinstance(value, _CONTAINERS):
+        return _Seen(type(value), None, False)
+    if not isinstance(value, _ATOMS):
+        with contextlib.suppress(TypeError):
+            return _Seen(type(value), weakref.ref(value), False)
+    return _Seen(type(value), lambda: value, isinstance(value, _ATOMS))
 
 
 def _sees_the_same(functions: tuple[Function, ...], seen: list[_Seen]) -> bool:
     now = _referred_to(functions)
-    pairs = itertools.zip_longest(seen, now, fillvalue=_MISSING)
-    return all(
-        then is not _MISSING and value is not _MISSING and then.is_now(value)
-        for then, value in pairs
-    )
+    for (kind, get, is_atom), value in zip(seen, now, strict=False):
+        if type(value) is not kind:
+            return False
+        if get is None:
+            continue
+        then = get()
+        if then is not value and not (is_atom and bool(then == value)):
+            return False
+    return len(seen) == len(now)
 
 
-_MISSING: Any = object()
-
-
-def _referred_to(functions: tuple[Function, ...]) -> Iterator[Any]:
-    """Yield what functions see: variables, globals, attributes, entries, and what these see.
+def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
+    """Return what functions see: variables, globals, attributes, entries, and what these see.
 
     Of other modules than the functions' own the functions are not looked into, nor are arrays.
     """
     homes = {id(getattr(function, "__globals__", None)) for function in map(_plain, functions)}
     waiting = list(functions)[::-1]
+    found: list[Any] = []
     met: set[int] = set()
-    while waiting and len(met) < _MOST_OBJECTS:
+    while waiting and len(found) < _MOST_OBJECTS:
         value = waiting.pop()
-        yield value
+        found.append(value)
         if id(value) in met:
             continue
         met.add(id(value))
         if not isinstance(value, types.FunctionType) or id(value.__globals__) in homes:
             waiting += _parts(value)
+    return found
 
 
 def _plain(function: Any) -> Any:
@@ -258,7 +264,7 @@ def _parts(value: Any) -> list[Any]:
         return list(value.values())
     if isinstance(value, (list, tuple, set, frozenset)):
         return list(value)
-    if isinstance(value, (type, types.ModuleType, jax.Array, np.ndarray)):
+    if isinstance(value, (*_ATOMS, *_OPAQUE)):
         return []
     wrapped = getattr(value, "__wrapped__", None)  # of jax.jit
     return [wrapped, *getattr(value, "__dict__", {}).values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -223,7 +224,7 @@ def lr_range_test(
     )
     if message := early_end(outcome):
         warnings.warn(message, RuntimeWarning, stacklevel=3)
-    if counts_batches and source.held and outcome.batch_size == 1:
+    if counts_batches and source.held and outcome.batch_size == 0:
         warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
     return outcome.result
 
@@ -312,12 +313,19 @@ def spaced(min_value: Any, max_value: Any, num_values: int, spacing: str) -> jax
     if spacing not in ("log", "linear"):
         raise ValueError(f"spacing must be 'log' or 'linear', got {spacing!r}.")
     if low is not None and high is not None:
-        space = np.geomspace if spacing == "log" else np.linspace
-        return space(low, high, num_values).astype(np.float32)
+        return _known_rates(low, high, num_values, spacing)
     start, stop = jnp.asarray(min_value, jnp.float32), jnp.asarray(max_value, jnp.float32)
     if spacing == "log":
         return jnp.geomspace(start, stop, num_values)
     return jnp.linspace(start, stop, num_values)
+
+
+@functools.lru_cache(maxsize=32)  # as long to compute as a step of a small network
+def _known_rates(low: float, high: float, num_values: int, spacing: str) -> np.ndarray:
+    space = np.geomspace if spacing == "log" else np.linspace
+    rates: np.ndarray = space(low, high, num_values).astype(np.float32)
+    rates.flags.writeable = False
+    return rates
 
 
 def _stop_rule(smoothing: ArrayLike, stop_factor: ArrayLike) -> StopRule:

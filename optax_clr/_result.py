@@ -48,7 +48,7 @@ class RangeTest(NamedTuple):
       ended_by: ``i32[]`` what ended the test: 0 the last value, 1 divergence, 2 the end of the
         data, 3 an interrupt or an exception of the data loader; ``()`` where it is not known.
       batch_size: ``i32[]`` examples in a batch, the length of the leading axis that its arrays
-        share; ``()`` where they share none.
+        share; 0 where one of them is a scalar, ``()`` where they share none.
 
     Examples:
       >>> inputs = jax.random.normal(jax.random.key(0), (200, 8))
@@ -223,7 +223,7 @@ def _summary(result: RangeTest) -> str:
         end = "no divergence"
     batch_sizes = set(np.ravel(result.batch_size).tolist())
     if len(batch_sizes) == 1:
-        end += f"; batches of {max(batch_sizes)}"
+        end += f"; batches of {max(batch_sizes) or 'a single example'}"
     first = losses.reshape(num_curves, num_rows)[:, 0]
     lines = [
         f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
@@ -243,7 +243,7 @@ def _summary(result: RangeTest) -> str:
     ]
     if spread := _reading.spread(curve):
         lines.append(f"suggest() of the single curves: {spread[0]:.3g} to {spread[1]:.3g}.")
-    if batch_sizes == {1}:
+    if batch_sizes == {0}:
         doubts = [*doubts, ONE_EXAMPLE]
     lines += [f"In doubt: {doubt}" for doubt in doubts]
     return "\n".join(lines)

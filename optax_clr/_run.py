@@ -18,11 +18,11 @@ import numpy as np
 from optax_clr._arguments import is_traced
 from optax_clr._batches import Batches
 from optax_clr._documentation import see
-from optax_clr._loop import Inputs, Rows, finish
+from optax_clr._loop import Inputs, Rows
 from optax_clr._programs import CompiledLoop, programs_of
 from optax_clr._result import EndedBy, RangeTest
 from optax_clr._step import PyTree, Step
-from optax_clr._stop_rule import StopRule
+from optax_clr._stop_rule import ChunkRule, Past, StopRule, for_chunks
 from optax_clr._traced import StepFacts
 
 # How long a call from Python should take: short enough for a bar that moves, and for Ctrl-C.
@@ -125,16 +125,18 @@ def run(
             # Called row by row, the program has no loop at all.
             unroll=steps_per_value if by_rows else device.unrolled_steps if is_small else 1,
             keeps_state=keeps_state,
+            batch_size=facts.batch_size,
         )
+        chunk_rule = for_chunks(rule, size)
         if from_python:
             room = 1 if by_rows else batches.most_rows // size * size
-            driver = _Driver(loop, batches, values, rule, held_out, steps_per_value, size, room)
+            driver = _Driver(
+                loop, batches, values, chunk_rule, held_out, steps_per_value, size, room
+            )
             result, state, stopped_by, ended_early = driver.run(initial, progress)
         else:
-            result, state = loop.whole(initial, batches.arrays, values, rule, held_out)
+            result, state = loop.whole(initial, batches.arrays, values, chunk_rule, held_out)
             stopped_by, ended_early = None, False
-        if facts.batch_size is not None:
-            result = result._replace(batch_size=jnp.int32(facts.batch_size))
         return Outcome(result, state, programs.evaluate, facts.batch_size, ended_early, stopped_by)
 
 
@@ -187,7 +189,7 @@ class _Driver(NamedTuple):
     loop: CompiledLoop
     batches: Batches
     values: jax.Array | np.ndarray
-    rule: StopRule
+    rule: ChunkRule
     held_out: PyTree
     steps_per_value: int
     size: int  # rows in a chunk; a call has several
@@ -217,11 +219,11 @@ class _Driver(NamedTuple):
                     count = int(inputs.num_rows)
                     inputs = self.batches.read(min(wanted, self.room), self.room)
                     watch = trained.watch
-                    seen = jax.device_get((watch.num_rows, watch.alive, watch.average))
+                    seen = jax.device_get((watch.num_rows, watch.alive, watch.past))
                     outputs.append((count, rows))
                     num_done += count
                     num_valid, alive = int(seen[0]), bool(seen[1])
-                    report(num_valid, values[num_done - 1], float(seen[2]))
+                    report(num_valid, values[num_done - 1], float(Past(*seen[2]).average))
                     wanted = self._paced(wanted, count, time.perf_counter() - started)
             except KeyboardInterrupt as interrupt:
                 stopped_by = interrupt
@@ -233,13 +235,8 @@ class _Driver(NamedTuple):
         ended_early = alive and num_done < num_rows
         if ended_early:
             ended_by = EndedBy.END_OF_DATA if stopped_by is None else EndedBy.INTERRUPT
-        result = _finish(
-            values,
-            _joined(outputs, num_rows),
-            np.int32(num_valid),
-            np.int32(ended_by),
-            self.steps_per_value,
-        )
+        rows = _joined(outputs, num_rows)
+        result = self.loop.finish(values, rows, np.int32(num_valid), np.int32(ended_by))
         return result, trained.state, stopped_by, ended_early
 
     def _first(self) -> Inputs:
@@ -257,9 +254,6 @@ class _Driver(NamedTuple):
             return self.room  # the clocks of several processes would not agree
         paced = min(_SECONDS_PER_CALL * count / max(seconds, 1e-6), _MAX_GROWTH * wanted)
         return max(1, int(paced) // self.size) * self.size
-
-
-_finish = jax.jit(finish, static_argnums=4)
 
 
 def _joined(outputs: list[tuple[int, Rows]], num_rows: int) -> Rows:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
+
+from optax_clr._arguments import known_float
 
 # Before so many rows are averaged the smoothed loss is noise, and says nothing of divergence. With
 # ten, a first batch of low loss stopped 6 of 672 real tests; with fifteen, none.
@@ -25,12 +27,47 @@ class StopRule(NamedTuple):
     stop_factor: ArrayLike
 
 
-class Watch(NamedTuple):
-    """What the rule knows after some rows, scalars in the dtype of the loss."""
+class Decay(NamedTuple):
+    """The weights of a moving average over a chunk of rows."""
 
-    alive: jax.Array  # bool[], whether the test goes on
-    num_rows: jax.Array  # i32[], rows that are data
-    weight: jax.Array  # of all rows so far, in the two averages
+    within: ArrayLike  # [chunk, chunk], of each row (column) in the average at each row
+    before: ArrayLike  # [chunk], of all that was before the chunk
+
+
+class ChunkRule(NamedTuple):
+    """The rule for chunks of one length."""
+
+    decay: Decay
+    stop_factor: ArrayLike
+
+
+def for_chunks(rule: StopRule, num_rows: int) -> ChunkRule:
+    """Return the rule for chunks of so many rows, over which an average is a matrix product.
+
+    The weights of a known smoothing are computed here: it would take longer to compile that.
+    """
+    smoothing = known_float(rule.smoothing)
+    if smoothing is None:
+        return ChunkRule(_decay(jnp, rule.smoothing, num_rows), rule.stop_factor)
+    return ChunkRule(_known_decay(smoothing, num_rows), rule.stop_factor)
+
+
+@functools.lru_cache(maxsize=32)
+def _known_decay(smoothing: float, num_rows: int) -> Decay:
+    within, before = _decay(np, smoothing, num_rows)
+    return Decay(np.asarray(within, np.float32), np.asarray(before, np.float32))
+
+
+def _decay(numpy: Any, smoothing: Any, num_rows: int) -> Decay:
+    age = np.arange(num_rows)[:, None] - np.arange(-1, num_rows)  # the first column: all before
+    weights = numpy.where(age >= 0, smoothing ** np.maximum(age, 0).astype(np.float32), 0)
+    return Decay(within=weights[:, 1:], before=weights[:, 0])
+
+
+class Past(NamedTuple):
+    """What the rule knows of the rows so far, scalars or columns in the dtype of the loss."""
+
+    weight: jax.Array  # of all rows in the two averages
     average: jax.Array
     drop: jax.Array  # average of the moves downward, of which a divergence has none
     highest: jax.Array
@@ -38,42 +75,26 @@ class Watch(NamedTuple):
     fall: jax.Array  # from the highest average to the best
 
 
+class Watch(NamedTuple):
+    """Where a test is by the rule."""
+
+    alive: jax.Array  # bool[], whether it goes on
+    num_rows: jax.Array  # i32[], rows that are data
+    past: jax.Array  # a Past in one array: XLA's CPU backend takes a kernel for each array
+
+
 def new_watch(loss: jax.Array) -> Watch:
     """Return what is known before the first row, in the dtype of ``loss``."""
     # Made from the loss: inside shard_map arrays also carry over which devices they vary.
     zero = jnp.zeros_like(loss)
-    return Watch(
-        alive=zero == 0,
-        num_rows=zero.astype(jnp.int32),
-        weight=zero,
-        average=zero,
-        drop=zero,
-        highest=zero - jnp.inf,
-        best=zero + jnp.inf,
-        fall=zero,
+    past = Past(
+        weight=zero, average=zero, drop=zero, highest=zero - jnp.inf, best=zero + jnp.inf, fall=zero
     )
-
-
-class Decay(NamedTuple):
-    """The weights of a moving average over a chunk of rows."""
-
-    within: jax.Array  # [chunk, chunk], of each row (column) in the average at each row
-    before: jax.Array  # [chunk], of all that was before the chunk
-
-
-def decay_over(num_rows: int, smoothing: ArrayLike, dtype: np.dtype) -> Decay:
-    """Return the weights over ``num_rows`` rows; with them an average is a matrix product."""
-    smoothing = jnp.asarray(smoothing, dtype)
-    age = np.arange(num_rows)[:, None] - np.arange(num_rows)
-    powers = smoothing ** np.maximum(age, 0).astype(dtype)
-    return Decay(
-        within=jnp.where(age >= 0, powers, jnp.zeros_like(powers)),
-        before=smoothing ** np.arange(1, num_rows + 1, dtype=dtype),
-    )
+    return Watch(alive=zero == 0, num_rows=zero.astype(jnp.int32), past=jnp.stack(past))
 
 
 def watch_rows(
-    watch: Watch, losses: jax.Array, num_recorded: jax.Array, decay: Decay, rule: StopRule
+    watch: Watch, losses: jax.Array, num_recorded: jax.Array, rule: ChunkRule
 ) -> tuple[Watch, jax.Array]:
     """Return what is known after a chunk of rows, and the smoothed losses of the rows.
 
@@ -81,10 +102,10 @@ def watch_rows(
       watch: what was known before the chunk.
       losses: ``[chunk]``.
       num_recorded: ``i32[]``, how many of them are rows of the test; the others are padding.
-      decay: the weights of the average, for chunks of this length.
-      rule: when the test ends.
+      rule: when the test ends, for chunks of this length.
     """
-    dtype = losses.dtype
+    past = Past(*watch.past)
+    within, before_it = (jnp.asarray(weights, losses.dtype) for weights in rule.decay)
     order = np.arange(len(losses), dtype=np.int32)
     finite = jnp.isfinite(losses)
     # The first that is not finite ends the test; as a zero it leaves the rows before it alone.
@@ -92,48 +113,56 @@ def watch_rows(
     count = watch.num_rows + order + 1
     settled = count >= _SETTLED_ROWS
 
-    def weigh(entries: jax.Array) -> jax.Array:
-        # In full precision: accelerators would round the factors of a product to fewer bits.
-        return jnp.matmul(decay.within, entries, precision="highest")
-
-    weight = weigh(jnp.ones_like(losses)) + decay.before * watch.weight
-    # Differences from the average before, which has all the weight before: so equal losses have
-    # that loss as their average to the last bit, and a level curve does not rise by rounding.
-    before = jnp.where(watch.weight > 0, watch.average, known[0])
-    smoothed = before + weigh(known - before) / weight
-    smoothed = jnp.where(decay.before[0] > 0, smoothed, known)
+    # Averages are of differences from the average before, which has all the weight before: so
+    # equal losses have that loss as their average to the last bit, and a level curve does not rise
+    # by rounding.
+    before = jnp.where(past.weight > 0, past.average, known[0])
+    one, difference = _weigh(within, jnp.ones_like(known), known - before)
+    weight = one + before_it * past.weight
+    smoothed = jnp.where(before_it[0] > 0, before + difference / weight, known)
     drop = jnp.where(count > 1, jnp.maximum(_shifted(before, smoothed) - known, 0), 0)
-    drops = watch.drop + weigh(drop - watch.drop) / weight
+    (more_drop,) = _weigh(within, drop - past.drop)
+    drops = past.drop + more_drop / weight
     # The mean of the normal distribution's negative part is its deviation over this root.
     noise = math.sqrt(2 * math.pi) * drops
 
-    highest = jnp.maximum(watch.highest, lax.cummax(smoothed))
     candidates = jnp.where(settled, smoothed, jnp.inf)
-    best = jnp.minimum(watch.best, lax.cummin(candidates))
-    last_best = lax.cummax(jnp.where(candidates < _shifted(watch.best, best), order, -1))
-    fall_at_best = (highest - smoothed)[jnp.maximum(last_best, 0)]
-    fall = jnp.where(last_best >= 0, fall_at_best, watch.fall)
+    largest, negative = _so_far(smoothed, -candidates)
+    highest, best = jnp.maximum(past.highest, largest), jnp.minimum(past.best, -negative)
+    # With every new best the fall is larger: the highest is no lower, and the best is lower.
+    is_best = candidates < _shifted(past.best, best)
+    (fallen,) = _so_far(jnp.where(is_best, highest - smoothed, -jnp.inf))
+    fall = jnp.maximum(past.fall, fallen)
 
-    stop_factor = jnp.asarray(rule.stop_factor, dtype)
+    stop_factor = jnp.asarray(rule.stop_factor, losses.dtype)
     least_rise = stop_factor * jnp.maximum(fall, _NOISE_PER_FALL * noise)
     diverged = settled & (smoothed - best > least_rise)
-    ends = (diverged | ~finite) & (order < num_recorded)
-    first = jnp.argmax(ends).astype(jnp.int32)
-    goes_on = ~ends.any()
     # The row whose average told of the divergence is data, a loss that is not finite is not.
-    recorded = jnp.where(goes_on, num_recorded, first + finite[first].astype(jnp.int32))
+    num_data = jnp.where(finite, jnp.where(diverged, order + 1, _NO_END), order)
+    num_data = jnp.min(jnp.where(order < num_recorded, num_data, _NO_END))
     after = Watch(
-        alive=watch.alive & goes_on,
+        alive=watch.alive & (num_data == _NO_END),
         # A lane of jax.vmap that has ended is trained on with the others, and not recorded.
-        num_rows=jnp.where(watch.alive, watch.num_rows + recorded, watch.num_rows),
-        weight=weight[-1],
-        average=smoothed[-1],
-        drop=drops[-1],
-        highest=highest[-1],
-        best=best[-1],
-        fall=fall[-1],
+        num_rows=watch.num_rows + jnp.where(watch.alive, jnp.minimum(num_data, num_recorded), 0),
+        past=jnp.stack(Past(weight, smoothed, drops, highest, best, fall))[:, -1],
     )
     return after, smoothed
+
+
+_NO_END = np.int32(2**31 - 1)
+
+
+def _weigh(within: jax.Array, *columns: jax.Array) -> jax.Array:
+    """Return the weighted sums of columns up to each row, ``[column, row]``."""
+    # In full precision: accelerators would round the factors of a product to fewer bits.
+    return jnp.matmul(jnp.stack(columns), within.T, precision="highest")
+
+
+def _so_far(*columns: jax.Array) -> jax.Array:
+    """Return the largest entries of columns up to each row, ``[column, row]``."""
+    entries = jnp.stack(columns)[:, None]
+    is_later = np.triu(np.ones((1, *[entries.shape[-1]] * 2), bool), 1)
+    return jnp.max(jnp.where(is_later, -jnp.inf, entries), axis=2)
 
 
 def _shifted(before: jax.Array, column: jax.Array) -> jax.Array:

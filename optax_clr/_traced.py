@@ -41,11 +41,11 @@ def facts_of(closed: Any, state: Any, batch: Any) -> StepFacts:
 
 
 def _batch_size(batch: Any) -> int | None:
-    """Return the length of the leading axis that all arrays of a batch share; 1 of a scalar."""
+    """Return the length of the leading axis that all arrays of a batch share; 0 with a scalar."""
     arrays = [leaf for leaf in jax.tree.leaves(batch) if isinstance(leaf.dtype, np.dtype)]
     shapes = [leaf.shape for leaf in arrays]  # without keys of random numbers
     if () in shapes:
-        return 1
+        return 0
     lengths = {shape[0] for shape in shapes}
     return lengths.pop() if len(lengths) == 1 else None
 

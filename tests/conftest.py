@@ -6,9 +6,12 @@ import shutil
 import tempfile
 
 # Eight devices, for the tests of meshes; set before JAX looks at it. What else runs uses the first.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+# Most of the time is XLA's, compiling. Optimized programs are tested too, by .ci/run at both ends
+# of the versions.
+if "OPTIMIZED" not in os.environ:
+    flags.append("--xla_backend_optimization_level=0")
+os.environ["XLA_FLAGS"] = " ".join(flags)
 
 # The processes of a run, examples included, share what XLA compiles: a fifth of all the time.
 COMPILED = None

@@ -583,10 +583,11 @@ def test_range_tests_take_a_cycled_momentum_in_a_model_of_half_precision(dtype):
     params = {"kernel": jnp.ones(3, dtype)}
     batches = jnp.ones((30, 3), dtype)
     loss_fn = lambda params, batch: jnp.sum((params["kernel"] - batch) ** 2).astype(jnp.float32)
-    build = lambda rate: inject(optax.sgd)(learning_rate=rate, momentum=MOMENTUM)
+    # The rate of the row is no hyperparameter, which would keep the first.
+    build = lambda rate: inject(functools.partial(optax.sgd, rate))(momentum=MOMENTUM)
     assert optax_clr.lr_range_test(loss_fn, params, build, batches).num_valid > 0
 
-    optimizer = build(jnp.float32(0.1))
+    optimizer = inject(optax.sgd)(learning_rate=jnp.float32(0.1), momentum=MOMENTUM)
 
     def step(state, batch, rate):
         params, state = state

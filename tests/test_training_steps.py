@@ -486,7 +486,7 @@ def test_a_data_set_passed_whole_leaves_a_doubt():
     of_one = lambda params, row: mlp_loss(params, jax.tree.map(lambda leaf: leaf[None], row))
     with pytest.warns(optax_clr.RangeTestWarning, match="single example.*cut it into batches"):
         result = optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_value=0.1)
-    assert "batches of 1." in result.summary()
+    assert "batches of a single example." in result.summary()
     assert "In doubt: each step trained on a single example" in result.summary()
     # Asked for, it is nobody's mistake; and a batch is none.
     optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_value=0.1, num_steps=1000)

@@ -4,8 +4,8 @@
 
 Nothing stops early and nothing is plotted: ``prepare`` returns a whole test of as many steps as
 there are batches, at rates from 1e-7 to 1e-2. Rates this low diverge nowhere, so every step of
-every tool does the same work. Everything runs on one GPU where both torch and JAX have one, with the
-batches on it from the start, and else on the CPU, on torch's default number of threads.
+every tool does the same work. Everything runs on one GPU where both torch and JAX have one, with
+the batches on it from the start, and else on the CPU, on torch's default number of threads.
 
 Each tool is imported only when its finder is prepared: a cold time must not include the others.
 
