@@ -145,9 +145,7 @@ def main():
         "triangular2 between bounds()": optax_clr.triangular2_schedule(
             *bounds, rise_steps=rise_steps
         ),
-        "one cycle to one_cycle_peak()": optax_clr.one_cycle_schedule(
-            peak / 25, peak, peak / 25e4, arguments.steps
-        ),
+        "one cycle to one_cycle_peak()": optax_clr.one_cycle_schedule(peak, arguments.steps),
     }
     table = {}
     for number, (name, schedule) in enumerate(runs.items(), 1):

@@ -116,7 +116,7 @@ def make_optimizer(learning_rate):
 
 
 def one_cycle(peak, num_steps):
-    return optax_clr.one_cycle_schedule(peak / 25, peak, peak / 25e4, num_steps)
+    return optax_clr.one_cycle_schedule(peak, num_steps)
 
 
 def run(seed, bounds, peak, num_steps):

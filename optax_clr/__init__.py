@@ -1,37 +1,68 @@
-"""Cyclical learning rates and the learning-rate range test for JAX and Optax."""
+"""Cyclical learning rates and the learning-rate range test for JAX and Optax.
+
+The method in three lines: test, read, cycle::
+
+    result = optax_clr.lr_range_test(loss_fn, params, optax.adamw, batches)
+    schedule = optax_clr.one_cycle_schedule(result.one_cycle_peak(), total_steps)
+    optimizer = optax_clr.inject_schedules(optax.adamw)(learning_rate=schedule)
+"""
 
 from importlib import metadata as _metadata
 
-from optax_clr import plotting as plotting
-from optax_clr import suggestions as suggestions
-from optax_clr._averaging import average_at_cycle_ends as average_at_cycle_ends
-from optax_clr._averaging import averaged_params as averaged_params
-from optax_clr._cycles import Cycles as Cycles
-from optax_clr._grid_test import lr_grid_test as lr_grid_test
-from optax_clr._hyperparams import get_hyperparams as get_hyperparams
-from optax_clr._hyperparams import inject_schedules as inject_schedules
-from optax_clr._hyperparams import set_hyperparams as set_hyperparams
-from optax_clr._range_test import lr_range_test as lr_range_test
-from optax_clr._range_test import range_test as range_test
-from optax_clr._reading import LRBounds as LRBounds
-from optax_clr._reading import RangeTestError as RangeTestError
-from optax_clr._reading import RangeTestWarning as RangeTestWarning
-from optax_clr._result import RangeTest as RangeTest
-from optax_clr._schedules import cyclical_schedule as cyclical_schedule
-from optax_clr._schedules import every_epoch as every_epoch
-from optax_clr._schedules import exp_range_schedule as exp_range_schedule
-from optax_clr._schedules import one_cycle_schedule as one_cycle_schedule
-from optax_clr._schedules import triangular2_schedule as triangular2_schedule
-from optax_clr._schedules import triangular_schedule as triangular_schedule
-from optax_clr._schedules import warm_restarts_schedule as warm_restarts_schedule
-from optax_clr._set_step import set_step as set_step
-from optax_clr._waves import cosine as cosine
-from optax_clr._waves import exponential as exponential
-from optax_clr._waves import halving as halving
-from optax_clr._waves import linear as linear
-from optax_clr._waves import welch as welch
+from optax_clr import envelopes, peer_rules, plotting, waves
+from optax_clr._averaging import average_at_cycle_ends, averaged_params
+from optax_clr._cycles import Cycles
+from optax_clr._grid_test import lr_grid_test
+from optax_clr._hyperparams import get_hyperparams, inject_schedules, set_hyperparams
+from optax_clr._range_test import lr_range_test, range_test
+from optax_clr._reading import LRBounds, RangeTestError, RangeTestWarning
+from optax_clr._result import RangeTestResult
+from optax_clr._schedules import (
+    cyclical_schedule,
+    exp_range_schedule,
+    one_cycle_schedule,
+    per_epoch_schedule,
+    triangular2_schedule,
+    triangular_schedule,
+    warm_restarts_schedule,
+)
+from optax_clr._set_step import set_step
+
+# In the order of use.
+__all__ = [  # noqa: RUF022
+    "lr_range_test",
+    "range_test",
+    "lr_grid_test",
+    "RangeTestResult",
+    "LRBounds",
+    "RangeTestError",
+    "RangeTestWarning",
+    "one_cycle_schedule",
+    "triangular_schedule",
+    "triangular2_schedule",
+    "exp_range_schedule",
+    "cyclical_schedule",
+    "warm_restarts_schedule",
+    "per_epoch_schedule",
+    "waves",
+    "envelopes",
+    "Cycles",
+    "inject_schedules",
+    "get_hyperparams",
+    "set_hyperparams",
+    "set_step",
+    "average_at_cycle_ends",
+    "averaged_params",
+    "peer_rules",
+    "plotting",
+]
 
 try:
     __version__ = _metadata.version("optax-clr")
 except _metadata.PackageNotFoundError:  # a copy inside another package, or a frozen application
     __version__ = "0+unknown"
+
+
+def __dir__() -> list[str]:
+    """Return what tab completion shows."""
+    return [*__all__, "__version__"]

@@ -18,7 +18,7 @@ from optax_clr._batches import check_num_steps, hold_batches
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
 from optax_clr._range_test import check_arrays, held_out_batch, optimizer_step, spaced
-from optax_clr._result import EndedBy, RangeTest
+from optax_clr._result import EndedBy, RangeTestResult
 from optax_clr._run import Outcome, run, runs_by_rows
 from optax_clr._step import PyTree
 from optax_clr._stop_rule import StopRule
@@ -36,14 +36,14 @@ def lr_grid_test(
     optimizer: Callable[[Any], optax.GradientTransformation],
     batches: PyTree | Callable[[jax.Array], PyTree] | Iterable[PyTree],
     *,
-    min_value: ArrayLike = 1e-7,
-    max_value: ArrayLike = 10.0,
+    min_lr: ArrayLike = 1e-7,
+    max_lr: ArrayLike = 10.0,
     num_values: int = 17,
     num_steps: int | None = None,
     held_out: PyTree = None,
     spacing: str = "log",
     has_aux: bool = False,
-) -> RangeTest:
+) -> RangeTestResult:
     r"""Train with constant rates side by side, each for a few steps, in one program.
 
     Each of the ``num_values`` rates trains from the same ``params`` on the same batches for
@@ -64,8 +64,8 @@ def lr_grid_test(
       batches: pytree of arrays with a leading axis of at least ``num_steps``; or a function from
         the step, ``i32[]``, to a batch, which is traced into the program; or a Python iterable of
         batches, of which ``num_steps`` are read and stacked (inside ``jax.jit``, when traced).
-      min_value: positive lowest rate, may be traced.
-      max_value: highest rate, larger than ``min_value``, may be traced.
+      min_lr: positive lowest rate, may be traced.
+      max_lr: highest rate, larger than ``min_lr``, may be traced.
       num_values: number of rates, at least 2; a reading needs 6 that do not diverge.
       num_steps: training steps for each rate; ``None`` means as many as there are batches, or 50 if
         ``batches`` is a function or an iterable.
@@ -75,8 +75,8 @@ def lr_grid_test(
       has_aux: whether the loss comes with metrics.
 
     Returns:
-      A :class:`RangeTest` with a row for each rate; ``smoothed_losses`` are the ``losses``, and
-      ``metrics`` has the loss of every training step, ``f32[num_values, num_steps]``, or with
+      A :class:`RangeTestResult` with a row for each rate; ``smoothed_losses`` are the ``losses``,
+      and ``metrics`` has the loss of every training step, ``f32[num_values, num_steps]``, or with
       ``has_aux`` a pair of that and the metrics. Rows from the first rate on whose loss was not
       finite are NaN, and not counted in ``num_valid``.
 
@@ -103,7 +103,7 @@ def lr_grid_test(
     check_arrays("params", params)
     num_values = whole_number("num_values", num_values, minimum=2)
     num_steps = check_num_steps(num_steps, batches, 1, default=_DEFAULT_NUM_STEPS)
-    rates = jnp.asarray(spaced(min_value, max_value, num_values, spacing))
+    rates = jnp.asarray(spaced(min_lr, max_lr, num_values, spacing))
     held_out = held_out_batch(held_out)
     source = hold_batches(batches, num_steps)
 
@@ -156,7 +156,7 @@ def lr_grid_test(
 
 def _as_range_test(
     rates: jax.Array, num_steps: int, losses: jax.Array, held_out_losses: Any, metrics: PyTree
-) -> RangeTest:
+) -> RangeTestResult:
     """Return rows up to the first rate that diverged; those after it are not data."""
     is_row = jnp.cumprod(jnp.isfinite(losses)).astype(bool)
     steps = jnp.full_like(rates, num_steps)
@@ -164,7 +164,7 @@ def _as_range_test(
         lambda column: jnp.where(is_row, column, jnp.nan), (rates, losses, held_out_losses, steps)
     )
     rates, losses, held_out_losses, steps = columns
-    return RangeTest(
+    return RangeTestResult(
         learning_rates=rates,
         losses=losses,
         smoothed_losses=losses,

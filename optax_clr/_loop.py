@@ -18,7 +18,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 
-from optax_clr._result import EndedBy, RangeTest
+from optax_clr._result import EndedBy, RangeTestResult
 from optax_clr._step import PyTree
 from optax_clr._stop_rule import ChunkRule, Watch, new_watch, watch_rows
 
@@ -81,7 +81,7 @@ class Loop:
         values: jax.Array,
         rule: ChunkRule,
         held_out: PyTree,
-    ) -> tuple[RangeTest, PyTree]:
+    ) -> tuple[RangeTestResult, PyTree]:
         """Return the result of a test, and the state after it."""
         trained = self._begin(initial, batches, values)
         inputs = Inputs(batches, np.int32(0), np.int32(values.shape[0]))
@@ -144,7 +144,7 @@ class Loop:
 
     def finish(
         self, values: jax.Array, rows: Rows, num_valid: jax.Array, ended_by: jax.Array
-    ) -> RangeTest:
+    ) -> RangeTestResult:
         """Return the result, with NaN for all rows that are not data."""
         recorded = jnp.arange(values.shape[0], dtype=jnp.int32) < num_valid
 
@@ -153,7 +153,7 @@ class Loop:
             return jnp.where(shaped, column, jnp.nan)
 
         losses, smoothed_losses, metrics, held_out_losses = jax.tree.map(mask, rows)
-        return RangeTest(
+        return RangeTestResult(
             learning_rates=mask(values),
             losses=losses,
             smoothed_losses=smoothed_losses,

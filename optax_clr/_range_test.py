@@ -19,7 +19,7 @@ from optax_clr._batches import as_array, check_num_steps, is_array, open_batches
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
 from optax_clr._reading import RangeTestWarning
-from optax_clr._result import ONE_EXAMPLE, RangeTest
+from optax_clr._result import ONE_EXAMPLE, RangeTestResult
 from optax_clr._run import Outcome, run
 from optax_clr._step import FunctionStep, OptimizerStep, PyTree, StepFn, describe
 from optax_clr._stop_rule import StopRule
@@ -37,7 +37,7 @@ def range_test(
     stop_factor: ArrayLike = 1.0,
     steps_per_value: int = 1,
     progress: bool = False,
-) -> RangeTest:
+) -> RangeTestResult:
     r"""Run any training step while a value changes, as one XLA program; record the loss.
 
     The value need not be a learning rate, and the values may come in any order. The loss
@@ -77,7 +77,7 @@ def range_test(
           chunk), and read again from its start when it runs out, unless it is an iterator. A last
           batch of another shape, as at the end of an epoch, is left out.
       values: ``[n]`` values to try, in this order; may be traced.
-      has_aux: whether the step returns metrics beside the loss; see ``RangeTest.metrics``.
+      has_aux: whether the step returns metrics beside the loss; see ``RangeTestResult.metrics``.
       smoothing: weight of the past in the moving average, from 0 up to but not including 1.
       stop_factor: rise of the smoothed loss, in units of its fall, that counts as divergence;
         ``math.inf`` stops for a loss that is not finite only.
@@ -87,10 +87,10 @@ def range_test(
         is then run in chunks of about half a second, by Python.
 
     Returns:
-      A :class:`RangeTest` with ``n`` rows. Where a test with a stream or a bar ends early, because
-      an iterator runs out, reading raises an exception, or Ctrl-C is pressed, it has the rows so
-      far, padded as after divergence, and a ``RuntimeWarning`` says how many and why; with none,
-      the exception is raised.
+      A :class:`RangeTestResult` with ``n`` rows. Where a test with a stream or a bar ends early,
+      because an iterator runs out, reading raises an exception, or Ctrl-C is pressed, it has the
+      rows so far, padded as after divergence, and a ``RuntimeWarning`` says how many and why;
+      with none, the exception is raised.
 
     Raises:
       TypeError: if the step is no function, its result is not as above, the batches are none of
@@ -135,8 +135,8 @@ def lr_range_test(
     optimizer: Callable[[Any], optax.GradientTransformation],
     batches: PyTree | Callable[[jax.Array], PyTree] | Iterable[PyTree],
     *,
-    min_value: ArrayLike = 1e-7,
-    max_value: ArrayLike = 10.0,
+    min_lr: ArrayLike = 1e-7,
+    max_lr: ArrayLike = 10.0,
     num_steps: int | None = None,
     spacing: str = "log",
     has_aux: bool = False,
@@ -145,12 +145,12 @@ def lr_range_test(
     steps_per_value: int = 1,
     held_out: PyTree = None,
     progress: bool = False,
-) -> RangeTest:
+) -> RangeTestResult:
     r"""Sweep the learning rate once over a short training run, as one XLA program.
 
     Of ``n = num_steps / steps_per_value`` rows, row :math:`i` trains with the rate
 
-    .. math:: \text{min\_value} \cdot (\text{max\_value} / \text{min\_value})^{i / (n - 1)}
+    .. math:: \text{min\_lr} \cdot (\text{max\_lr} / \text{min\_lr})^{i / (n - 1)}
 
     or the linear interpolation. For anything more than a loss, parameters and an Optax optimizer,
     such as batch statistics or dropout, see :func:`range_test`.
@@ -163,12 +163,12 @@ def lr_range_test(
       batches: pytree of arrays with a leading axis of at least ``num_steps``; or a function from
         the step, ``i32[]``, to a batch, which is traced into the program; or a Python iterable of
         batches, such as a data loader, which is streamed. See :func:`range_test`.
-      min_value: positive rate of the first row, may be traced.
-      max_value: rate of the last row, larger than ``min_value``, may be traced.
+      min_lr: positive rate of the first row, may be traced.
+      max_lr: rate of the last row, larger than ``min_lr``, may be traced.
       num_steps: training steps; ``None`` means as many as there are batches (the largest multiple
         of ``steps_per_value``), or 300 if ``batches`` is a function or an iterable.
       spacing: ``"log"`` or ``"linear"`` spacing of the rates.
-      has_aux: whether the loss comes with metrics; see ``RangeTest.metrics``.
+      has_aux: whether the loss comes with metrics; see ``RangeTestResult.metrics``.
       smoothing: weight of the past in the moving average, as in :func:`range_test`.
       stop_factor: when the test stops, as in :func:`range_test`.
       steps_per_value: training steps at each rate; the row has their mean loss.
@@ -178,7 +178,7 @@ def lr_range_test(
       progress: whether to show a bar, as in :func:`range_test`.
 
     Returns:
-      A :class:`RangeTest` with ``n`` rows, of which ``bounds()``, ``suggest()`` and
+      A :class:`RangeTestResult` with ``n`` rows, of which ``bounds()``, ``suggest()`` and
       ``one_cycle_peak()`` read rates to train with. One that ends early has the rows so far, as
       in :func:`range_test`.
 
@@ -209,7 +209,7 @@ def lr_range_test(
     check_arrays("params", params)
     counts_batches = num_steps is None
     num_steps = check_num_steps(num_steps, batches, steps_per_value)
-    values = spaced(min_value, max_value, num_steps // steps_per_value, spacing)
+    values = spaced(min_lr, max_lr, num_steps // steps_per_value, spacing)
     rule = _stop_rule(smoothing, stop_factor)
     source = open_batches(batches, values.shape[0], steps_per_value)
     outcome = run(
@@ -304,17 +304,17 @@ def _check_values(values: ArrayLike) -> jax.Array | np.ndarray:
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype) if is_float else np.float32)
 
 
-def spaced(min_value: Any, max_value: Any, num_values: int, spacing: str) -> jax.Array | np.ndarray:
-    min_value = real_scalar("min_value", min_value, positive=True)
-    max_value = real_scalar("max_value", max_value, positive=True)
-    low, high = known_float(min_value), known_float(max_value)
+def spaced(min_lr: Any, max_lr: Any, num_values: int, spacing: str) -> jax.Array | np.ndarray:
+    min_lr = real_scalar("min_lr", min_lr, positive=True)
+    max_lr = real_scalar("max_lr", max_lr, positive=True)
+    low, high = known_float(min_lr), known_float(max_lr)
     if low is not None and high is not None and low >= high:
-        raise ValueError(f"max_value={max_value} must be larger than min_value={min_value}.")
+        raise ValueError(f"max_lr={max_lr} must be larger than min_lr={min_lr}.")
     if spacing not in ("log", "linear"):
         raise ValueError(f"spacing must be 'log' or 'linear', got {spacing!r}.")
     if low is not None and high is not None:
         return _known_rates(low, high, num_values, spacing)
-    start, stop = jnp.asarray(min_value, jnp.float32), jnp.asarray(max_value, jnp.float32)
+    start, stop = jnp.asarray(min_lr, jnp.float32), jnp.asarray(max_lr, jnp.float32)
     if spacing == "log":
         return jnp.geomspace(start, stop, num_values)
     return jnp.linspace(start, stop, num_values)

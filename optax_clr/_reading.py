@@ -43,7 +43,7 @@ class RangeTestError(ValueError):
     Examples:
       >>> rates, losses = jnp.geomspace(1e-3, 10.0, 50), jnp.linspace(1.0, 2.0, 50)
       >>> try:
-      ...     optax_clr.RangeTest(rates, losses, losses, jnp.int32(50)).suggest()
+      ...     optax_clr.RangeTestResult(rates, losses, losses, jnp.int32(50)).suggest()
       ... except RangeTestError as error:
       ...     print(str(error).partition(":")[0])
       the loss never fell
@@ -75,7 +75,7 @@ class RangeTestWarning(UserWarning):
       >>> losses = jnp.exp(-1e3 * rates)  # still falling at the last rate
       >>> with warnings.catch_warnings(record=True) as caught:
       ...     warnings.simplefilter("always")
-      ...     _ = optax_clr.RangeTest(rates, losses, losses, jnp.int32(100)).suggest()
+      ...     _ = optax_clr.RangeTestResult(rates, losses, losses, jnp.int32(100)).suggest()
       >>> print(str(caught[0].message).partition(":")[0])
       the end of the sweep cuts the valley
     """
@@ -180,21 +180,21 @@ _PROBLEMS = (
     f"too few points: a curve needs at least {_MIN_ROWS} rows with a finite loss at a positive "
     f"rate. Test with more steps. {see('reading/#too-few-steps')}",
     f"the loss diverged at once: fewer than {_MIN_ROWS} rows are finite. Begin at a smaller rate "
-    "(min_value); a loss that is NaN at any rate has another cause. "
+    "(min_lr); a loss that is NaN at any rate has another cause. "
     f"{see('reading/#too-high-a-start')}",
     "the loss never fell: no rate made it clearly lower than it was in the first rows. If it rose "
-    "from the start, begin at a smaller rate (min_value); if it stayed level, go on to a larger "
-    "one (max_value) or take more steps; if neither helps, this model cannot learn from this loss. "
+    "from the start, begin at a smaller rate (min_lr); if it stayed level, go on to a larger "
+    "one (max_lr) or take more steps; if neither helps, this model cannot learn from this loss. "
     f"{see('reading/#a-model-that-cannot-learn')}",
     "the curves are of different sweeps: only those over the same rates can be read together. Read "
     f"each by itself: jax.vmap(lambda lane: lane.bounds())(result). {see('sweeps/')}",
 )
 _DOUBTS = (
     "the end of the sweep cuts the valley: after its lowest point the loss did not rise by half of "
-    "its fall, and what is read may be too low. Go on to a larger rate (max_value). "
+    "its fall, and what is read may be too low. Go on to a larger rate (max_lr). "
     f"{see('reading/#too-low-an-end')}",
     "the start of the sweep cuts the valley: the loss had made half of its fall within the first "
-    "rows, and what is read may be too high. Begin at a smaller rate (min_value). "
+    "rows, and what is read may be too high. Begin at a smaller rate (min_lr). "
     f"{see('reading/#too-high-a-start')}",
     "the loss fell little in comparison with its noise: take more steps, larger batches "
     "(steps_per_value), or several seeds (jax.vmap), whose curves are read together. "

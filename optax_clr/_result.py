@@ -15,7 +15,7 @@ from optax_clr._modes import undisturbed
 
 
 class EndedBy(enum.IntEnum):
-    """What a range test ended with, as ``RangeTest.ended_by`` has it."""
+    """What a range test ended with, as ``RangeTestResult.ended_by`` has it."""
 
     LAST_VALUE = 0
     DIVERGENCE = 1
@@ -23,7 +23,7 @@ class EndedBy(enum.IntEnum):
     INTERRUPT = 3  # Ctrl-C, or an exception in the data loader
 
 
-class RangeTest(NamedTuple):
+class RangeTestResult(NamedTuple):
     """One row for each value tried; ``n`` is the number of values.
 
     XLA needs static shapes, so a test that diverges early still has ``n`` rows: those from
@@ -96,7 +96,7 @@ class RangeTest(NamedTuple):
         Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
-          >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
+          >>> result = RangeTestResult(rates, losses, losses, jnp.int32(100))
           >>> print(f"{result.suggest():.2f}")
           0.09
         """
@@ -120,7 +120,7 @@ class RangeTest(NamedTuple):
         Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
-          >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
+          >>> result = RangeTestResult(rates, losses, losses, jnp.int32(100))
           >>> print(f"{result.one_cycle_peak():.2f}")
           0.24
         """
@@ -146,7 +146,7 @@ class RangeTest(NamedTuple):
         Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
-          >>> result = RangeTest(rates, losses, losses, jnp.int32(100))
+          >>> result = RangeTestResult(rates, losses, losses, jnp.int32(100))
           >>> schedule = optax_clr.triangular_schedule(*result.bounds(), rise_steps=100)
           >>> print(f"{schedule(0):.3f} {schedule(100):.3f}")
           0.042 0.169
@@ -167,7 +167,7 @@ class RangeTest(NamedTuple):
         Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
-          >>> print(RangeTest(rates, losses, losses, jnp.int32(100)).summary())
+          >>> print(RangeTestResult(rates, losses, losses, jnp.int32(100)).summary())
           Range test: 100 rows, learning rate 0.001 to 10, no divergence.
           Loss: 7.28 at first; its moving average 6.56e-05 at the lowest.
           suggest()         0.094  a constant rate
@@ -184,7 +184,7 @@ ONE_EXAMPLE = (
 )
 
 
-def _curve(result: RangeTest) -> _reading.Curve:
+def _curve(result: RangeTestResult) -> _reading.Curve:
     """Return what is read of a result, checked: the held-out losses, where there are any."""
     rates, held_out, steps = result.learning_rates, result.held_out_losses, result.equivalent_steps
     curve = _reading.Curve(
@@ -195,7 +195,7 @@ def _curve(result: RangeTest) -> _reading.Curve:
     return _reading.checked(curve)
 
 
-def _reason(result: RangeTest) -> str:
+def _reason(result: RangeTestResult) -> str:
     """Return, in words, what ended a test before its last value."""
     if not np.size(result.ended_by):
         return "diverged, or out of batches"
@@ -204,7 +204,7 @@ def _reason(result: RangeTest) -> str:
     return "interrupted" if result.ended_by == EndedBy.INTERRUPT else "diverged"
 
 
-def _summary(result: RangeTest) -> str:
+def _summary(result: RangeTestResult) -> str:
     curve = _curve(result)
     rates = np.asarray(result.learning_rates)
     losses = np.asarray(result.losses)

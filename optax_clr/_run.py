@@ -20,7 +20,7 @@ from optax_clr._batches import Batches
 from optax_clr._documentation import see
 from optax_clr._loop import Inputs, Rows
 from optax_clr._programs import CompiledLoop, programs_of
-from optax_clr._result import EndedBy, RangeTest
+from optax_clr._result import EndedBy, RangeTestResult
 from optax_clr._step import PyTree, Step
 from optax_clr._stop_rule import ChunkRule, Past, StopRule, for_chunks
 from optax_clr._traced import StepFacts
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
       stopped_by: the exception that ended it then, if any.
     """
 
-    result: RangeTest
+    result: RangeTestResult
     state: PyTree
     evaluate: Callable[[PyTree, PyTree], jax.Array]
     batch_size: int | None
@@ -197,7 +197,7 @@ class _Driver(NamedTuple):
 
     def run(
         self, initial: PyTree, progress: bool
-    ) -> tuple[RangeTest, PyTree, BaseException | None, bool]:
+    ) -> tuple[RangeTestResult, PyTree, BaseException | None, bool]:
         """Return result, state, the exception that stopped the test, and whether it ended early."""
         num_rows = self.values.shape[0]
         with _bar(num_rows, progress) as report:

@@ -14,6 +14,7 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+from optax_clr import envelopes, waves
 from optax_clr._arguments import (
     INT32_MAX,
     as_step,
@@ -26,18 +27,9 @@ from optax_clr._arguments import (
 )
 from optax_clr._cycles import Cycles, locate, pick, table
 from optax_clr._cycles import length as cycle_length
-from optax_clr._waves import (
-    Envelope,
-    Wave,
-    check_envelope,
-    check_wave,
-    cosine,
-    exponential,
-    halving,
-    linear,
-    scaled,
-    shaped,
-)
+from optax_clr._shapes import check_envelope, check_wave, scaled, shaped
+from optax_clr.envelopes import Envelope, Exponential, exponential
+from optax_clr.waves import Wave
 
 # ------------------------------------------------------------------------------- times and values
 
@@ -137,7 +129,7 @@ def cyclical_schedule(
     rise_steps: int,
     fall_steps: int | None = None,
     *,
-    wave: Wave = linear,
+    wave: Wave = waves.linear,
     envelope: Envelope | None = None,
     mult: float = 1,
     num_cycles: int | None = None,
@@ -156,10 +148,10 @@ def cyclical_schedule(
       peak_value: scalar at the peak; the smaller of the two for a momentum, may be traced.
       rise_steps: optimizer steps (not epochs) from base to peak in cycle 0, a Python integer.
       fall_steps: steps back; ``None`` means as many as ``rise_steps``.
-      wave: pure function from heights to heights, both in [0, 1]: :func:`linear`,
-        :func:`cosine`, :func:`welch` or your own.
-      envelope: pure function ``(cycle, step) -> scale`` of the amplitude: :func:`halving`,
-        :func:`exponential` or your own; ``None`` leaves it at 1.
+      wave: pure function from heights to heights, both in [0, 1]: ``waves.linear``,
+        ``waves.cosine``, ``waves.welch`` or your own.
+      envelope: pure function ``(cycle, step) -> scale`` of the amplitude: ``envelopes.halving``,
+        ``envelopes.exponential(gamma)`` or your own; ``None`` leaves it at 1.
       mult: how many times longer each cycle is than the one before, as in :class:`Cycles`.
       num_cycles: after so many cycles the value with which the last one ends is held.
 
@@ -173,6 +165,7 @@ def cyclical_schedule(
         function does not give one number for each height or step.
 
     Examples:
+      >>> welch = optax_clr.waves.welch
       >>> schedule = cyclical_schedule(0.0, 1.0, 2, wave=welch, mult=2, num_cycles=2)
       >>> print(schedule(jnp.arange(14)))
       [0.     0.75   1.     0.75   0.     0.4375 0.75   0.9375 1.     0.9375
@@ -283,7 +276,9 @@ def triangular2_schedule(
       Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3;
       values as of ``torch.optim.lr_scheduler.CyclicLR(mode="triangular2")``.
     """
-    return cyclical_schedule(base_value, peak_value, rise_steps, fall_steps, envelope=halving)
+    return cyclical_schedule(
+        base_value, peak_value, rise_steps, fall_steps, envelope=envelopes.halving
+    )
 
 
 def exp_range_schedule(
@@ -306,7 +301,7 @@ def exp_range_schedule(
       rise_steps: optimizer steps (not epochs) from base to peak; Smith advises 2 to 10 epochs'.
       fall_steps: steps back; ``None`` means as many as ``rise_steps``.
       gamma: positive scalar a little below 1, such as 0.99994; may be traced, see
-        :class:`exponential` for the precision.
+        ``envelopes.exponential`` for the precision.
 
     Returns:
       A pure function from the step, an integer of any dtype and shape, to the value: same shape,
@@ -381,7 +376,7 @@ def warm_restarts_schedule(
     """
     peak_value = real_scalar("peak_value", peak_value)
     base_value = real_scalar("base_value", base_value)
-    decay = exponential(real_scalar("peak_decay", peak_decay, positive=True))
+    decay = Exponential(real_scalar("peak_decay", peak_decay, positive=True))
     constant_peak = known_float(peak_decay) == 1
     if not constant_peak:
         _check_decaying_peak(known_float(peak_value), known_float(base_value))
@@ -394,9 +389,10 @@ def warm_restarts_schedule(
     def schedule(step: ArrayLike) -> jax.Array:
         _, cycle, position, peak, end = place_of(step)
         height, depth, rising = _climb(position, peak, end, dtype)
+        curved = shaped(waves.cosine, height, depth)
         up, down = (
             jnp.where(rising, line, curve)
-            for line, curve in zip((height, depth), shaped(cosine, height, depth), strict=True)
+            for line, curve in zip((height, depth), curved, strict=True)
         )
         base, top = jnp.asarray(base_value, dtype), jnp.asarray(peak_value, dtype)
         if constant_peak:
@@ -408,13 +404,13 @@ def warm_restarts_schedule(
 
 
 def one_cycle_schedule(
-    init_value: ArrayLike,
     peak_value: ArrayLike,
-    end_value: ArrayLike,
     total_steps: int,
     *,
+    init_value: ArrayLike | None = None,
+    end_value: ArrayLike | None = None,
     rise_fraction: float = 0.3,
-    wave: Wave = cosine,
+    wave: Wave = waves.cosine,
     three_phase: bool = False,
 ) -> optax.Schedule:
     r"""Return one cycle over the whole run: up to the peak, then down to a much lower end.
@@ -425,18 +421,19 @@ def one_cycle_schedule(
     ``three_phase`` it returns to ``init_value`` at :math:`2m` and goes to ``end_value`` from there.
 
     Args:
-      init_value: scalar at step 0, may be traced; torch's default is ``peak_value / 25``.
       peak_value: scalar at the peak, may be traced.
-      end_value: scalar at step ``total_steps - 1`` and ever after, may be traced; torch's default
-        is ``init_value / 1e4``.
       total_steps: optimizer steps of the run, a Python integer. Given its epochs, the schedule
         has come to ``end_value`` after as many steps, and says nothing: multiply by the batches of
         an epoch.
+      init_value: scalar at step 0, may be traced; ``None`` means ``peak_value / 25``.
+      end_value: scalar at step ``total_steps - 1`` and ever after, may be traced; ``None`` means
+        ``init_value / 1e4``.
       rise_fraction: fraction of the run that rises, a Python number from 0 (step 0 has the peak)
         to 1 (the last step has the peak, and ``end_value`` comes after the run). At most 0.5
         with ``three_phase``.
       wave: pure function from heights to heights, both in [0, 1], 1 at the larger end of a phase
-        as the phases are named above: :func:`cosine`, :func:`linear`, :func:`welch` or your own.
+        as the phases are named above: ``waves.cosine``, ``waves.linear``,
+        ``waves.welch`` or your own.
       three_phase: whether to fall as long as to rise, and only then to ``end_value``.
 
     Returns:
@@ -448,23 +445,24 @@ def one_cycle_schedule(
       ValueError: if a value is not finite or ``rise_fraction`` leaves no room for its phases.
 
     Examples:
-      >>> schedule = one_cycle_schedule(0.04, 1.0, 4e-6, total_steps=10)
+      >>> schedule = one_cycle_schedule(1.0, total_steps=10)
       >>> [f"{schedule(step):.3f}" for step in (0, 1, 2, 6, 9, 10)]
       ['0.040', '0.520', '1.000', '0.389', '0.000', '0.000']
 
       Its momentum moves the other way:
 
-      >>> momentum = one_cycle_schedule(0.95, 0.85, 0.95, total_steps=10)
+      >>> momentum = one_cycle_schedule(0.85, 10, init_value=0.95, end_value=0.95)
       >>> [f"{momentum(step):.3f}" for step in (0, 1, 2, 6, 9, 10)]
       ['0.950', '0.900', '0.850', '0.911', '0.950', '0.950']
 
     References:
       Smith and Topin, `Super-Convergence <https://arxiv.org/abs/1708.07120>`_, 2018; values as of
-      ``torch.optim.lr_scheduler.OneCycleLR``, whose phases end at the same moments.
+      ``torch.optim.lr_scheduler.OneCycleLR``, whose phases end at the same moments and whose
+      ``div_factor`` and ``final_div_factor`` are the defaults here.
     """
-    init_value = real_scalar("init_value", init_value)
     peak_value = real_scalar("peak_value", peak_value)
-    end_value = real_scalar("end_value", end_value)
+    init_value = real_scalar("init_value", peak_value / 25 if init_value is None else init_value)
+    end_value = real_scalar("end_value", init_value / 1e4 if end_value is None else end_value)
     total_steps = whole_number("total_steps", total_steps)
     wave = check_wave(wave)
     phases = _one_cycle_phases(
@@ -487,7 +485,7 @@ def one_cycle_schedule(
     return schedule
 
 
-def every_epoch(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedule:
+def per_epoch_schedule(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedule:
     r"""Return a schedule that sees the epoch number instead of the step.
 
     .. math:: t \mapsto \text{schedule}(\lfloor t / \text{steps\_per\_epoch} \rfloor)
@@ -504,7 +502,8 @@ def every_epoch(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedul
       ValueError: if ``steps_per_epoch`` is below 1.
 
     Examples:
-      >>> schedule = every_epoch(triangular_schedule(0.0, 1.0, rise_steps=2), steps_per_epoch=3)
+      >>> of_epochs = triangular_schedule(0.0, 1.0, rise_steps=2)
+      >>> schedule = per_epoch_schedule(of_epochs, steps_per_epoch=3)
       >>> print(schedule(jnp.arange(9)))
       [0.  0.  0.  0.5 0.5 0.5 1.  1.  1. ]
     """

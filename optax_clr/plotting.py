@@ -11,7 +11,7 @@ import optax
 
 from optax_clr._arguments import function, whole_number
 from optax_clr._reading import LRBounds, RangeTestError
-from optax_clr._result import RangeTest
+from optax_clr._result import RangeTestResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ __all__ = ["plot_range_test", "plot_schedule"]
 _CURVE, _HELD_OUT, _BOUNDS, _SUGGESTION = "tab:blue", "tab:orange", "tab:green", "tab:red"
 
 
-def plot_range_test(result: RangeTest, ax: Axes | None = None) -> Axes:
+def plot_range_test(result: RangeTestResult, ax: Axes | None = None) -> Axes:
     """Draw the losses over the rates, the bounds of a cycle shaded; return the Axes.
 
     Raw losses are drawn faintly and smoothed ones strongly; with leading axes, such as seeds, the
@@ -45,12 +45,12 @@ def plot_range_test(result: RangeTest, ax: Axes | None = None) -> Axes:
       >>> matplotlib.use("agg")
       >>> rates = jnp.geomspace(1e-3, 10.0, 100)
       >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2
-      >>> ax = plot_range_test(optax_clr.RangeTest(rates, losses, losses, jnp.int32(100)))
+      >>> ax = plot_range_test(optax_clr.RangeTestResult(rates, losses, losses, jnp.int32(100)))
       >>> ax.get_xlabel(), ax.get_xscale()
       ('learning rate', 'log')
     """
-    if not isinstance(result, RangeTest):
-        raise TypeError(f"result must be a RangeTest, got {result!r}.")
+    if not isinstance(result, RangeTestResult):
+        raise TypeError(f"result must be a RangeTestResult, got {result!r}.")
     ax = _axes(ax)
     num_rows = result.losses.shape[-1]
     all_rates, losses, smoothed = (

@@ -24,7 +24,9 @@ LABELS = {"bias": "first", "kernel": "second"}
 SCHEDULES = {
     "triangular": optax_clr.triangular_schedule(0.1, 0.5, 3),
     "restarts": optax_clr.warm_restarts_schedule(0.4, 5, mult=2),
-    "of epochs": optax_clr.every_epoch(optax_clr.one_cycle_schedule(0.1, 0.9, 0.2, 10), 3),
+    "of epochs": optax_clr.per_epoch_schedule(
+        optax_clr.one_cycle_schedule(0.9, 10, init_value=0.1, end_value=0.2), 3
+    ),
     "of optax": optax.linear_schedule(0.2, 0.9, 20),
     "of the user": lambda step: 1 / (step + 2),
 }

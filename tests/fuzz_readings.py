@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 import optax_clr
-from optax_clr import RangeTest, RangeTestError, RangeTestWarning, plotting, suggestions
+from optax_clr import RangeTestError, RangeTestResult, RangeTestWarning, peer_rules, plotting
 from strategies import ROWS, cases, scripts
 
 GRID = 256  # points at which the losses are averaged, which the readings are multiples of
@@ -51,7 +51,7 @@ def result_of(rates, losses):
     finite = np.cumprod(np.isfinite(losses), -1).astype(bool)
     columns = [np.where(finite, column, np.nan) for column in np.broadcast_arrays(rates, losses)]
     columns = [jnp.asarray(column, jnp.float32) for column in columns]
-    return RangeTest(*columns, columns[1], jnp.asarray(finite.sum(-1), jnp.int32))
+    return RangeTestResult(*columns, columns[1], jnp.asarray(finite.sum(-1), jnp.int32))
 
 
 def read(result):
@@ -184,7 +184,7 @@ def test_curves_that_are_read_together_give_one_answer(rates, first, second):
 # ------------------------------------------------------------------------------- other readings
 
 
-RULES = {name: getattr(suggestions, name) for name in suggestions.__all__}
+RULES = {name: getattr(peer_rules, name) for name in peer_rules.__all__}
 _rules = jax.jit(lambda rates, losses: [rule(rates, losses) for rule in RULES.values()])
 _rules_of_lanes = jax.jit(
     jax.vmap(lambda rates, losses: [rule(rates, losses) for rule in RULES.values()])

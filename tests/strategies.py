@@ -124,9 +124,9 @@ def harmonic(cycle, step):
 
 
 WAVES = {
-    optax_clr.linear: exact.linear,
-    optax_clr.cosine: exact.cosine,
-    optax_clr.welch: exact.welch,
+    optax_clr.waves.linear: exact.linear,
+    optax_clr.waves.cosine: exact.cosine,
+    optax_clr.waves.welch: exact.welch,
     squared: lambda height: exact.as_decimal(Fraction(height) ** 2),
 }
 
@@ -138,14 +138,19 @@ def envelopes(draw):
     if kind == 0:
         return None, None, "None", 1e-6
     if kind == 1:
-        return optax_clr.halving, lambda cycle, step: Decimal(2) ** -cycle, "halving", 1e-6
+        return (
+            optax_clr.envelopes.halving,
+            lambda cycle, step: Decimal(2) ** -cycle,
+            "halving",
+            1e-6,
+        )
     if kind == 2:
         return harmonic, lambda cycle, step: 1 / (1 + Decimal(cycle)), "harmonic", 1e-6
     gamma = draw(
         st.one_of(st.floats(1e-9, 0.5).map(lambda loss: 1 - loss), st.floats(1e-4, 1), st.just(1.0))
     )
     power = lambda cycle, step: exact.as_decimal(gamma) ** step
-    return optax_clr.exponential(gamma), power, f"exponential({gamma})", 2e-6
+    return optax_clr.envelopes.exponential(gamma), power, f"exponential({gamma})", 2e-6
 
 
 @st.composite
@@ -262,7 +267,9 @@ def one_cycle(draw):
 
     return Spec(
         text=f"one_cycle_schedule(*values, {total}, wave={wave.__name__}, **{options})",
-        build=lambda *values: optax_clr.one_cycle_schedule(*values, total, wave=wave, **options),
+        build=lambda init, peak, end: optax_clr.one_cycle_schedule(
+            peak, total, init_value=init, end_value=end, wave=wave, **options
+        ),
         values=(draw(values), draw(values), draw(values)),
         exact=oracle,
         moments=[0, int(top), int(2 * top), total],
@@ -275,8 +282,8 @@ def of_epochs(draw, specs):
     """The same, of the epoch."""
     spec, epoch = draw(specs), draw(lengths)
     return spec._replace(
-        text=f"every_epoch({spec.text}, {epoch})",
-        build=lambda *values: optax_clr.every_epoch(spec.build(*values), epoch),
+        text=f"per_epoch_schedule({spec.text}, {epoch})",
+        build=lambda *values: optax_clr.per_epoch_schedule(spec.build(*values), epoch),
         exact=lambda step, *values: spec.exact(step // epoch, *values),
         moments=[moment * epoch for moment in spec.moments],
     )

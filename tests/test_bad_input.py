@@ -21,7 +21,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import optax_clr
-from optax_clr import Cycles, RangeTest, plotting, suggestions
+from optax_clr import Cycles, RangeTestResult, peer_rules, plotting
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -155,8 +155,8 @@ SCHEDULES = {
     "cyclical_schedule": Entry(
         optax_clr.cyclical_schedule,
         {
-            **CYCLE, "wave": optax_clr.cosine, "envelope": optax_clr.halving, "mult": 1,
-            "num_cycles": 3,
+            **CYCLE, "wave": optax_clr.waves.cosine, "envelope": optax_clr.envelopes.halving,
+            "mult": 1, "num_cycles": 3,
         },
         values=("base_value", "peak_value"),
         counts=("rise_steps", "fall_steps", "num_cycles"),
@@ -188,7 +188,7 @@ SCHEDULES = {
     ),
     "one_cycle_schedule": Entry(
         optax_clr.one_cycle_schedule,
-        {**ONE_CYCLE, "rise_fraction": 0.3, "wave": optax_clr.linear, "three_phase": False},
+        {**ONE_CYCLE, "rise_fraction": 0.3, "wave": optax_clr.waves.linear, "three_phase": False},
         values=("init_value", "peak_value", "end_value"),
         counts=("total_steps",),
         functions=("wave",),
@@ -210,20 +210,20 @@ SCHEDULES = {
             ),
         ),
     ),
-    "every_epoch": Entry(
-        optax_clr.every_epoch,
+    "per_epoch_schedule": Entry(
+        optax_clr.per_epoch_schedule,
         {"schedule": lambda step: step, "steps_per_epoch": 5},
         counts=("steps_per_epoch",),
         functions=("schedule",),
     ),
-    "exponential": Entry(optax_clr.exponential, {"gamma": 0.9}, positive=("gamma",)),
+    "exponential": Entry(optax_clr.envelopes.exponential, {"gamma": 0.9}, positive=("gamma",)),
     "halving": Entry(
-        optax_clr.halving, {"cycle": 1, "step": 5}, steps=("cycle",), anything=("step",)
+        optax_clr.envelopes.halving, {"cycle": 1, "step": 5}, steps=("cycle",), anything=("step",)
     ),
     # Formulas: they give what JAX gives.
-    "linear": Entry(optax_clr.linear, {"height": jnp.ones(())}, anything=("height",)),
-    "cosine": Entry(optax_clr.cosine, {"height": jnp.ones(())}, anything=("height",)),
-    "welch": Entry(optax_clr.welch, {"height": jnp.ones(())}, anything=("height",)),
+    "linear": Entry(optax_clr.waves.linear, {"height": jnp.ones(())}, anything=("height",)),
+    "cosine": Entry(optax_clr.waves.cosine, {"height": jnp.ones(())}, anything=("height",)),
+    "welch": Entry(optax_clr.waves.welch, {"height": jnp.ones(())}, anything=("height",)),
 }  # fmt: skip
 
 # What schedules and cycles are asked with.
@@ -537,11 +537,11 @@ TRAINING = (
 )
 RATES = (
     Wrong(
-        {"min_value": 1.0, "max_value": 0.1},
+        {"min_lr": 1.0, "max_lr": 0.1},
         ValueError,
-        "max_value=0.1 must be larger than min_value=1.0",
+        "max_lr=0.1 must be larger than min_lr=1.0",
     ),
-    Wrong({"min_value": 1.0, "max_value": 1.0}, ValueError, "max_value=1.0 must be larger"),
+    Wrong({"min_lr": 1.0, "max_lr": 1.0}, ValueError, "max_lr=1.0 must be larger"),
     Wrong({"spacing": "exp"}, ValueError, "spacing must be 'log' or 'linear', got 'exp'"),
     Wrong({"spacing": None}, ValueError, "spacing must be 'log' or 'linear', got None"),
 )
@@ -569,7 +569,7 @@ INSIDE = (
 )
 LR_RANGE_TEST = {
     "loss_fn": loss_fn, "params": PARAMS, "optimizer": optax.sgd, "batches": BATCHES,
-    "min_value": 1e-5, "max_value": 0.1, "num_steps": NUM_STEPS, "spacing": "log",
+    "min_lr": 1e-5, "max_lr": 0.1, "num_steps": NUM_STEPS, "spacing": "log",
     "has_aux": False, "smoothing": 0.9, "stop_factor": 1.0, "steps_per_value": 1,
     "held_out": None, "progress": False,
 }  # fmt: skip
@@ -683,7 +683,7 @@ RANGE_TESTS = {
         LR_RANGE_TEST,
         counts=("steps_per_value",),
         values=("smoothing",),
-        positive=("min_value", "max_value"),
+        positive=("min_lr", "max_lr"),
         functions=("loss_fn", "optimizer"),
         anything=("progress",),
         wrong=(
@@ -719,7 +719,7 @@ RANGE_TESTS = {
     "lr_grid_test": Entry(
         optax_clr.lr_grid_test,
         {**GRID, "num_values": 3},
-        positive=("min_value", "max_value"),
+        positive=("min_lr", "max_lr"),
         functions=("loss_fn", "optimizer"),
         wrong=(
             *HELD_BATCHES, *STREAMED_BATCHES, *LOSS, *TRAINING, *RATES, *NUM_STEPS_OF,
@@ -739,10 +739,10 @@ RANGE_TESTS = {
 
 rates = jnp.geomspace(1e-3, 10.0, 40)
 valley = (jnp.log10(rates) - jnp.log10(0.5)) ** 2
-RESULT = RangeTest(rates, valley, valley, jnp.int32(40))
+RESULT = RangeTestResult(rates, valley, valley, jnp.int32(40))
 READINGS = {
     **{
-        f"RangeTest.{name}": Entry(
+        f"RangeTestResult.{name}": Entry(
             lambda result, name=name: getattr(result, name)(),
             {"result": RESULT},
             wrong=(
@@ -766,8 +766,8 @@ READINGS = {
         for name in ("suggest", "bounds", "one_cycle_peak", "summary")
     },
     **{
-        f"suggestions.{name}": Entry(
-            getattr(suggestions, name),
+        f"peer_rules.{name}": Entry(
+            getattr(peer_rules, name),
             {"learning_rates": rates, "losses": valley, **options},
             counts=("interval",) if options else (),
             positive=("threshold",) if options else (),
@@ -781,15 +781,15 @@ READINGS = {
                 ),
             ),
         )
-        for name in suggestions.__all__
+        for name in peer_rules.__all__
         for options in ({"interval": 9, "threshold": 0.1} if name == "slide" else {},)
     },
     "plotting.plot_range_test": Entry(
         plotting.plot_range_test,
         {"result": RESULT, "ax": Figure().add_subplot()},
         wrong=(
-            Wrong({"result": valley}, TypeError, "result must be a RangeTest, got"),
-            Wrong({"result": None}, TypeError, "result must be a RangeTest, got None"),
+            Wrong({"result": valley}, TypeError, "result must be a RangeTestResult, got"),
+            Wrong({"result": None}, TypeError, "result must be a RangeTestResult, got None"),
             Wrong({"ax": Figure()}, TypeError, "ax must be Matplotlib Axes, got <?Figure"),
         ),
     ),
@@ -848,7 +848,7 @@ def test_a_traced_value_that_is_no_scalar_is_refused(name, argument):
     [
         ("one_cycle_schedule", "rise_fraction"),
         ("triangular_schedule", "base_value"),
-        ("every_epoch", "schedule"),
+        ("per_epoch_schedule", "schedule"),
         ("exponential", "gamma"),
         ("Cycles", "mult"),
     ],
@@ -861,7 +861,7 @@ def test_a_message_does_not_print_what_jax_calls_a_traced_value(name, argument):
 
 def test_every_public_function_and_argument_is_in_the_table():
     public = {name: value for name, value in vars(optax_clr).items() if not name.startswith("_")}
-    for module in (suggestions, plotting):
+    for module in (peer_rules, plotting):
         prefix = module.__name__.rpartition(".")[2]
         public |= {f"{prefix}.{name}": getattr(module, name) for name in module.__all__}
     is_tuple = lambda value: isinstance(value, type) and issubclass(value, (tuple, Exception))
@@ -887,7 +887,7 @@ def saved(tmp_path):
 
     def read(content):
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return RangeTest(**file)
+            return RangeTestResult(**file)
 
     return path.read_bytes(), read
 

@@ -279,6 +279,7 @@ def shortened(setup):
     return setup._replace(runs=[run], batch_size=10 * setup.num_groups, num_test_steps=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quick", "super-convergence"])
 def test_a_set_up_trains_and_prints_its_table(folder, monkeypatch, capsys, name):
     make = cifar10.SETUPS[name]

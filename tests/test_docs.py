@@ -48,8 +48,8 @@ def public_functions():
             for attribute, member in vars(value).items():
                 if not attribute.startswith("_") and callable(member) and attribute not in QUERIES:
                     yield f"{name}.{attribute}", member
-    for name in optax_clr.suggestions.__all__:
-        yield f"suggestions.{name}", getattr(optax_clr.suggestions, name)
+    for name in optax_clr.peer_rules.__all__:
+        yield f"peer_rules.{name}", getattr(optax_clr.peer_rules, name)
 
 
 @pytest.mark.parametrize(("name", "value"), list(public_functions()))

@@ -30,6 +30,7 @@ def test_digits_prints_its_table_and_writes_its_figure(tmp_path):
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_accuracy_bounds_prints_its_table_and_writes_its_figure(tmp_path):
     output = run(tmp_path, "accuracy_bounds.py", "--steps", "80", "--seeds", "2")
     table = [line for line in output.splitlines() if " ± " in line and "sd" not in line]
@@ -43,6 +44,7 @@ def test_accuracy_bounds_prints_its_table_and_writes_its_figure(tmp_path):
     assert (tmp_path / "accuracy_bounds.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_swa_prints_its_table(tmp_path):
     output = run(tmp_path, "swa.py", "--steps", "160", "--seeds", "2")
     table = [line for line in output.splitlines() if line.count(" ± ") == 2 and "sd" not in line]
@@ -69,6 +71,7 @@ def test_sampling_finds_every_mode_with_cycles_and_fewer_at_a_constant_rate(tmp_
     assert rows["cyclical, exploring without noise", "divergence"][1] < rows["constant", "modes"][1]
 
 
+@pytest.mark.slow
 def test_snapshots_prints_its_table_of_ensembles(tmp_path):
     output = run(tmp_path, "snapshots.py", "--steps", "500", "--seeds", "2")
     table = [line for line in output.splitlines() if " ± " in line and "sd" not in line]
@@ -85,6 +88,7 @@ def test_snapshots_prints_its_table_of_ensembles(tmp_path):
     assert losses["separate runs", 5] < losses["separate runs", 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_linen.py", "train_nnx.py"])
 def test_a_flax_run_that_stops_in_mid_cycle_resumes_bit_for_bit(tmp_path, name):
     # A rise is 60 steps and an epoch 30: 45 is within both.

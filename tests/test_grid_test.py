@@ -25,7 +25,7 @@ def loss_fn(params, batch):
 
 
 def run(batches=BATCHES, loss_fn=loss_fn, optimizer=optax.adam, **options):
-    options = {"min_value": 1e-3, "num_values": NUM_VALUES, "num_steps": NUM_STEPS} | options
+    options = {"min_lr": 1e-3, "num_values": NUM_VALUES, "num_steps": NUM_STEPS} | options
     return optax_clr.lr_grid_test(loss_fn, PARAMS, optimizer, batches, **options)
 
 
@@ -105,7 +105,7 @@ def test_rows_end_at_the_first_rate_that_diverged():
     def quadratic(params, batch):
         return jnp.mean((batch[0] @ params["weights"]) ** 2) + params["bias"] ** 2
 
-    result = run(loss_fn=quadratic, optimizer=optax.sgd, max_value=1e12)
+    result = run(loss_fn=quadratic, optimizer=optax.sgd, max_lr=1e12)
     count = int(result.num_valid)
     assert 0 < count < NUM_VALUES
     assert np.isfinite(result.losses[:count]).all()
@@ -161,5 +161,5 @@ def test_calling_again_compiles_nothing(caplog):
 
 def test_a_stream_serves_all_lanes():
     stream = list(zip(*map(np.asarray, BATCHES), strict=True))
-    lanes = jax.vmap(lambda high: run(stream, max_value=high))(jnp.array([1.0, 10.0]))
+    lanes = jax.vmap(lambda high: run(stream, max_lr=high))(jnp.array([1.0, 10.0]))
     np.testing.assert_allclose(lanes.losses[1], run().losses, rtol=1e-3)

@@ -36,7 +36,7 @@ def batch_at(step):
 def run_test(bias, batches=batch_at, num_steps=NUM_STEPS, loss_fn=loss_fn):
     params = PARAMS | {"bias": jnp.asarray(bias, jnp.float32)}
     return optax_clr.lr_range_test(
-        loss_fn, params, optax.sgd, batches, num_steps=num_steps, max_value=1e-2
+        loss_fn, params, optax.sgd, batches, num_steps=num_steps, max_lr=1e-2
     )
 
 
@@ -64,7 +64,7 @@ def num_equations(jaxpr):
 
 def result_of(start, num_rows):
     column = jnp.linspace(start, 2.0, num_rows)
-    return optax_clr.RangeTest(column, column, column, jnp.int32(num_rows))
+    return optax_clr.RangeTestResult(column, column, column, jnp.int32(num_rows))
 
 
 def repeated(num_steps):

@@ -27,7 +27,7 @@ def loss_fn(params, batch):
 
 def whole(params, batches, steps_per_value=1):
     return optax_clr.lr_range_test(
-        loss_fn, params, optax.adam, batches, max_value=0.1, steps_per_value=steps_per_value
+        loss_fn, params, optax.adam, batches, max_lr=0.1, steps_per_value=steps_per_value
     )
 
 
@@ -105,7 +105,7 @@ def test_a_grid_ends_with_the_state_after_its_last_step():
 
     held_out = jnp.ones(())
     result = optax_clr.lr_grid_test(
-        loss_fn, jnp.float32(0.0), optax.sgd, jnp.ones(131), min_value=0.1, max_value=1.0,
+        loss_fn, jnp.float32(0.0), optax.sgd, jnp.ones(131), min_lr=0.1, max_lr=1.0,
         num_values=6, held_out=held_out,
     )  # fmt: skip
     # Each step moves the params down by the rate.

@@ -79,12 +79,12 @@ def transfers():
 
 
 @pytest.mark.parametrize("mode", [jax.debug_nans, jax.debug_infs, transfers])
-@pytest.mark.parametrize("max_value", [0.1, 1e30], ids=["whole", "diverging"])
+@pytest.mark.parametrize("max_lr", [0.1, 1e30], ids=["whole", "diverging"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_runs_in_the_mode_and_can_be_read(form, mode, max_value):
-    expected = form(max_value=max_value)
+def test_every_form_runs_in_the_mode_and_can_be_read(form, mode, max_lr):
+    expected = form(max_lr=max_lr)
     with mode() if mode is transfers else mode(True):
-        result = form(max_value=max_value)
+        result = form(max_lr=max_lr)
         jax.block_until_ready(result)
     np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-5)
     with contextlib.nullcontext() if mode is transfers else mode(True):

@@ -21,7 +21,9 @@ MODULES = [
     "_documentation",
     "_arguments",
     "_cycles",
-    "_waves",
+    "waves",
+    "envelopes",
+    "_shapes",
     "_schedules",
     "_states",
     "_averaging",
@@ -39,44 +41,19 @@ MODULES = [
     "_run",
     "_range_test",
     "_grid_test",
-    "suggestions",
+    "peer_rules",
     "plotting",
 ]
 
-PUBLIC = {
-    "Cycles",
-    "LRBounds",
-    "RangeTest",
-    "RangeTestError",
-    "RangeTestWarning",
-    "average_at_cycle_ends",
-    "averaged_params",
-    "cosine",
-    "cyclical_schedule",
-    "every_epoch",
-    "exp_range_schedule",
-    "exponential",
-    "get_hyperparams",
-    "halving",
-    "inject_schedules",
-    "linear",
-    "lr_grid_test",
-    "lr_range_test",
-    "one_cycle_schedule",
-    "plotting",
-    "range_test",
-    "set_hyperparams",
-    "set_step",
-    "suggestions",
-    "triangular2_schedule",
-    "triangular_schedule",
-    "warm_restarts_schedule",
-    "welch",
-}
 
-
-def test_the_public_names_are_these():
-    assert {name for name in vars(optax_clr) if not name.startswith("_")} == PUBLIC
+def test_the_public_names_are_listed_once_and_completed():
+    public = {name for name in vars(optax_clr) if not name.startswith("_")}
+    assert public == set(optax_clr.__all__)
+    assert len(optax_clr.__all__) == len(public)
+    assert dir(optax_clr) == sorted([*public, "__version__"])
+    everything = {}
+    exec("from optax_clr import *", everything)
+    assert everything.keys() - {"__builtins__"} == public
 
 
 def test_the_version_stands_in_one_place():

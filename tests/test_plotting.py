@@ -29,7 +29,7 @@ LOSSES = 2 - jnp.exp(-(jnp.log10(RATES / 0.1) ** 2))
 def result_of(losses, rates=RATES):
     rates = jnp.broadcast_to(rates, losses.shape)
     rates = jnp.where(jnp.isfinite(losses), rates, jnp.nan)
-    return optax_clr.RangeTest(rates, losses, losses, jnp.isfinite(losses).sum(-1))
+    return optax_clr.RangeTestResult(rates, losses, losses, jnp.isfinite(losses).sum(-1))
 
 
 def test_a_range_test_shows_both_curves_and_the_bounds():

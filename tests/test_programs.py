@@ -47,7 +47,7 @@ class Task:
 
 
 def first_loss(loss_fn, optimizer=optax.sgd):
-    result = optax_clr.lr_range_test(loss_fn, PARAMS, optimizer, BATCHES, max_value=0.1)
+    result = optax_clr.lr_range_test(loss_fn, PARAMS, optimizer, BATCHES, max_lr=0.1)
     return float(result.losses[0] / jnp.mean(BATCHES[0] @ PARAMS))
 
 
@@ -115,7 +115,7 @@ def test_an_optimizer_and_a_batch_function_that_have_changed_are_seen():
     batch_at = lambda step: BATCHES[step] + shift
     run = lambda: (
         optax_clr.lr_range_test(
-            loss_fn, PARAMS, optimizer, batch_at, num_steps=12, max_value=0.1
+            loss_fn, PARAMS, optimizer, batch_at, num_steps=12, max_lr=0.1
         ).losses
     )
     first = run()
@@ -151,11 +151,11 @@ def test_programs_go_with_their_functions_and_the_data_in_them(form):
     gc.disable()
     try:
         if form == "grid":
-            optax_clr.lr_grid_test(loss_fn, PARAMS, optax.sgd, BATCHES, max_value=0.1)
+            optax_clr.lr_grid_test(loss_fn, PARAMS, optax.sgd, BATCHES, max_lr=0.1)
         else:
             batches = BATCHES if form == "stacked" else iter(np.asarray(BATCHES))
             run = functools.partial(optax_clr.lr_range_test, loss_fn, PARAMS, optax.sgd)
-            jax.block_until_ready(run(batches, num_steps=12, max_value=0.1))
+            jax.block_until_ready(run(batches, num_steps=12, max_lr=0.1))
         assert reference() is not None
         del loss_fn
         if form != "grid":

@@ -59,7 +59,7 @@ def run_script(losses, **kwargs):
     ids=["sgd", "adamw", "lion", "chain"],
 )
 def test_rows_are_those_of_a_loop_that_anyone_would_write(optimizer):
-    result = optax_clr.lr_range_test(loss_fn, PARAMS, optimizer, BATCHES, max_value=0.1)
+    result = optax_clr.lr_range_test(loss_fn, PARAMS, optimizer, BATCHES, max_lr=0.1)
 
     rates = 1e-7 * (0.1 / 1e-7) ** (np.arange(NUM_STEPS) / (NUM_STEPS - 1))
     params, state, losses = PARAMS, optimizer(0.1).init(PARAMS), []
@@ -96,7 +96,7 @@ def test_without_smoothing_the_curves_are_the_same():
 def test_rates_are_spaced_as_asked(spacing, expected):
     batches = jax.tree.map(lambda leaf: leaf[:4], BATCHES)
     result = optax_clr.lr_range_test(
-        loss_fn, PARAMS, optax.sgd, batches, min_value=1e-4, max_value=1e-1, spacing=spacing
+        loss_fn, PARAMS, optax.sgd, batches, min_lr=1e-4, max_lr=1e-1, spacing=spacing
     )
     expected = np.linspace(1e-4, 1e-1, 4) if expected is None else expected
     np.testing.assert_allclose(result.learning_rates, expected, rtol=1e-6)
@@ -111,16 +111,16 @@ def test_rates_go_from_1e_7_to_10_unless_said_otherwise(test):
 
 
 def test_a_traced_batch_function_gives_the_stacked_curve():
-    stacked = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES, max_value=0.1)
+    stacked = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES, max_lr=0.1)
     traced = optax_clr.lr_range_test(
-        loss_fn, PARAMS, optax.adam, batch_at, max_value=0.1, num_steps=NUM_STEPS
+        loss_fn, PARAMS, optax.adam, batch_at, max_lr=0.1, num_steps=NUM_STEPS
     )
     np.testing.assert_allclose(traced.losses, stacked.losses, rtol=1e-6)
 
 
 def test_each_value_is_held_for_several_steps():
     held = optax_clr.lr_range_test(
-        loss_fn, PARAMS, optax.sgd, BATCHES, max_value=0.1, steps_per_value=4
+        loss_fn, PARAMS, optax.sgd, BATCHES, max_lr=0.1, steps_per_value=4
     )
     rates = np.repeat(np.asarray(held.learning_rates), 4)
     every = optax_clr.range_test(
@@ -140,7 +140,7 @@ HELD_OUT = {"inputs": INPUTS[:3].reshape(-1, 4) + 0.1, "targets": TARGETS[:3].ra
 def test_the_held_out_loss_is_that_after_each_row(steps_per_value):
     result = optax_clr.lr_range_test(
         loss_fn, PARAMS, optax.adam, BATCHES,
-        max_value=0.1, held_out=HELD_OUT, steps_per_value=steps_per_value,
+        max_lr=0.1, held_out=HELD_OUT, steps_per_value=steps_per_value,
     )  # fmt: skip
     params, state, expected = PARAMS, optax.adam(0.1).init(PARAMS), []
     rates = np.geomspace(1e-7, 0.1, NUM_STEPS // steps_per_value)
@@ -156,7 +156,7 @@ def test_the_held_out_loss_is_that_after_each_row(steps_per_value):
 
 def test_training_is_the_same_with_a_held_out_batch():
     run = lambda **options: optax_clr.lr_range_test(
-        loss_fn, PARAMS, optax.sgd, BATCHES, max_value=1e4, **options
+        loss_fn, PARAMS, optax.sgd, BATCHES, max_lr=1e4, **options
     )
     plain, judged = run(), run(held_out=HELD_OUT)
     assert plain.held_out_losses == ()
@@ -168,7 +168,7 @@ def test_training_is_the_same_with_a_held_out_batch():
 
 def test_the_readings_read_the_held_out_losses():
     result = optax_clr.lr_range_test(
-        loss_fn, PARAMS, optax.sgd, BATCHES, max_value=1e4, held_out=HELD_OUT
+        loss_fn, PARAMS, optax.sgd, BATCHES, max_lr=1e4, held_out=HELD_OUT
     )
     plain = result._replace(losses=result.held_out_losses, held_out_losses=())
     assert result.bounds() == plain.bounds()
@@ -189,7 +189,7 @@ def test_held_out_losses_are_streamed_and_shown_alike():
 def test_lanes_have_held_out_losses_of_their_own():
     run = lambda decay: optax_clr.lr_range_test(
         loss_fn, PARAMS, lambda rate: optax.adamw(rate, weight_decay=decay), BATCHES,
-        max_value=1.0, held_out=HELD_OUT,
+        max_lr=1.0, held_out=HELD_OUT,
     )  # fmt: skip
     decays = jnp.array([0.0, 1.0])
     lanes = jax.vmap(run)(decays)
@@ -225,9 +225,9 @@ def test_metrics_are_recorded_as_floats():
         return loss_fn(params, batch), {"right": right, "predictions": predictions}
 
     result = optax_clr.lr_range_test(
-        with_metrics, PARAMS, optax.sgd, BATCHES, has_aux=True, max_value=1e4
+        with_metrics, PARAMS, optax.sgd, BATCHES, has_aux=True, max_lr=1e4
     )
-    plain = optax_clr.lr_range_test(loss_fn, PARAMS, optax.sgd, BATCHES, max_value=1e4)
+    plain = optax_clr.lr_range_test(loss_fn, PARAMS, optax.sgd, BATCHES, max_lr=1e4)
 
     valid = int(result.num_valid)
     assert 0 < valid < NUM_STEPS
@@ -371,7 +371,7 @@ def test_the_step_is_traced_once_and_a_second_call_compiles_nothing(batches, ste
     )  # fmt: skip
     run()
     assert len(traces) == 1
-    run(min_value=1e-5, max_value=0.1, smoothing=0.9, stop_factor=3.0)
+    run(min_lr=1e-5, max_lr=0.1, smoothing=0.9, stop_factor=3.0)
     assert len(traces) == 1
 
 
@@ -404,7 +404,7 @@ def test_it_holds_what_a_bare_scan_of_the_steps_holds():
 
     def test(params, batches, values):
         return optax_clr.lr_range_test(
-            loss_fn, params, optax.adam, batches, max_value=values[-1]
+            loss_fn, params, optax.adam, batches, max_lr=values[-1]
         ).losses
 
     params = {"hidden": jnp.ones((4, 50_000)), "out": jnp.ones(50_000)}  # 1 MB
@@ -438,7 +438,7 @@ def test_what_the_caller_passed_is_as_it_was():
 
 def test_it_runs_inside_jit():
     run = lambda params, batches, low: optax_clr.lr_range_test(
-        loss_fn, params, optax.sgd, batches, min_value=low, max_value=0.1
+        loss_fn, params, optax.sgd, batches, min_lr=low, max_lr=0.1
     )
     inside = jax.jit(run)(PARAMS, BATCHES, 1e-6)
     outside = run(PARAMS, BATCHES, 1e-6)
@@ -470,7 +470,7 @@ def test_the_value_need_not_be_a_rate_nor_rise():
 
 def test_bfloat16_params_keep_their_dtype_and_give_float32_rows():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
-    result = optax_clr.lr_range_test(loss_fn, params, optax.adam, BATCHES, max_value=0.1)
+    result = optax_clr.lr_range_test(loss_fn, params, optax.adam, BATCHES, max_lr=0.1)
     assert result.losses.dtype == result.learning_rates.dtype == jnp.float32
     assert result.losses[-10:].mean() < 0.7 * result.losses[:10].mean()
 
@@ -478,9 +478,9 @@ def test_bfloat16_params_keep_their_dtype_and_give_float32_rows():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_it_runs_under_x64(dtype, x64):
     arrays = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), (PARAMS, BATCHES))
-    expected = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES, max_value=0.1)
+    expected = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES, max_lr=0.1)
     with x64():
-        result = optax_clr.lr_range_test(loss_fn, arrays[0], optax.adam, arrays[1], max_value=0.1)
+        result = optax_clr.lr_range_test(loss_fn, arrays[0], optax.adam, arrays[1], max_lr=0.1)
         assert result.losses.dtype == dtype
         np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-3)
         inside = jax.jit(lambda result: result.bounds())
@@ -490,7 +490,7 @@ def test_it_runs_under_x64(dtype, x64):
 def test_it_runs_inside_shard_map(one_per_device):
     run = lambda scale: (
         optax_clr.lr_range_test(
-            loss_fn, jax.tree.map(lambda p: p * scale, PARAMS), optax.sgd, BATCHES, max_value=0.1
+            loss_fn, jax.tree.map(lambda p: p * scale, PARAMS), optax.sgd, BATCHES, max_lr=0.1
         ).losses
     )
     sharded = one_per_device(lambda scales: jax.lax.map(run, scales))
@@ -513,7 +513,7 @@ def test_no_tracer_is_kept_where_jax_keeps_none():
 def test_vmap_over_initialisations_is_the_single_runs():
     scales = jnp.array([0.5, 1.0, 1.5])
     run = lambda scale: optax_clr.lr_range_test(
-        loss_fn, jax.tree.map(lambda p: p * scale, PARAMS), optax.adam, BATCHES, max_value=1.0
+        loss_fn, jax.tree.map(lambda p: p * scale, PARAMS), optax.adam, BATCHES, max_lr=1.0
     )
     swept = jax.vmap(run)(scales)
     mapped = jax.lax.map(run, scales)
@@ -530,13 +530,13 @@ def test_vmap_over_a_hyperparameter_that_the_optimizer_closes_over():
     swept = jax.vmap(
         lambda decay: optax_clr.lr_range_test(
             loss_fn, PARAMS, lambda rate: optax.adamw(rate, weight_decay=decay), BATCHES,
-            max_value=0.1,
+            max_lr=0.1,
         )
     )(decays)  # fmt: skip
     for lane, decay in enumerate(decays):
         single = optax_clr.lr_range_test(
             loss_fn, PARAMS, functools.partial(optax.adamw, weight_decay=float(decay)), BATCHES,
-            max_value=0.1,
+            max_lr=0.1,
         )  # fmt: skip
         np.testing.assert_allclose(swept.losses[lane], single.losses, rtol=1e-3)
 
@@ -563,6 +563,6 @@ def test_results_are_saved_and_read_without_pickle(tmp_path):
     result = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES)
     np.savez(tmp_path / "result.npz", **result._asdict())
     with np.load(tmp_path / "result.npz", allow_pickle=False) as file:
-        loaded = optax_clr.RangeTest(**file)
+        loaded = optax_clr.RangeTestResult(**file)
     np.testing.assert_array_equal(loaded.losses, result.losses)
     assert loaded.bounds() == result.bounds()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optax_clr
-from optax_clr import RangeTest, RangeTestError, RangeTestWarning
+from optax_clr import RangeTestError, RangeTestResult, RangeTestWarning
 from optax_clr._reading import _standard_error
 
 READINGS = ["suggest", "one_cycle_peak", "bounds"]
@@ -23,7 +23,7 @@ def result_of(losses, rates=None, num_valid=None):
     valid = np.arange(num_rows) < (num_rows if num_valid is None else num_valid)
     valid = jnp.broadcast_to(valid, losses.shape)
     losses, rates = jnp.where(valid, losses, jnp.nan), jnp.where(valid, rates, jnp.nan)
-    return RangeTest(rates, losses, losses, valid.sum(-1).astype(jnp.int32))
+    return RangeTestResult(rates, losses, losses, valid.sum(-1).astype(jnp.int32))
 
 
 def valley(lowest=0.1, num_rows=300, noise=0.0, seed=0):
@@ -137,7 +137,7 @@ def test_readings_work_under_jit_and_vmap(reading):
     rates = jnp.geomspace(1e-5, 10.0, 300)
 
     def read_one(losses):
-        return getattr(RangeTest(rates, losses, losses, jnp.int32(300)), reading)()
+        return getattr(RangeTestResult(rates, losses, losses, jnp.int32(300)), reading)()
 
     expected = [read_one(jnp.asarray(curve, jnp.float32)) for curve in curves]
     batched = jax.vmap(read_one)(jnp.asarray(curves, jnp.float32))

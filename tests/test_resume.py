@@ -62,6 +62,7 @@ def same_bits(first, second):
     return jax.tree.all(jax.tree.map(same, first, second))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_resumes_bit_for_bit():
     """The benchmark itself: two kills, each after some lines of the log."""
     finished = subprocess.run(

@@ -20,9 +20,9 @@ import optax_clr
 
 LAST = 2**31 - 1
 WAVES = {
-    optax_clr.linear: exact.linear,
-    optax_clr.cosine: exact.cosine,
-    optax_clr.welch: exact.welch,
+    optax_clr.waves.linear: exact.linear,
+    optax_clr.waves.cosine: exact.cosine,
+    optax_clr.waves.welch: exact.welch,
 }
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "torch.json").read_text())
 
@@ -159,7 +159,13 @@ def test_one_cycle_has_the_phases_of_torch(
     steps = steps_near(data.draw, phase_ends)
     assert_close(
         optax_clr.one_cycle_schedule(
-            init, peak, end, total, rise_fraction=rise_fraction, wave=wave, three_phase=three_phase
+            peak,
+            total,
+            init_value=init,
+            end_value=end,
+            rise_fraction=rise_fraction,
+            wave=wave,
+            three_phase=three_phase,
         ),
         steps,
         [
@@ -181,7 +187,7 @@ def test_one_cycle_has_the_phases_of_torch(
     st.booleans(),
     st.sampled_from(list(WAVES)),
 )
-@example(LAST, 1e-12, False, True, optax_clr.linear)  # it starts two steps before the run
+@example(LAST, 1e-12, False, True, optax_clr.waves.linear)  # it starts two steps before the run
 def test_one_cycle_at_fractions_that_leave_no_step_to_a_phase(
     total, fraction, falls, three_phase, wave
 ):
@@ -196,7 +202,13 @@ def test_one_cycle_at_fractions_that_leave_no_step_to_a_phase(
         for t in steps
     ]
     schedule = optax_clr.one_cycle_schedule(
-        init, peak, end, total, rise_fraction=fraction, wave=wave, three_phase=three_phase
+        peak,
+        total,
+        init_value=init,
+        end_value=end,
+        rise_fraction=fraction,
+        wave=wave,
+        three_phase=three_phase,
     )
     assert_close(schedule, steps, expected, rtol=1e-6)
 
@@ -208,7 +220,9 @@ def test_exponential_keeps_its_digits_until_it_underflows(gamma, scale):
     steps = np.unique(np.linspace(0, last, 500).astype(np.int64))
     expected = [float(exact.as_decimal(gamma) ** int(t)) for t in steps]
 
-    power, complement = optax_clr.exponential(gamma).power_and_complement(steps, jnp.float32)
+    power, complement = optax_clr.envelopes.exponential(gamma).power_and_complement(
+        steps, jnp.float32
+    )
 
     np.testing.assert_allclose(power, expected, rtol=5e-7)
     lost = [float(1 - exact.as_decimal(gamma) ** int(t)) for t in steps]
@@ -225,10 +239,10 @@ def test_waves_keep_their_digits_near_the_base(wave):
 @pytest.mark.parametrize(
     ("base", "peak", "rise", "fall", "wave", "mult"),
     [
-        (1e-4, 1.0, 2000, 2000, optax_clr.linear, 1),
-        (1.0, 1e-4, 3, 4, optax_clr.linear, 1.01),
-        (0.95, 0.85, 1000, 3, optax_clr.welch, 1.5),
-        (0.0, 0.3, 7, 50_000, optax_clr.cosine, 2),
+        (1e-4, 1.0, 2000, 2000, optax_clr.waves.linear, 1),
+        (1.0, 1e-4, 3, 4, optax_clr.waves.linear, 1.01),
+        (0.95, 0.85, 1000, 3, optax_clr.waves.welch, 1.5),
+        (0.0, 0.3, 7, 50_000, optax_clr.waves.cosine, 2),
     ],
 )
 def test_compiled_schedules_are_as_exact(base, peak, rise, fall, wave, mult):
@@ -299,14 +313,18 @@ def test_triangular2_underflows_where_torch_overflows():
 @pytest.mark.parametrize("total_steps", [1, 2, 3, 10, 1000])
 def test_one_cycle_ends_at_its_last_step_and_stays_there(total_steps, three_phase):
     # Where torch goes back up at step N, and raises after it.
-    schedule = optax_clr.one_cycle_schedule(0.04, 1.0, 4e-6, total_steps, three_phase=three_phase)
+    schedule = optax_clr.one_cycle_schedule(1.0, total_steps, three_phase=three_phase)
     after = np.array([total_steps - 1, total_steps, total_steps + 1, 10 * total_steps, LAST])
     np.testing.assert_array_equal(schedule(after), np.float32(4e-6))
 
 
 def test_one_cycle_that_only_falls_or_only_rises():
-    falls = optax_clr.one_cycle_schedule(0.1, 1.0, 0.0, 5, rise_fraction=0, wave=optax_clr.linear)
-    rises = optax_clr.one_cycle_schedule(0.0, 1.0, 0.5, 5, rise_fraction=1, wave=optax_clr.linear)
+    falls = optax_clr.one_cycle_schedule(
+        1.0, 5, init_value=0.1, end_value=0.0, rise_fraction=0, wave=optax_clr.waves.linear
+    )
+    rises = optax_clr.one_cycle_schedule(
+        1.0, 5, init_value=0.0, end_value=0.5, rise_fraction=1, wave=optax_clr.waves.linear
+    )
     np.testing.assert_allclose(falls(np.arange(6)), [1, 0.75, 0.5, 0.25, 0, 0], rtol=1e-6)
     np.testing.assert_allclose(rises(np.arange(6)), [0, 0.25, 0.5, 0.75, 1, 0.5], rtol=1e-6)
 
@@ -325,8 +343,10 @@ EVERY_SCHEDULE = {
     "warm_restarts": optax_clr.warm_restarts_schedule(
         1.0, 10, mult=0.8, num_cycles=4, peak_decay=0.9, warmup_steps=2
     ),
-    "one_cycle": optax_clr.one_cycle_schedule(0.1, 1.0, 0.01, 50),
-    "every_epoch": optax_clr.every_epoch(optax_clr.triangular_schedule(0.1, 1.0, 3), 7),
+    "one_cycle": optax_clr.one_cycle_schedule(1.0, 50, init_value=0.1, end_value=0.01),
+    "per_epoch_schedule": optax_clr.per_epoch_schedule(
+        optax_clr.triangular_schedule(0.1, 1.0, 3), 7
+    ),
 }  # fmt: skip
 SOME_STEPS = np.array([*range(100), 2**24 + 1, 10**9, LAST - 1, LAST])
 
@@ -373,8 +393,8 @@ def test_a_step_that_int32_cannot_count_is_the_last_that_it_can(schedule):
     [
         functools.partial(optax_clr.cyclical_schedule, 0.1, 1.0, 2000),
         functools.partial(
-            optax_clr.cyclical_schedule, 0.1, 1.0, 2, wave=optax_clr.cosine,
-            envelope=optax_clr.exponential(0.99), mult=1.001,
+            optax_clr.cyclical_schedule, 0.1, 1.0, 2, wave=optax_clr.waves.cosine,
+            envelope=optax_clr.envelopes.exponential(0.99), mult=1.001,
         ),
         functools.partial(
             optax_clr.warm_restarts_schedule, 1.0, 50, mult=1.5, peak_decay=0.9, warmup_steps=5
@@ -396,7 +416,13 @@ def test_the_ends_of_a_cycle_are_met_exactly():
 def test_after_the_last_cycle_its_last_value_is_held(mult):
     raised_cosine = lambda height: 0.25 + 0.75 * height
     schedule = optax_clr.cyclical_schedule(
-        0.0, 1.0, 4, wave=raised_cosine, envelope=optax_clr.halving, mult=mult, num_cycles=3
+        0.0,
+        1.0,
+        4,
+        wave=raised_cosine,
+        envelope=optax_clr.envelopes.halving,
+        mult=mult,
+        num_cycles=3,
     )
     total = optax_clr.Cycles(8, mult, 3).total_steps
     assert schedule(total - 1) > 0.25 * 0.25

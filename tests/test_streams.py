@@ -40,7 +40,7 @@ def loss_fn(params, batch):
 
 
 run = functools.partial(
-    optax_clr.lr_range_test, loss_fn, PARAMS, optax.adam, max_value=0.1, num_steps=NUM_STEPS
+    optax_clr.lr_range_test, loss_fn, PARAMS, optax.adam, max_lr=0.1, num_steps=NUM_STEPS
 )
 
 
@@ -107,7 +107,7 @@ def test_a_traced_function_gives_it_too():
 def test_metrics_and_divergence_are_streamed():
     with_metrics = lambda params, batch: (loss_fn(params, batch), {"first": params["out"][:2]})
     test = functools.partial(
-        optax_clr.lr_range_test, with_metrics, PARAMS, optax.sgd, max_value=1e4,
+        optax_clr.lr_range_test, with_metrics, PARAMS, optax.sgd, max_lr=1e4,
         num_steps=NUM_STEPS, has_aux=True,
     )  # fmt: skip
     streamed, stacked = test(BATCHES), test(STACKED)
@@ -189,15 +189,15 @@ def reused_with(extra):
 def test_reused_memory_beside_other_arrays_is_copied(extra):
     three = lambda params, batch: loss_fn(params, batch[:2])
     test = functools.partial(
-        optax_clr.lr_range_test, three, PARAMS, optax.adam, max_value=0.1, num_steps=NUM_STEPS
+        optax_clr.lr_range_test, three, PARAMS, optax.adam, max_lr=0.1, num_steps=NUM_STEPS
     )
     np.testing.assert_array_equal(test(reused_with(extra)).losses, run(STACKED).losses)
     grid = functools.partial(
-        optax_clr.lr_grid_test, three, PARAMS, optax.adam, max_value=0.1, num_steps=NUM_STEPS
+        optax_clr.lr_grid_test, three, PARAMS, optax.adam, max_lr=0.1, num_steps=NUM_STEPS
     )
     np.testing.assert_allclose(
         grid(reused_with(extra)).losses,
-        optax_clr.lr_grid_test(loss_fn, PARAMS, optax.adam, STACKED, max_value=0.1).losses,
+        optax_clr.lr_grid_test(loss_fn, PARAMS, optax.adam, STACKED, max_lr=0.1).losses,
         rtol=1e-5,
     )
 
@@ -255,7 +255,7 @@ def test_a_loader_is_closed_when_the_test_returns(test, end):
         with contextlib.suppress(ValueError, IndexError):
             test(
                 loss, PARAMS, optax.sgd, loader, num_steps=NUM_STEPS - 10,
-                max_value=1e6 if end == "divergence" else 0.1,
+                max_lr=1e6 if end == "divergence" else 0.1,
             )  # fmt: skip
         assert loader.num_open == 0
     finally:
@@ -281,7 +281,7 @@ def test_pytorch_tensors_are_taken_wherever_arrays_are():
         np.testing.assert_array_equal(result.losses, expected.losses)
         np.testing.assert_array_equal(result.held_out_losses, expected.held_out_losses)
         grid = optax_clr.lr_grid_test(
-            loss_fn, PARAMS, optax.adam, batches, num_steps=20, max_value=0.1, held_out=held_out
+            loss_fn, PARAMS, optax.adam, batches, num_steps=20, max_lr=0.1, held_out=held_out
         )
         assert int(grid.num_valid) == 17
 
@@ -317,7 +317,7 @@ def test_the_short_last_batch_of_an_epoch_is_left_out():
 
 
 def test_the_default_is_300_steps():
-    result = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, Loader(BATCHES), max_value=0.1)
+    result = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, Loader(BATCHES), max_lr=0.1)
     assert result.losses.shape == (300,)
 
 
@@ -363,7 +363,7 @@ def test_the_step_is_traced_once_and_a_second_stream_compiles_nothing(batches, c
     test(Loader(batches), num_steps=33)  # chunks of many lengths
     assert len(traces) == 1
     with jax.log_compiles(True):
-        test(Loader(batches[3:]), num_steps=33, max_value=0.5)
+        test(Loader(batches[3:]), num_steps=33, max_lr=0.5)
     assert len(traces) == 1
     assert "Compiling" not in caplog.text
 
@@ -536,9 +536,7 @@ def test_the_bar_shows_rows_rate_and_loss(capsys):
 
 
 def test_the_bar_stops_at_the_rows_of_a_test_that_diverged(capsys):
-    result = optax_clr.lr_range_test(
-        loss_fn, PARAMS, optax.sgd, STACKED, max_value=1e4, progress=True
-    )
+    result = optax_clr.lr_range_test(loss_fn, PARAMS, optax.sgd, STACKED, max_lr=1e4, progress=True)
     assert f"{int(result.num_valid)}/60" in capsys.readouterr().err
 
 

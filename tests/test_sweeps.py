@@ -38,13 +38,13 @@ def loss_fn(params, batch):
     return jnp.mean((jnp.tanh(inputs @ params["hidden"]) @ params["out"] - targets) ** 2)
 
 
-def run(seed, weight_decay=0.0, batches=BATCHES, loss_fn=loss_fn, max_value=0.1):
+def run(seed, weight_decay=0.0, batches=BATCHES, loss_fn=loss_fn, max_lr=0.1):
     return optax_clr.lr_range_test(
         loss_fn,
         new_params(seed),
         lambda rate: optax.adamw(rate, weight_decay=weight_decay),
         batches,
-        max_value=max_value,
+        max_lr=max_lr,
     )
 
 
@@ -108,7 +108,7 @@ def test_the_program_ends_with_its_last_lane():
 
 def test_lanes_share_their_batches():
     """A program that gathered a copy of each batch for each lane would hold a hundred of them."""
-    lanes = jax.vmap(lambda seed: run(seed, max_value=1e4))
+    lanes = jax.vmap(lambda seed: run(seed, max_lr=1e4))
     program = jax.jit(lanes).lower(jnp.arange(100)).compile()
     analysis = program.memory_analysis()
     if analysis is None:
@@ -138,7 +138,7 @@ def test_batches_are_sharded_over_a_mesh(mesh, form):
     stacked = jax.device_put(BATCHES, split)
     params = jax.device_put(new_params(0), NamedSharding(mesh, P()))
     test = functools.partial(
-        optax_clr.lr_range_test, loss_fn, params, optax.adam, max_value=0.1, num_steps=NUM_STEPS
+        optax_clr.lr_range_test, loss_fn, params, optax.adam, max_lr=0.1, num_steps=NUM_STEPS
     )
     if form == "traced":
         result = test(lambda step: jax.tree.map(lambda part: part[step], stacked))
@@ -147,7 +147,7 @@ def test_batches_are_sharded_over_a_mesh(mesh, form):
         result = test([jax.device_put((x, y), of_step) for x, y in zip(*BATCHES, strict=True)])
     else:
         result = test(stacked, progress=form == "bar")
-    single = optax_clr.lr_range_test(loss_fn, new_params(0), optax.adam, BATCHES, max_value=0.1)
+    single = optax_clr.lr_range_test(loss_fn, new_params(0), optax.adam, BATCHES, max_lr=0.1)
     np.testing.assert_allclose(result.losses, single.losses, rtol=1e-4)
     np.testing.assert_allclose(read_bounds(result), read_bounds(single), rtol=1e-2)
 
@@ -180,7 +180,7 @@ params = jax.tree.map(lambda leaf: as_global(leaf, P()), t.new_params(0))
 curves = {}
 for name, batches in {"stacked": stacked, "streamed": stream}.items():
     result = optax_clr.lr_range_test(
-        t.loss_fn, params, optax.sgd, batches, max_value=1e3, num_steps=t.NUM_STEPS
+        t.loss_fn, params, optax.sgd, batches, max_lr=1e3, num_steps=t.NUM_STEPS
     )
     curves[name] = np.asarray(result.losses).tolist(), np.asarray(result.bounds()).tolist()
 print(jax.process_count(), json.dumps(curves))
@@ -208,7 +208,7 @@ def test_two_processes_get_the_same_curve():
     num_processes, _, text = first.partition(" ")
     assert num_processes == "2"
 
-    single = optax_clr.lr_range_test(loss_fn, new_params(0), optax.sgd, BATCHES, max_value=1e3)
+    single = optax_clr.lr_range_test(loss_fn, new_params(0), optax.sgd, BATCHES, max_lr=1e3)
     assert 10 < int(single.num_valid) < NUM_STEPS  # all stop, and none hangs
     for losses, bounds in json.loads(text).values():
         np.testing.assert_allclose(losses[:50], single.losses[:50], rtol=1e-4)
@@ -247,7 +247,7 @@ def test_there_and_back_visits_the_rates_in_that_order_and_goes_on_training():
     # What the way up has learned is kept on the way down.
     assert result.losses[150:].mean() < 0.1 * result.losses[:50].mean()
     there, back = (
-        optax_clr.RangeTest(
+        optax_clr.RangeTestResult(
             result.learning_rates[part], result.losses[part], result.smoothed_losses[part], 150
         )
         for part in (slice(150), slice(150, 300))
@@ -276,7 +276,7 @@ def test_lanes_over_explicit_axes(explicit_mesh, test):
     seeds = jax.device_put(jnp.arange(16), NamedSharding(explicit_mesh, P("device")))
     if test == "grid":
         grid = lambda seed: optax_clr.lr_grid_test(
-            loss_fn, new_params(seed), optax.adamw, BATCHES, max_value=0.1, num_steps=20
+            loss_fn, new_params(seed), optax.adamw, BATCHES, max_lr=0.1, num_steps=20
         )
         lanes, single = jax.vmap(grid)(seeds), grid(3)
     else:

@@ -339,7 +339,7 @@ def test_accumulated_gradients_in_the_short_form():
     optimizer = lambda rate: optax.MultiSteps(optax.adam(rate), MICRO_BATCHES)
     short = optax_clr.lr_range_test(
         mlp_loss, new_params(), optimizer, BATCHES,
-        min_value=1e-4, max_value=1e-2, steps_per_value=MICRO_BATCHES,
+        min_lr=1e-4, max_lr=1e-2, steps_per_value=MICRO_BATCHES,
     )  # fmt: skip
     np.testing.assert_allclose(short.losses, run(CASES["MultiSteps"]).losses, rtol=1e-5)
 
@@ -357,7 +357,7 @@ def test_master_weights_that_are_not_float32_any_more_are_named():
 def test_updates_too_small_for_bfloat16_add_up_in_the_master_weights():
     small = functools.partial(
         optax_clr.lr_range_test, mlp_loss, optimizer=optax.adam, batches=REPEATED,
-        min_value=1e-5, max_value=1e-4,
+        min_lr=1e-5, max_lr=1e-4,
     )  # fmt: skip
     float32 = small(new_params())
     alone = small(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), new_params()))
@@ -378,9 +378,7 @@ def test_an_equinox_model_is_its_arrays():
         images, labels = batch
         return cross_entropy(jax.vmap(eqx.combine(params, static))(images), labels)
 
-    result = optax_clr.lr_range_test(
-        loss_fn, params, optax.adam, BATCHES, min_value=1e-4, max_value=1e-2
-    )
+    result = optax_clr.lr_range_test(loss_fn, params, optax.adam, BATCHES, min_lr=1e-4, max_lr=1e-2)
 
     @eqx.filter_jit
     def train(model, state, batch, rate):
@@ -419,7 +417,7 @@ def test_an_update_is_given_the_loss_and_what_computes_it(name):
     optimizer, steps_per_value = LOSS_READERS[name], 1 + (name == "accumulated")
     batches = jax.tree.map(lambda leaf: leaf[:20], BATCHES)
     result = optax_clr.lr_range_test(
-        mlp_loss, new_params(), optimizer, batches, min_value=1e-3, max_value=0.1,
+        mlp_loss, new_params(), optimizer, batches, min_lr=1e-3, max_lr=0.1,
         steps_per_value=steps_per_value,
     )  # fmt: skip
 
@@ -485,11 +483,11 @@ def test_a_data_set_passed_whole_leaves_a_doubt():
     rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), EPOCH)
     of_one = lambda params, row: mlp_loss(params, jax.tree.map(lambda leaf: leaf[None], row))
     with pytest.warns(optax_clr.RangeTestWarning, match="single example.*cut it into batches"):
-        result = optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_value=0.1)
+        result = optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_lr=0.1)
     assert "batches of a single example." in result.summary()
     assert "In doubt: each step trained on a single example" in result.summary()
     # Asked for, it is nobody's mistake; and a batch is none.
-    optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_value=0.1, num_steps=1000)
-    result = optax_clr.lr_range_test(mlp_loss, new_params(), optax.adam, BATCHES, max_value=0.1)
+    optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_lr=0.1, num_steps=1000)
+    result = optax_clr.lr_range_test(mlp_loss, new_params(), optax.adam, BATCHES, max_lr=0.1)
     assert "batches of 32." in result.summary()
     assert "single example" not in result.summary()

@@ -103,7 +103,7 @@ class Task:
         """Return a function that runs the range test of optax_clr as a user would."""
         loss_fn = self.loss_fn
         return lambda batches=self.batches, params=self.params: optax_clr.lr_range_test(
-            loss_fn, params, self.optimizer, batches, min_value=MIN_RATE, max_value=MAX_RATE,
+            loss_fn, params, self.optimizer, batches, min_lr=MIN_RATE, max_lr=MAX_RATE,
             num_steps=self.num_steps, stop_factor=float("inf"),
         )  # fmt: skip
 
@@ -230,7 +230,7 @@ def loss_fn(params, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 optimizer = lambda rate: optax.sgd(rate, momentum=0.9)
-result = optax_clr.lr_range_test(loss_fn, params, optimizer, batches, max_value=1e-2)
+result = optax_clr.lr_range_test(loss_fn, params, optimizer, batches, max_lr=1e-2)
 try:
     print(result.bounds())
 except optax_clr.RangeTestError as error:

@@ -29,18 +29,20 @@ def schedules():
         "triangular": optax_clr.triangular_schedule(*cycle),
         "triangular2": optax_clr.triangular2_schedule(*cycle),
         "exp_range, gamma=0.998": optax_clr.exp_range_schedule(*cycle, gamma=0.998),
-        "cyclical, wave=cosine": optax_clr.cyclical_schedule(*cycle, wave=optax_clr.cosine),
-        "cyclical, wave=welch": optax_clr.cyclical_schedule(*cycle, wave=optax_clr.welch),
+        "cyclical, wave=cosine": optax_clr.cyclical_schedule(*cycle, wave=optax_clr.waves.cosine),
+        "cyclical, wave=welch": optax_clr.cyclical_schedule(*cycle, wave=optax_clr.waves.welch),
         "cyclical, mult=2": optax_clr.cyclical_schedule(BASE, PEAK, 57, mult=2, num_cycles=3),
         "warm_restarts, mult=2": optax_clr.warm_restarts_schedule(PEAK, 115, mult=2, num_cycles=3),
         "warm_restarts, peak_decay=0.7,\nwarmup_steps=20": optax_clr.warm_restarts_schedule(
             PEAK, 200, peak_decay=0.7, warmup_steps=20
         ),
-        "one_cycle": optax_clr.one_cycle_schedule(PEAK / 25, PEAK, 0.0, NUM_STEPS),
+        "one_cycle": optax_clr.one_cycle_schedule(PEAK, NUM_STEPS),
         "one_cycle, wave=linear,\nthree_phase=True": optax_clr.one_cycle_schedule(
-            PEAK / 10, PEAK, 0.0, NUM_STEPS, wave=optax_clr.linear, three_phase=True
+            PEAK / 10, PEAK, 0.0, NUM_STEPS, wave=optax_clr.waves.linear, three_phase=True
         ),
-        "momentum against one_cycle": optax_clr.one_cycle_schedule(0.95, 0.85, 0.95, NUM_STEPS),
+        "momentum against one_cycle": optax_clr.one_cycle_schedule(
+            0.85, NUM_STEPS, init_value=0.95, end_value=0.95
+        ),
         "cyclical, an envelope of yours:\nlambda cycle, step: 1 / (1 + cycle)": (
             optax_clr.cyclical_schedule(*cycle, envelope=lambda cycle, step: 1 / (1 + cycle))
         ),

@@ -132,7 +132,7 @@ def one_rate(rule):
 
 
 def fastai(rule, *, single_row):
-    """Return one of ``optax_clr.suggestions``, given the rows that fastai gives its own.
+    """Return one of ``optax_clr.peer_rules``, given the rows that fastai gives its own.
 
     Args:
         rule: The function, compiled for a few lengths only.

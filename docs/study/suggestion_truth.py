@@ -74,7 +74,7 @@ def schedules(task):
     constant = jnp.broadcast_to(peaks, (task.num_steps, len(peaks)))
 
     def one_cycle(peak):
-        return optax_clr.one_cycle_schedule(peak / 25, peak, peak / 25e4, task.num_steps)(steps)
+        return optax_clr.one_cycle_schedule(peak, task.num_steps)(steps)
 
     def triangular(ratio):
         rise_steps = task.num_steps // (2 * NUM_CYCLES)

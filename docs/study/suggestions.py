@@ -74,8 +74,8 @@ def sweep(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, stops=True, hel
         task.start(seed),
         task.make_optimizer,
         task.batches(seed, num_steps),
-        min_value=low,
-        max_value=high,
+        min_lr=low,
+        max_lr=high,
         stop_factor=1.0 if stops else np.inf,
         held_out=held_out_batch(task) if held_out else None,
     )
@@ -87,8 +87,8 @@ def grid(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, num_values, held
         task.start(seed),
         task.make_optimizer,
         task.batches(seed, num_steps // num_values),
-        min_value=low,
-        max_value=high,
+        min_lr=low,
+        max_lr=high,
         num_values=num_values,
         held_out=held_out_batch(task) if held_out else None,
     )
@@ -400,7 +400,9 @@ def print_noise(tasks):
 def print_cost(num_rows=1000):
     rates = jax.numpy.geomspace(*RANGE, num_rows)
     losses = jax.numpy.where((rates > 1e-3) & (rates < 0.1), 1.0, 2.0)
-    read = jax.jit(lambda losses: optax_clr.RangeTest(rates, losses, losses, num_rows).bounds())
+    read = jax.jit(
+        lambda losses: optax_clr.RangeTestResult(rates, losses, losses, num_rows).bounds()
+    )
     jax.block_until_ready(read(losses))  # compiles
     times = []
     for _ in range(200):

@@ -92,7 +92,7 @@ def warm_restarts(peak, num_steps):
 
 
 def one_cycle(peak, num_steps):
-    return optax_clr.one_cycle_schedule(peak / 25, peak, peak / 25e4, num_steps)
+    return optax_clr.one_cycle_schedule(peak, num_steps)
 
 
 class Policy(NamedTuple):
@@ -103,14 +103,14 @@ class Policy(NamedTuple):
 
 peak_of_bounds = lambda result: result.bounds().peak_value
 POLICIES = (
-    Policy("constant", constant, optax_clr.RangeTest.suggest),
-    Policy("step decay", step_decay, optax_clr.RangeTest.suggest),
+    Policy("constant", constant, optax_clr.RangeTestResult.suggest),
+    Policy("step decay", step_decay, optax_clr.RangeTestResult.suggest),
     Policy("cosine", cosine, peak_of_bounds),
     Policy("warm-up, stable, decay", warmup_stable_decay, peak_of_bounds),
     Policy("triangular", triangular, peak_of_bounds),
     Policy("triangular2", triangular2, peak_of_bounds),
     Policy("SGDR", warm_restarts, peak_of_bounds),
-    Policy("one cycle", one_cycle, optax_clr.RangeTest.one_cycle_peak),
+    Policy("one cycle", one_cycle, optax_clr.RangeTestResult.one_cycle_peak),
 )
 NAMES = tuple(policy.name for policy in POLICIES)
 

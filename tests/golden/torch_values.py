@@ -73,8 +73,10 @@ def one_cycle(rng):
         "wave": {"cos": "cosine", "linear": "linear"}[anneal],
     }
     init = peak / initial
-    yield "one_cycle_schedule", [init, peak, init / final, total], extra, rates
-    yield "one_cycle_schedule", [high, low, high, total], extra, momenta
+    ends = {"init_value": init, "end_value": init / final}
+    yield "one_cycle_schedule", [peak, total], ends | extra, rates
+    ends = {"init_value": high, "end_value": high}
+    yield "one_cycle_schedule", [low, total], ends | extra, momenta
 
 
 def warm_restarts(rng):

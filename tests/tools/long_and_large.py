@@ -38,7 +38,7 @@ WIDTH = 8
 BATCH_SIZE = 16
 TRUE_WEIGHTS = np.linspace(-1, 1, WIDTH, dtype=np.float32)
 TINY = {"weights": np.zeros(WIDTH, np.float32), "bias": np.float32(0)}
-HARMLESS = {"min_value": 1e-7, "max_value": 1e-2}  # rates
+HARMLESS = {"min_lr": 1e-7, "max_lr": 1e-2}  # rates
 
 # ---------------------------------------------------------------------------- what is measured
 
@@ -89,7 +89,7 @@ def streamed_test(num_steps):
 
 
 def reading(num_rows):
-    result = test(TINY, batch_at, num_rows, max_value=10.0)
+    result = test(TINY, batch_at, num_rows, max_lr=10.0)
     return lambda result: (result.bounds(), result.suggest(), result.one_cycle_peak()), (result,)
 
 
@@ -226,7 +226,7 @@ def repeated_calls():
     """Return calls that a program may repeat as often as it likes, and have nothing grow."""
     batches, loader = jax.device_put(stacked(300)), Loader()
     params = jax.device_put(TINY)
-    result = test(params, batches, 300, max_value=10.0)
+    result = test(params, batches, 300, max_lr=10.0)
     over_lanes = jax.jit(jax.vmap(lambda bias: test(TINY | {"bias": bias}, batches, 300)))
     kernel = {"kernel": jnp.ones((3, 3, 1, 1))}
     images = jnp.ones((30, 4, 8, 8, 1))
@@ -251,7 +251,7 @@ def repeated_calls():
         ),
         "eight lanes": lambda: over_lanes(jnp.linspace(0, 1, 8)),
         "grid test": lambda: optax_clr.lr_grid_test(
-            loss_fn, params, optax.sgd, batches, min_value=1e-4, max_value=1e-1, num_values=5
+            loss_fn, params, optax.sgd, batches, min_lr=1e-4, max_lr=1e-1, num_values=5
         ),
         "bounds of a result": result.bounds,
         "summary of a result": result.summary,

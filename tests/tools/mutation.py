@@ -35,14 +35,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 TESTS = {
     "_arguments": ("bad_input", "cycles", "schedules", "hyperparams", "range_test"),
     "_cycles": ("cycles", "bad_input", "schedules", "averaging"),
-    "_waves": ("schedules", "bad_input"),
+    "waves": ("schedules", "bad_input"),
+    "envelopes": ("schedules", "bad_input"),
+    "_shapes": ("schedules", "bad_input"),
     "_schedules": ("schedules", "bad_input"),
     "_averaging": ("averaging", "bad_input"),
     "_states": ("optax_states", "hyperparams", "bad_input"),
     "_hyperparams": ("hyperparams", "optax_states", "bad_input"),
     "_set_step": ("optax_states", "hyperparams", "bad_input"),
     "_modes": ("modes",),
-    "_reading": ("reading", "suggestions", "bad_input"),
+    "_reading": ("reading", "peer_rules", "bad_input"),
     "_result": ("reading", "range_test", "bad_input"),
     "_step": ("bad_input", "range_test", "training_steps"),
     "_stop_rule": ("range_test", "loop", "streams"),
@@ -53,7 +55,7 @@ TESTS = {
     "_run": ("streams", "loop", "grid_test", "range_test", "sweeps"),
     "_range_test": ("range_test", "bad_input"),
     "_grid_test": ("grid_test", "bad_input"),
-    "suggestions": ("suggestions", "bad_input"),
+    "peer_rules": ("peer_rules", "bad_input"),
 }
 
 SWAPS = {

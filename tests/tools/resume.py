@@ -54,7 +54,10 @@ def schedules(num_steps):
             optax_clr.warm_restarts_schedule(0.2, RISE_STEPS, base_value=0.02, mult=1.5),
             optax_clr.Cycles(RISE_STEPS, mult=1.5),
         ),
-        "one_cycle": (optax_clr.one_cycle_schedule(0.02, 0.2, 0.0, num_steps), equal),
+        "one_cycle": (
+            optax_clr.one_cycle_schedule(0.2, num_steps, init_value=0.02, end_value=0.0),
+            equal,
+        ),
     }
 
 

@@ -2,11 +2,12 @@
 
 Each takes the rates and the losses of one sweep (smoothed ones, where the other system smooths),
 works under ``jax.jit`` and ``jax.vmap``, and never draws. Curves with leading axes, such as one per
-seed, are averaged first. Rows from the first NaN on are left out, as :class:`optax_clr.RangeTest`
-pads them. fastai also leaves out the first tenth of the rows and the last five before it applies
-its rules; slice them off to do the same.
+seed, are averaged first. Rows from the first NaN on are left out, as
+:class:`optax_clr.RangeTestResult` pads them. fastai also leaves out the first tenth of the rows and
+the last five before it applies its rules; slice them off to do the same.
 
-The readings of this library, :meth:`optax_clr.RangeTest.suggest` and its neighbours, are others.
+The readings of this library, :meth:`optax_clr.RangeTestResult.suggest` and its neighbours, are
+others.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optax_clr import suggestions
+from optax_clr import peer_rules
 
-RULES = {name: getattr(suggestions, name) for name in suggestions.__all__}
+RULES = {name: getattr(peer_rules, name) for name in peer_rules.__all__}
 
 
 def fastai_valley(rates, losses):
@@ -81,7 +81,7 @@ def test_rules_are_as_their_authors_wrote_them(name, space, seed):
 def test_an_interval_is_level_to_the_threshold(interval, threshold):
     rates = np.geomspace(1e-6, 1.0, 60)
     losses = 0.5 * np.maximum(np.arange(60) - 30.0, 0) ** 2  # whose slopes per row are whole
-    got = suggestions.slide(
+    got = peer_rules.slide(
         np.float32(rates), np.float32(losses), interval=interval, threshold=threshold
     )
     np.testing.assert_allclose(got, fastai_slide(rates, losses, interval, threshold), rtol=1e-5)
@@ -91,8 +91,8 @@ def test_an_interval_is_level_to_the_threshold(interval, threshold):
 def test_slide_needs_a_row_more_than_its_interval(num_valid):
     rates, losses = some_curve(3)
     padded = np.where(np.arange(60) < num_valid, losses, np.nan)
-    assert np.isnan(suggestions.slide(rates, padded)) == (num_valid <= 15)
-    assert np.isfinite(suggestions.slide(rates[:16], losses[:16]))
+    assert np.isnan(peer_rules.slide(rates, padded)) == (num_valid <= 15)
+    assert np.isfinite(peer_rules.slide(rates[:16], losses[:16]))
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -137,11 +137,11 @@ def test_two_rows_are_enough(name, padding):
 def test_a_curve_that_never_falls_has_its_valley_at_the_first_row():
     rates, losses = some_curve(0)[0], np.arange(60, dtype=np.float32)
     assert fastai_valley(rates, losses) == rates[0]
-    np.testing.assert_array_equal(suggestions.valley(rates, losses), rates[0])
+    np.testing.assert_array_equal(peer_rules.valley(rates, losses), rates[0])
 
 
 def test_the_valley_of_two_rows_is_the_last_of_them_in_padding_too():
     rates, losses = jnp.array([0.1, 1.0]), jnp.array([2.0, 1.0])
     padded = [jnp.append(column, jnp.nan) for column in (rates, losses)]
-    assert float(suggestions.valley(rates, losses)) == fastai_valley([0.1, 1.0], [2.0, 1.0]) == 1.0
-    assert float(suggestions.valley(*padded)) == 1.0
+    assert float(peer_rules.valley(rates, losses)) == fastai_valley([0.1, 1.0], [2.0, 1.0]) == 1.0
+    assert float(peer_rules.valley(*padded)) == 1.0

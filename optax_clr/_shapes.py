@@ -1,0 +1,76 @@
+"""The shape of a cycle: heights by a wave, scaled by an envelope, and what is left to the peak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_clr import envelopes, waves
+from optax_clr._arguments import function
+from optax_clr.envelopes import Envelope, Exponential
+from optax_clr.waves import Wave
+
+# 1 - wave(height), written in the depth 1 - height so that it keeps its digits near the peak: a
+# momentum, or a rate that starts high, has its small values there.
+_COMPLEMENTS: tuple[tuple[Wave, Wave], ...] = (
+    (waves.linear, waves.linear),
+    (waves.cosine, waves.cosine),
+    (waves.welch, jnp.square),
+)
+
+
+def _complement_of(wave: Wave) -> Wave | None:
+    # Found by identity: a function of the user's may not be hashable.
+    return next((complement for known, complement in _COMPLEMENTS if known is wave), None)
+
+
+def check_wave(wave: Any) -> Wave:
+    """Return ``wave`` if it maps heights to as many numbers."""
+    checked: Wave = function("wave", wave, form="height -> height")
+    if _complement_of(checked) is None:
+        _check_result("wave", checked, np.zeros(2, np.float32))
+    return checked
+
+
+def check_envelope(envelope: Any) -> Envelope:
+    """Return ``envelope`` if it maps cycles and steps to as many numbers."""
+    checked: Envelope = function("envelope", envelope, form="(cycle, step) -> scale")
+    if checked is not envelopes.halving and not isinstance(checked, Exponential):
+        counts = np.zeros(2, np.int32)
+        _check_result("envelope", checked, counts, counts)
+    return checked
+
+
+def _check_result(name: str, shape: Callable[..., Any], *arguments: np.ndarray) -> None:
+    allowed = f"{name} must be a function of arrays, one number for each; {shape!r}"
+    try:
+        result = jax.eval_shape(shape, *arguments)
+    except Exception as error:
+        raise ValueError(f"{allowed} failed: {error}") from error
+    if not isinstance(result, jax.ShapeDtypeStruct) or result.shape not in ((), (2,)):
+        raise ValueError(f"{allowed} maps arrays of shape (2,) to {result}.")
+
+
+def shaped(wave: Wave, height: jax.Array, depth: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return ``wave(height)`` and ``1 - wave(height)``."""
+    up = jnp.broadcast_to(jnp.asarray(wave(height), height.dtype), height.shape)
+    complement = _complement_of(wave)
+    return up, 1 - up if complement is None else jnp.asarray(complement(depth))
+
+
+def scaled(
+    envelope: Envelope | None, cycle: jax.Array, step: jax.Array, up: jax.Array, down: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return ``up * scale`` and ``1 - up * scale`` for the scale that the envelope gives."""
+    if envelope is None:
+        return up, down
+    if isinstance(envelope, Exponential):
+        scale, lost = envelope.power_and_complement(step, up.dtype)
+    else:
+        scale = jnp.broadcast_to(jnp.asarray(envelope(cycle, step), up.dtype), up.shape)
+        lost = 1 - scale
+    return up * scale, down + up * lost

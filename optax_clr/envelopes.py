@@ -1,0 +1,126 @@
+"""Envelopes: how the amplitude of a cycle changes over a run.
+
+Any pure function of the cycle and the step, both counted from 0, to a scale serves as
+``envelope``; these have names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from optax_clr._arguments import as_step, float_dtype, known_float, real_scalar, shown
+
+__all__ = ["exponential", "halving"]
+
+Envelope = Callable[[jax.Array, jax.Array], ArrayLike]
+
+
+def halving(cycle: jax.Array, step: jax.Array) -> jax.Array:
+    r"""Return the amplitude that halves after every cycle, the envelope of ``triangular2``.
+
+    .. math:: e(i, t) = 2^{-i}
+
+    Args:
+      cycle: int32 of any shape, the cycle counted from 0.
+      step: int32 of the same shape, not used.
+
+    Returns:
+      float32 of the same shape in (0, 1]; 0 once it is below the smallest normal float.
+
+    Examples:
+      >>> print(halving(jnp.arange(4), jnp.arange(4)))
+      [1.    0.5   0.25  0.125]
+
+    References:
+      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+    """
+    del step
+    # The bits of the float with that exponent: exact, where XLA's exp2 is not.
+    exponent_bits = jnp.maximum(127 - as_step(cycle, "cycle"), 0) << 23
+    return lax.bitcast_convert_type(exponent_bits, jnp.float32)
+
+
+def exponential(gamma: ArrayLike) -> Envelope:
+    r"""Return the envelope that decays with every step, as in ``exp_range``.
+
+    .. math:: e(i, t) = \gamma^t
+
+    The logarithm of a ``gamma`` known when the object is built is taken in float64 and the power
+    is right to a few float32 roundings at every step; that of a traced ``gamma`` is a float32,
+    and the power is then right to about ``1e-7 * abs(t * log(gamma))``.
+
+    Args:
+      gamma: positive scalar, may be traced; a little below 1.
+
+    Returns:
+      A function of cycle and step that gives a float of the shape of the step.
+
+    Raises:
+      TypeError: if ``gamma`` is not a real number.
+      ValueError: if it is not positive, finite and a scalar.
+
+    Examples:
+      >>> envelope = exponential(0.9)
+      >>> [f"{envelope(0, t):.3f}" for t in range(4)]
+      ['1.000', '0.900', '0.810', '0.729']
+
+    References:
+      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+    """
+    return Exponential(real_scalar("gamma", gamma, positive=True))
+
+
+class Exponential:
+    """The envelope that :func:`exponential` returns, which also knows what it takes away."""
+
+    def __init__(self, gamma: ArrayLike) -> None:
+        self.gamma = gamma
+
+    def __repr__(self) -> str:
+        return f"exponential({shown(self.gamma)})"
+
+    def __call__(self, cycle: ArrayLike, step: ArrayLike) -> jax.Array:
+        """Return ``gamma ** step``: a float of the shape of ``step``; ``cycle`` is not used."""
+        del cycle
+        return self.power_and_complement(step, float_dtype(self.gamma))[0]
+
+    def power_and_complement(
+        self, step: ArrayLike, dtype: DTypeLike
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return ``gamma ** step`` and ``1 - gamma ** step``, without cancellation at small steps.
+
+        The exponent is kept as a float and what its rounding leaves over: halves of the step times
+        the head of the logarithm, 16 by 8 bits, are exact in float32.
+        """
+        step = as_step(step)
+        head, tail = self._logarithm(dtype)
+        lower_half = step & 0xFFFF
+        upper = (step - lower_half).astype(dtype) * head
+        lower = lower_half.astype(dtype) * head
+        exponent = upper + lower
+        rounding = lower - (exponent - upper)  # exact: upper is the larger one, or 0
+        # The rest is under 1% of the exponent; the bound only matters where the power is 0 anyway.
+        rest = jnp.expm1(jnp.clip(rounding + step.astype(dtype) * tail, -8, 8))
+        power = jnp.exp(exponent)
+        return power * (1 + rest), -jnp.expm1(exponent) - power * rest
+
+    def _logarithm(self, dtype: DTypeLike) -> tuple[ArrayLike, ArrayLike]:
+        """Return the logarithm of gamma as a head of 8 significant bits and the tail."""
+        known_gamma = known_float(self.gamma)
+        if known_gamma is None:
+            gamma = jnp.asarray(self.gamma, dtype)
+            # Near 1 the difference is exact, and the logarithm right in its last digits.
+            logarithm = jnp.where(gamma > 0.5, jnp.log1p(gamma - 1), jnp.log(gamma))
+            exponent_bits = 8 if dtype == jnp.float32 else 11
+            traced_head = lax.reduce_precision(logarithm, exponent_bits, 7)
+            return traced_head, logarithm - traced_head
+        exact = math.log(known_gamma)
+        mantissa, exponent = math.frexp(exact)
+        head = math.ldexp(round(mantissa * 2**8), exponent - 8)
+        return jnp.asarray(head, dtype), jnp.asarray(exact - head, dtype)
