@@ -53,7 +53,7 @@ class RangeTestResult(NamedTuple):
     Examples:
       >>> inputs = jax.random.normal(jax.random.key(0), (200, 8))
       >>> def loss_fn(weight, batch):
-      ...     return jnp.mean((weight * batch - 3 * batch) ** 2)
+      ...     return jnp.mean((weight * batch - 3 * batch - 1) ** 2)
       >>> result = optax_clr.lr_range_test(loss_fn, jnp.float32(0.0), optax.sgd, inputs)
       >>> result.losses.shape, bool(result.num_valid < 200)  # it diverged
       ((200,), True)

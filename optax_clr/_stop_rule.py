@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import known_float
@@ -117,7 +118,8 @@ def watch_rows(
     # equal losses have that loss as their average to the last bit, and a level curve does not rise
     # by rounding.
     before = jnp.where(past.weight > 0, past.average, known[0])
-    one, difference = _weigh(within, jnp.ones_like(known), known - before)
+    # Ones that have the lanes of the losses, in jax.vmap over a mesh with Explicit axes.
+    one, difference = _weigh(within, 0 * known + 1, known - before)
     weight = one + before_it * past.weight
     smoothed = jnp.where(before_it[0] > 0, before + difference / weight, known)
     drop = jnp.where(count > 1, jnp.maximum(_shifted(before, smoothed) - known, 0), 0)
@@ -160,9 +162,7 @@ def _weigh(within: jax.Array, *columns: jax.Array) -> jax.Array:
 
 def _so_far(*columns: jax.Array) -> jax.Array:
     """Return the largest entries of columns up to each row, ``[column, row]``."""
-    entries = jnp.stack(columns)[:, None]
-    is_later = np.triu(np.ones((1, *[entries.shape[-1]] * 2), bool), 1)
-    return jnp.max(jnp.where(is_later, -jnp.inf, entries), axis=2)
+    return lax.cummax(jnp.stack(columns), axis=1)
 
 
 def _shifted(before: jax.Array, column: jax.Array) -> jax.Array:
