@@ -67,6 +67,11 @@ _NO_SCALARS = [NAN, INF, -INF], [
 ]  # fmt: skip
 
 
+def has_default_none(function, name):
+    parameter = inspect.signature(function).parameters.get(name)
+    return parameter is not None and parameter.default is None
+
+
 def by_kind(entry):
     """Yield what is wrong with every argument of a kind."""
     got = lambda bad: f".* got {re.escape(repr(bad))}"
@@ -83,7 +88,8 @@ def by_kind(entry):
     for name in (*entry.values, *entry.positive):
         for kind, bads in zip((ValueError, TypeError), _NO_SCALARS, strict=True):
             for bad in bads:
-                yield Wrong({name: bad}, kind, f"{name} must be a finite.* number{got(bad)}")
+                if bad is not None or not has_default_none(entry.function, name):
+                    yield Wrong({name: bad}, kind, f"{name} must be a finite.* number{got(bad)}")
         for bad in (1e39, 1e-50, np.float32(1e-40), 10**400):
             remedy = r".*3.4e\+38 in size, as float32 holds it, got .*float64|.*got 10000"
             yield Wrong({name: bad}, ValueError, f"{name} must be a finite({remedy})")

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import optax_clr
+from optax_clr._batches import HeldBatches
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -163,3 +164,33 @@ def test_a_stream_serves_all_lanes():
     stream = list(zip(*map(np.asarray, BATCHES), strict=True))
     lanes = jax.vmap(lambda high: run(stream, max_lr=high))(jnp.array([1.0, 10.0]))
     np.testing.assert_allclose(lanes.losses[1], run().losses, rtol=1e-3)
+
+
+def test_ctrl_c_ends_the_whole_test_with_the_rates_that_are_done(monkeypatch):
+    """Where rates are run one by one, which is how a CPU runs convolutions."""
+
+    def convolved(params, batch):
+        signal = jnp.convolve(batch[0][:, 0], params["weights"], mode="same")
+        return jnp.mean((signal + params["bias"] - batch[1]) ** 2)
+
+    whole, reads = run(loss_fn=convolved, held_out=HELD_OUT), []
+    read = HeldBatches.read
+
+    def interrupted(self, num_rows, room):
+        reads.append(num_rows)
+        if len(reads) == 2 * (NUM_STEPS + 1) + 5:  # in the third rate
+            raise KeyboardInterrupt
+        return read(self, num_rows, room)
+
+    monkeypatch.setattr(HeldBatches, "read", interrupted)
+    with pytest.warns(RuntimeWarning, match="interrupted after 2 of 11 rates") as caught:
+        result = run(loss_fn=convolved, held_out=HELD_OUT)
+    assert caught[0].filename == __file__
+    assert len(reads) == 2 * (NUM_STEPS + 1) + 5
+    assert int(result.num_valid) == 2
+    assert int(result.ended_by) == 3
+    for field in ("losses", "held_out_losses", "learning_rates"):
+        column = getattr(result, field)
+        np.testing.assert_allclose(column[:2], getattr(whole, field)[:2], rtol=1e-6)
+        assert np.isnan(column[2:]).all()
+    assert "interrupted" in result.summary()

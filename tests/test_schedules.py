@@ -272,7 +272,7 @@ def test_compiled_schedules_are_as_exact(base, peak, rise, fall, wave, mult):
 def test_values_are_those_recorded_from_torch(record):
     kwargs = dict(record["kwargs"])
     if "wave" in kwargs:
-        kwargs["wave"] = getattr(optax_clr, kwargs["wave"])
+        kwargs["wave"] = getattr(optax_clr.waves, kwargs["wave"])
     schedule = getattr(optax_clr, record["factory"])(*record["args"], **kwargs)
 
     values = schedule(np.arange(len(record["values"])))

@@ -110,7 +110,7 @@ def compare(number, seed):
     for record in records(number, seed):
         kwargs = dict(record["kwargs"])
         if "wave" in kwargs:
-            kwargs["wave"] = getattr(optax_clr, kwargs["wave"])
+            kwargs["wave"] = getattr(optax_clr.waves, kwargs["wave"])
         schedule = getattr(optax_clr, record["factory"])(*record["args"], **kwargs)
         wanted = np.array(record["values"])
         got = np.asarray(schedule(jnp.arange(len(wanted))), np.float64)
