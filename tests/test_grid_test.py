@@ -143,7 +143,7 @@ def test_it_works_under_jit_and_vmap_and_is_read_like_a_sweep():
     lanes = jax.jit(jax.vmap(lane))(decays)
     assert lanes.losses.shape == (2, NUM_VALUES)
     for index, decay in enumerate(decays):
-        np.testing.assert_allclose(lanes.losses[index], lane(decay).losses, rtol=1e-3)
+        np.testing.assert_allclose(lanes.losses[index], lane(decay).losses, rtol=5e-3)
     # Inside jit, where nothing warns: whether 10.0 is beyond the valley is the generator's luck.
     base_value, peak_value = jax.jit(lambda result: result.bounds())(lanes)
     assert 0 < base_value < peak_value < 10

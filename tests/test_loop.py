@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import export
 
 import optax_clr
 
@@ -59,10 +60,9 @@ def test_what_fits_into_one_chunk_has_no_outer_loop():
     assert counts == [40]
 
 
-@pytest.mark.skipif(not hasattr(jax.export, "export"), reason="exports for other devices")
 def test_the_program_for_a_gpu_reads_no_condition_inside_a_chunk():
     """Lowered for one, without having it: the inner loop counts to a constant."""
-    exported = jax.export.export(jax.jit(lambda *a: whole(*a)[:4]), platforms=["cuda"])(
+    exported = export.export(jax.jit(lambda *a: whole(*a)[:4]), platforms=["cuda"])(
         PARAMS, (INPUTS, TARGETS)
     )
     conditions = re.findall(r"cond \{\n(.*?)\} do", exported.mlir_module(), flags=re.DOTALL)

@@ -139,6 +139,9 @@ def closure_over(data):
     return lambda params, batch: jnp.mean(batch @ params) + data.sum() * 0
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 5), reason="this JAX keeps what a jit within a program closes over"
+)
 @pytest.mark.parametrize("form", ["stacked", "streamed", "grid"])
 def test_programs_go_with_their_functions_and_the_data_in_them(form):
     """Without the cyclic collector, which may not come for a long time."""
