@@ -105,15 +105,9 @@ def run(
                 "it cannot be inside jax.jit or jax.vmap. Pass stacked batches or a function step "
                 f"-> batch, and progress=False. {see('range-test/#batches')}"
             )
-        if steps_per_value % facts.steps_per_update and not keeps_state:
-            raise ValueError(
-                f"steps_per_value={steps_per_value} must be a multiple of the "
-                f"{facts.steps_per_update} steps over which optax.MultiSteps accumulates "
-                "gradients, or the loss of a row is not that of its value. Pass steps_per_value="
-                f"{facts.steps_per_update}. {see('training-steps/')}"
-            )
+        if not keeps_state:  # which a grid test does, and trains at one rate throughout
+            _check_whole_updates(facts, steps_per_value)
         device = _CPU if _platform(arrays) == "cpu" else _ACCELERATOR
-        is_small = facts.num_operations < _OPERATIONS_OF_A_SMALL_STEP
         size = 1
         if not by_rows:
             size = _rows_per_chunk(
@@ -123,7 +117,7 @@ def run(
             steps_per_value=steps_per_value,
             rows_per_chunk=size,
             # Called row by row, the program has no loop at all.
-            unroll=steps_per_value if by_rows else device.unrolled_steps if is_small else 1,
+            unroll=steps_per_value if by_rows else _unrolled_steps(device, facts),
             keeps_state=keeps_state,
             batch_size=facts.batch_size,
         )
@@ -138,6 +132,20 @@ def run(
             result, state = loop.whole(initial, batches.arrays, values, chunk_rule, held_out)
             stopped_by, ended_early = None, False
         return Outcome(result, state, programs.evaluate, facts.batch_size, ended_early, stopped_by)
+
+
+def _check_whole_updates(facts: StepFacts, steps_per_value: int) -> None:
+    if steps_per_value % facts.steps_per_update:
+        raise ValueError(
+            f"steps_per_value={steps_per_value} must be a multiple of the "
+            f"{facts.steps_per_update} steps over which optax.MultiSteps accumulates gradients, or "
+            "the loss of a row is not that of its value. Pass steps_per_value="
+            f"{facts.steps_per_update}. {see('training-steps/')}"
+        )
+
+
+def _unrolled_steps(device: Device, facts: StepFacts) -> int:
+    return device.unrolled_steps if facts.num_operations < _OPERATIONS_OF_A_SMALL_STEP else 1
 
 
 def runs_by_rows(

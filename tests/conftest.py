@@ -90,7 +90,8 @@ def sharded():
     """Call a function with an array whose last axis is sharded over a mesh of Explicit axes."""
     if not hasattr(jax, "set_mesh"):
         pytest.skip("a mesh has no Explicit axes before JAX 0.7")
-    mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Explicit,))
+    explicit = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.make_mesh((8,), ("device",), axis_types=explicit, devices=jax.devices("cpu"))
 
     def call(function, steps):
         axes = [None] * (steps.ndim - 1) + ["device"]

@@ -477,7 +477,7 @@ def test_averages_are_copies_and_the_updates_pass_unchanged():
 
 
 def test_copies_keep_shardings_weak_types_and_keys():
-    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
+    mesh = jax.sharding.Mesh(jax.devices("cpu")[:2], ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     state = (
         sgd(0).init(PARAMS),
@@ -498,7 +498,7 @@ def test_copies_keep_shardings_weak_types_and_keys():
 
 
 def test_a_sharded_state_keeps_its_shardings():
-    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
+    mesh = jax.sharding.Mesh(jax.devices("cpu")[:2], ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     params = jax.device_put(jnp.ones((4, 2)), sharding)
     optimizer = inject(optax.sgd)(HELD, momentum=MOMENTUM)

@@ -56,7 +56,10 @@ SEEDS, DECAYS = jnp.arange(3), jnp.array([0.0, 0.1, 1.0, 10.0])
 
 @pytest.fixture
 def mesh():
-    return jax.sharding.Mesh(np.array(jax.devices()), ("device",))
+    """Eight devices of the host, also where there is an accelerator."""
+    devices = jax.devices("cpu")
+    with jax.default_device(devices[0]):
+        yield jax.sharding.Mesh(np.array(devices), ("device",))
 
 
 # --------------------------------------------------------------------------------------- lanes
@@ -266,8 +269,9 @@ def explicit_mesh():
     if not hasattr(jax.sharding, "AxisType") or not hasattr(jax, "set_mesh"):
         pytest.skip("this JAX has no explicit axes")
     explicit = (jax.sharding.AxisType.Explicit,)
-    mesh = jax.make_mesh((8,), ("device",), axis_types=explicit)
-    with jax.set_mesh(mesh):
+    devices = jax.devices("cpu")
+    mesh = jax.make_mesh((8,), ("device",), axis_types=explicit, devices=devices)
+    with jax.default_device(devices[0]), jax.set_mesh(mesh):
         yield mesh
 
 
