@@ -86,6 +86,8 @@ def is_array(value: Any) -> bool:
 
 def as_array(value: Any) -> jax.Array | np.ndarray:
     """Return the array of another library as NumPy's."""
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        return value.astype(value.dtype.newbyteorder("="))  # the only order that JAX has
     if isinstance(value, (jax.Array, np.ndarray)):
         return value
     if hasattr(value, "detach"):  # PyTorch refuses to convert what has a gradient
@@ -122,7 +124,9 @@ def _batch_length(batches: PyTree) -> int:
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
         name = f"batches{jax.tree_util.keystr(path)}"
         if not is_array(leaf):
-            raise TypeError(f"batches must be {_FORM}; {name} is {describe(leaf)}.")
+            is_data_set = hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__")
+            remedy = " Pass a data loader of it, or iter(batches)." if is_data_set else ""
+            raise TypeError(f"batches must be {_FORM}; {name} is {describe(leaf)}.{remedy}")
         if not is_numeric(leaf.dtype):
             raise TypeError(
                 f"batches must be {_FORM}; {name} has dtype {leaf.dtype}, which no device knows. "

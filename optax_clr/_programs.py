@@ -7,8 +7,11 @@ look for an old curve there. They live as long as these functions, and hold none
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
+import sys
+import sysconfig
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -131,7 +134,8 @@ def programs_of(step: Step, batch_fn: Function | None) -> Iterator[Programs]:
     yield kept.programs
     if kept.programs.num_traces > num_traces:  # tracing may have changed what they refer to
         kept = kept._replace(seen=_look(functions))
-    if kept.watches and not any(seen.is_tracer for seen in kept.seen):
+    is_known = len(kept.seen) <= _MOST_OBJECTS
+    if kept.watches and is_known and not any(seen.is_tracer for seen in kept.seen):
         _kept[key] = kept
 
 
@@ -176,11 +180,15 @@ def _identity(function: Function) -> Any:
 
 # ---------------------------------------------------------------------- what functions refer to
 
-# Of what functions refer to, so many objects are looked at: there may be anything among them.
-_MOST_OBJECTS = 500
+# There may be anything among what functions refer to. With more objects than this a program is
+# not kept, for nobody could say whether it is still true.
+_MOST_OBJECTS = 2000
 _ATOMS = (int, float, complex, str, bytes, type(None), np.generic)
+_SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 # Of these what is in them counts; a method is a new object at each look.
 _CONTAINERS = (list, tuple, dict, types.MethodType, functools.partial)
+# What nobody changes, or where nothing can be seen.
+_OPAQUE = (types.ModuleType, jax.Array, np.ndarray)
 
 
 class _Seen(NamedTuple):
@@ -193,10 +201,6 @@ class _Seen(NamedTuple):
     @property
     def is_tracer(self) -> bool:
         return self.get is not None and is_traced(self.get())
-
-
-# What nobody changes, or where nothing can be seen.
-_OPAQUE = (type, types.ModuleType, jax.Array, np.ndarray)
 
 
 def _look(functions: tuple[Function, ...]) -> list[_Seen]:
@@ -228,62 +232,87 @@ def _sees_the_same(functions: tuple[Function, ...], seen: list[_Seen]) -> bool:
 def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
     """Return what functions see: variables, globals, attributes, entries, and what these see.
 
-    Of other modules than the functions' own the functions are not looked into, nor are arrays.
+    Functions and classes of installed packages are not looked into, nor are arrays.
     """
-    homes = {id(getattr(function, "__globals__", None)) for function in map(_plain, functions)}
     waiting = list(functions)[::-1]
     found: list[Any] = []
     met: set[int] = set()
-    while waiting and len(found) < _MOST_OBJECTS:
+    while waiting and len(found) <= _MOST_OBJECTS:
         value = waiting.pop()
         found.append(value)
-        if id(value) in met:
-            continue
-        met.add(id(value))
-        if not isinstance(value, types.FunctionType) or id(value.__globals__) in homes:
+        if id(value) not in met:
+            met.add(id(value))
             waiting += _parts(value)
     return found
 
 
-def _plain(function: Any) -> Any:
-    """Return the function inside methods, jax.jit, functools.partial."""
-    for name in ("__func__", "func", "__wrapped__"):
-        if hasattr(function, name):
-            return _plain(getattr(function, name))
-    return function
-
-
 def _parts(value: Any) -> list[Any]:
+    """Return what an object is made of, as far as its owner may change it."""
+    if isinstance(value, (*_ATOMS, *_OPAQUE)):
+        return []
     if isinstance(value, types.FunctionType):
-        return _variables(value)
+        return _variables(value) if _is_own(value.__module__) else []
     if isinstance(value, types.MethodType):
         return [value.__func__, value.__self__]
     if isinstance(value, functools.partial):
         return [value.func, value.args, value.keywords]
     if isinstance(value, dict):
         return list(value.values())
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, _SEQUENCES):
         return list(value)
-    if isinstance(value, (*_ATOMS, *_OPAQUE)):
-        return []
-    wrapped = getattr(value, "__wrapped__", None)  # of jax.jit
-    return [wrapped, *getattr(value, "__dict__", {}).values()]
+    if isinstance(value, type):
+        return [*vars(value).values(), *value.__bases__] if _is_own(value.__module__) else []
+    if isinstance(value, property):
+        return [value.fget]
+    wrapped = getattr(value, "__wrapped__", None)  # of jax.jit, staticmethod, classmethod
+    attributes = getattr(value, "__dict__", {}).values()
+    slots = [getattr(value, name, None) for name in _slots(type(value))]  # type: ignore[arg-type]
+    return [type(value), wrapped, *attributes, *slots]
 
 
 def _variables(function: types.FunctionType) -> list[Any]:
-    """Return the values of a function's defaults, its free variables and the globals it names."""
-    values: list[Any] = [function.__defaults__, function.__kwdefaults__]
+    """Return a function's defaults, its free variables and attributes, and the globals it names."""
+    values: list[Any] = [function.__defaults__, function.__kwdefaults__, vars(function)]
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # one that is not filled yet
             values.append(cell.cell_contents)
     names = _names(function.__code__)
-    return values + [function.__globals__[name] for name in names if name in function.__globals__]
+    for name in names:
+        if name in function.__globals__:
+            found = function.__globals__[name]
+            values.append(found)
+            if isinstance(found, types.ModuleType):  # whose attributes are among the names
+                values += [vars(found)[each] for each in names if each in vars(found)]
+    return values
 
 
 @functools.lru_cache(maxsize=1000)
 def _names(code: types.CodeType) -> tuple[str, ...]:
     """Return the names that a function's code, and that of functions in it, looks up."""
-    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    parts = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    inner = [name for part in parts for name in _names(part)]
+    return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
+@functools.lru_cache(maxsize=1000)
+def _slots(kind: type) -> tuple[str, ...]:
+    if not _is_own(kind.__module__):
+        return ()
+    slots = [vars(each).get("__slots__", ()) for each in kind.__mro__]
     return tuple(
-        dict.fromkeys([*code.co_names, *(name for part in inner for name in _names(part))])
+        name for names in slots for name in ((names,) if isinstance(names, str) else names)
     )
+
+
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platlib", "purelib"))
+
+
+@functools.lru_cache(maxsize=1000)
+def _is_own(module: str | None) -> bool:
+    """Whether a module is the caller's: a notebook, a script, and not an installed package."""
+    if module is None or module.partition(".")[0] == "optax_clr":
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        return module not in sys.builtin_module_names
+    return not file.startswith(_INSTALLED)

@@ -20,6 +20,7 @@ import optax
 from optax_clr._documentation import see
 
 PyTree = Any
+_EXTENDED: Any = jax.dtypes.extended  # of keys of random numbers
 # step_fn(state, batch, value) -> (state, loss), or (state, (loss, metrics)) with has_aux.
 StepFn = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, Any]]
 
@@ -244,11 +245,18 @@ def _split_output(output: Any, has_aux: bool, name: str) -> tuple[jax.Array, PyT
 def _as_floats(metrics: PyTree) -> PyTree:
     """Return metrics as floats, so that rows after divergence can be NaN."""
 
-    def as_float(metric: Any) -> jax.Array:
+    def as_float(path: Any, metric: Any) -> jax.Array:
+        dtype = getattr(metric, "dtype", None)
+        if isinstance(metric, str) or (dtype is not None and jnp.issubdtype(dtype, _EXTENDED)):
+            raise TypeError(
+                f"metrics{jax.tree_util.keystr(path)} must be numbers, which are recorded as "
+                f"floats, got {describe(metric)}. Leave it out, or return jax.random.key_data of a "
+                "key."
+            )
         array = jnp.asarray(metric)
         return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.float32)
 
-    return jax.tree.map(as_float, metrics)
+    return jax.tree_util.tree_map_with_path(as_float, metrics)
 
 
 def _check_state(old: PyTree, new: PyTree) -> PyTree:

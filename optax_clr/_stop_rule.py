@@ -156,8 +156,11 @@ _NO_END = np.int32(2**31 - 1)
 
 def _weigh(within: jax.Array, *columns: jax.Array) -> jax.Array:
     """Return the weighted sums of columns up to each row, ``[column, row]``."""
+    entries = jnp.stack(columns)
+    # No sum may overflow, or a later row would undo the rows before it: infinity times zero is NaN.
+    largest = float(np.finfo(entries.dtype).max) / (4 * entries.shape[-1])
     # In full precision: accelerators would round the factors of a product to fewer bits.
-    return jnp.matmul(jnp.stack(columns), within.T, precision="highest")
+    return jnp.matmul(jnp.clip(entries, -largest, largest), within.T, precision="highest")
 
 
 def _so_far(*columns: jax.Array) -> jax.Array:

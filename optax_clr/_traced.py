@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -111,16 +111,18 @@ def _inputs_of(jaxpr: Any, is_wanted: list[bool]) -> list[bool]:
     live = _variables(jaxpr.outvars, is_wanted)
     for equation in reversed(jaxpr.eqns):
         wanted = [output in live for output in equation.outvars]
-        if not any(wanted):
+        # One that writes into a jax.Ref has no output that would tell.
+        writes = any(type(atom.aval).__name__ == "AbstractRef" for atom in equation.invars)
+        if not any(wanted) and not (writes and live & _variables(equation.invars)):
             continue
         needed = [True] * len(equation.invars)
-        if equation.primitive.name in ("jit", "pjit"):
+        if equation.primitive.name in ("jit", "pjit") and not writes:
             needed = _inputs_of(equation.params["jaxpr"].jaxpr, wanted)
         live |= _variables(equation.invars, needed)
     return [variable in live for variable in jaxpr.invars]
 
 
-def _variables(atoms: list[Any], is_wanted: list[bool]) -> set[Any]:
+def _variables(atoms: list[Any], is_wanted: Iterable[bool] = itertools.repeat(True)) -> set[Any]:
     """Return the wanted ones, without numbers that are written into the program."""
     wanted = itertools.compress(atoms, is_wanted)
     return {atom for atom in wanted if not hasattr(atom, "val")}

@@ -272,7 +272,7 @@ def test_every_result_has_a_figure(result):
 
 
 def scripted_step(state, loss, value):
-    return state, loss
+    return state, loss + 0 * value
 
 
 @cases(0.2)

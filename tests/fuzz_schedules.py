@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import exact
 from optax_clr import Cycles, cyclical_schedule, exp_range_schedule, warm_restarts_schedule
-from optax_clr import exponential as exponential_envelope
+from optax_clr.envelopes import exponential as exponential_envelope
 from strategies import (
     INTEGER_DTYPES,
     LAST,

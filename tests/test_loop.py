@@ -126,3 +126,21 @@ def test_what_ended_a_test_is_in_its_result(num_values):
     assert int(run(0.0).ended_by) == 0
     assert int(run(1000.0).ended_by) == 1
     assert jax.vmap(run)(jnp.array([0.0, 1000.0])).ended_by.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("losses", "num_valid"),
+    [
+        (np.r_[np.linspace(2, 1, 64), 1 + 1e10 * 3.0 ** np.arange(55)], 65),
+        (np.r_[np.linspace(2, 1, 30), [3e38] * 98], 31),
+        (np.r_[np.linspace(2, 1, 30), [3e38, -3e38] * 30], 31),
+    ],
+)
+def test_what_overflows_leaves_the_rows_before_it_alone(losses, num_valid):
+    step_fn = lambda state, batch, value: (state, batch + 0 * value)
+    values = np.geomspace(1e-3, 1.0, len(losses))
+    result = optax_clr.range_test(step_fn, 0.0, np.float32(losses), values)
+    assert int(result.num_valid) == num_valid
+    never = optax_clr.range_test(step_fn, 0.0, np.float32(losses), values, stop_factor=math.inf)
+    assert int(never.num_valid) == np.isfinite(np.float32(losses)).sum()
+    assert np.isfinite(never.smoothed_losses[: int(never.num_valid)]).all()

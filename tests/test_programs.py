@@ -1,7 +1,10 @@
 """Compiled programs that are kept: while what they were made from is the same, and no longer."""
 
+import collections
 import functools
 import gc
+import importlib
+import sys
 import weakref
 
 import jax
@@ -186,3 +189,126 @@ def test_a_function_that_refers_to_itself_and_to_anything_is_kept():
     first_loss(loss_fn)
     things[4][1].append(0)
     assert first_loss(loss_fn) == pytest.approx(1.0, rel=1e-5)
+
+
+class Configuration:
+    scale = 1.0
+
+
+class Slots:
+    __slots__ = ("__weakref__", "scale")
+
+    def __init__(self):
+        self.scale = 1.0
+
+    def __call__(self, params, batch):
+        return self.scale * jnp.mean(batch @ params)
+
+
+class Derived(Configuration):
+    """A task whose scale is an attribute of its base class, or a global that another method reads."""
+
+    def by_class(self, params, batch):
+        return self.scale * jnp.mean(batch @ params)
+
+    @classmethod
+    def by_classmethod(cls, params, batch):
+        return cls.scale * jnp.mean(batch @ params)
+
+    def by_helper(self, params, batch):
+        return self.helper() * jnp.mean(batch @ params)
+
+    def helper(self):
+        return SCALE
+
+    @property
+    def shown(self):
+        return SCALE
+
+    def by_property(self, params, batch):
+        return self.shown * jnp.mean(batch @ params)
+
+    def __call__(self, params, batch):
+        return SCALE * jnp.mean(batch @ params)
+
+
+def by_attribute_of_a_class(params, batch):
+    return Configuration.scale * jnp.mean(batch @ params)
+
+
+settings = None  # a module, in the tests
+
+
+def by_attribute_of_a_module(params, batch):
+    return settings.scale * jnp.mean(batch @ params)
+
+
+def by_function_of_a_module(params, batch):
+    return settings.scaled(jnp.mean(batch @ params))
+
+
+def by_its_own_attribute(params, batch):
+    return by_its_own_attribute.scale * jnp.mean(batch @ params)
+
+
+by_its_own_attribute.scale = 1.0
+ENTRIES = collections.deque([1.0])
+
+
+def by_an_entry(params, batch):
+    return ENTRIES[0] * jnp.mean(batch @ params)
+
+
+@pytest.fixture
+def settings_module(tmp_path, monkeypatch):
+    """A module of the user's, with a global."""
+    (tmp_path / "settings_of_a_user.py").write_text(
+        "scale = 1.0\ndef scaled(loss):\n    return scale * loss\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("settings_of_a_user")
+    monkeypatch.setitem(globals(), "settings", module)
+    yield module
+    del sys.modules["settings_of_a_user"]
+
+
+derived, slots = Derived(), Slots()
+
+
+@pytest.mark.parametrize(
+    ("function", "owner", "name"),
+    [
+        (by_attribute_of_a_class, Configuration, "scale"),
+        (derived.by_class, Configuration, "scale"),
+        (Derived.by_classmethod, Derived, "scale"),
+        (derived.by_helper, None, "SCALE"),
+        (derived.by_property, None, "SCALE"),
+        (derived, None, "SCALE"),
+        (slots, slots, "scale"),
+        (by_its_own_attribute, by_its_own_attribute, "scale"),
+        (by_attribute_of_a_module, "settings", "scale"),
+        (by_function_of_a_module, "settings", "scale"),
+        (by_an_entry, ENTRIES, 0),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)[:20]),
+)
+def test_whatever_a_function_reads_is_seen(function, owner, name, settings_module, monkeypatch):
+    assert first_loss(function) == pytest.approx(1.0, rel=1e-5)
+    if owner is None:
+        monkeypatch.setitem(globals(), name, 7.0)
+    elif owner is ENTRIES:
+        monkeypatch.setattr(sys.modules[__name__], "ENTRIES", collections.deque([7.0]))
+    else:
+        owner = settings_module if owner == "settings" else owner
+        monkeypatch.setattr(owner, name, 7.0, raising=False)
+    assert first_loss(function) == pytest.approx(7.0, rel=1e-5)
+
+
+def test_more_than_can_be_looked_at_is_not_kept():
+    many = [float(number) for number in range(3000)]
+    loss_fn = lambda params, batch: (many[0] + 1) * jnp.mean(batch @ params)
+    num_kept = len(_programs._kept)
+    assert first_loss(loss_fn) == pytest.approx(1.0, rel=1e-5)
+    assert len(_programs._kept) == num_kept
+    many[0] = 6.0
+    assert first_loss(loss_fn) == pytest.approx(7.0, rel=1e-5)

@@ -491,3 +491,28 @@ def test_a_data_set_passed_whole_leaves_a_doubt():
     result = optax_clr.lr_range_test(mlp_loss, new_params(), optax.adam, BATCHES, max_lr=0.1)
     assert "batches of 32." in result.summary()
     assert "single example" not in result.summary()
+
+
+def test_a_step_that_writes_its_value_into_a_reference_is_one_that_uses_it():
+    if not hasattr(jax, "new_ref"):
+        pytest.skip("this JAX has no references")
+
+    def step_fn(position, batch, rate):
+        reference = jax.new_ref(position)
+        reference[...] = position - rate * (position - batch)
+        return reference[...], (position - batch) ** 2
+
+    result = optax_clr.range_test(
+        step_fn, jnp.float32(1), np.zeros(60), np.geomspace(1e-3, 0.3, 60)
+    )
+    assert result.losses[-1] < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4"])
+def test_batches_of_the_other_byte_order_are_taken(dtype):
+    step_fn = lambda state, batch, value: (state, batch.astype(jnp.float32).sum() + 0 * value)
+    batches = np.arange(20).reshape(10, 2).astype(dtype)
+    for form in (batches, list(zip(batches, strict=True))):
+        take = step_fn if form is batches else lambda s, b, v: step_fn(s, b[0], v)
+        result = optax_clr.range_test(take, 0.0, form, np.ones(10), stop_factor=float("inf"))
+        np.testing.assert_array_equal(result.losses, 4 * np.arange(10) + 1)
