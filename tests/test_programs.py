@@ -206,7 +206,7 @@ class Slots:
 
 
 class Derived(Configuration):
-    """A task whose scale is an attribute of its base class, or a global that another method reads."""
+    """A task whose scale is an attribute of its base, or a global that another method reads."""
 
     def by_class(self, params, batch):
         return self.scale * jnp.mean(batch @ params)

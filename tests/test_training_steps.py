@@ -505,7 +505,7 @@ def test_a_step_that_writes_its_value_into_a_reference_is_one_that_uses_it():
     result = optax_clr.range_test(
         step_fn, jnp.float32(1), np.zeros(60), np.geomspace(1e-3, 0.3, 60)
     )
-    assert result.losses[-1] < 1e-3
+    assert result.losses[-1] < 1e-2 * result.losses[0]
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4"])
