@@ -38,7 +38,7 @@ def schedules():
         ),
         "one_cycle": optax_clr.one_cycle_schedule(PEAK, NUM_STEPS),
         "one_cycle, wave=linear,\nthree_phase=True": optax_clr.one_cycle_schedule(
-            PEAK / 10, PEAK, 0.0, NUM_STEPS, wave=optax_clr.waves.linear, three_phase=True
+            PEAK, NUM_STEPS, init_value=PEAK / 10, wave=optax_clr.waves.linear, three_phase=True
         ),
         "momentum against one_cycle": optax_clr.one_cycle_schedule(
             0.85, NUM_STEPS, init_value=0.95, end_value=0.95

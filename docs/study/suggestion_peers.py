@@ -32,7 +32,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from optax_clr import suggestions
+from optax_clr import peer_rules
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 from range_test_peers import Loader, quiet
@@ -210,10 +210,10 @@ def smith(learning_rates, losses):
 
 
 PEERS: dict[str, Callable[[np.ndarray, np.ndarray], Suggestion]] = {
-    "fastai valley": fastai(suggestions.valley, single_row=lambda rate: rate),
-    "fastai minimum": fastai(suggestions.minimum, single_row=lambda rate: rate / 10),
-    "fastai steep": fastai(suggestions.steepest, single_row=lambda rate: np.nan),
-    "fastai slide": fastai(suggestions.slide, single_row=lambda rate: np.nan),
+    "fastai valley": fastai(peer_rules.valley, single_row=lambda rate: rate),
+    "fastai minimum": fastai(peer_rules.minimum, single_row=lambda rate: rate / 10),
+    "fastai steep": fastai(peer_rules.steepest, single_row=lambda rate: np.nan),
+    "fastai slide": fastai(peer_rules.slide, single_row=lambda rate: np.nan),
     "torch-lr-finder": torch_lr_finder,
     "Ignite": ignite,
     "Lightning": lightning,
