@@ -86,9 +86,10 @@ def is_array(value: Any) -> bool:
 
 def as_array(value: Any) -> jax.Array | np.ndarray:
     """Return the array of another library as NumPy's."""
-    if isinstance(value, np.ndarray) and not value.dtype.isnative:
-        return value.astype(value.dtype.newbyteorder("="))  # the only order that JAX has
-    if isinstance(value, (jax.Array, np.ndarray)):
+    if isinstance(value, np.ndarray):
+        # The only byte order that JAX has.
+        return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+    if isinstance(value, jax.Array):
         return value
     if hasattr(value, "detach"):  # PyTorch refuses to convert what has a gradient
         value = value.detach()
@@ -270,6 +271,7 @@ class StreamedBatches:
         if first is None:
             raise ValueError("batches must give at least one batch, got none.")
         self._like = first
+        self._by_jax = [_is_stacked_by_jax(leaf) for leaf in first.leaves]
         self._passes = passes
         self._next_batches: Iterator[_Batch] = itertools.chain([first], passes)
         num_bytes = steps_per_value * sum(leaf.size * leaf.dtype.itemsize for leaf in first.leaves)
@@ -291,7 +293,8 @@ class StreamedBatches:
             host_leaves, device_leaves = self._split(leaves)
             for column, leaf in zip(on_host, host_leaves, strict=True):
                 column.put(leaf, length)
-            on_device.put(device_leaves, length)
+            if device_leaves:
+                on_device.put(device_leaves, length)
             length += 1
         num_rows = length // self._steps_per_value
         if not num_rows:
@@ -303,14 +306,16 @@ class StreamedBatches:
 
     def _split(self, leaves: list[Any]) -> tuple[list[Any], list[Any]]:
         """Return the leaves that are stacked by NumPy, and those by JAX."""
+        if not any(self._by_jax):
+            return leaves, []
         parts: tuple[list[Any], list[Any]] = ([], [])
-        for leaf, like in zip(leaves, self._like.leaves, strict=True):
-            parts[_is_stacked_by_jax(like)].append(leaf)
+        for leaf, by_jax in zip(leaves, self._by_jax, strict=True):
+            parts[by_jax].append(leaf)
         return parts
 
     def _join(self, host_leaves: list[Any], device_leaves: list[Any]) -> list[Any]:
         parts = iter(host_leaves), iter(device_leaves)
-        return [next(parts[_is_stacked_by_jax(like)]) for like in self._like.leaves]
+        return [next(parts[by_jax]) for by_jax in self._by_jax]
 
     def _next_leaves(self) -> list[Any] | None:
         try:
@@ -330,10 +335,7 @@ class StreamedBatches:
 class _Batch(NamedTuple):
     leaves: list[Any]
     structure: Any
-
-    @property
-    def types(self) -> list[Any]:
-        return [(leaf.shape, leaf.dtype) for leaf in self.leaves]
+    types: list[Any]  # shapes and dtypes of the leaves
 
 
 def _passes(batches: Iterable[PyTree]) -> Generator[_Batch, None, None]:
@@ -353,7 +355,8 @@ def _passes(batches: Iterable[PyTree]) -> Generator[_Batch, None, None]:
                 if unfit is not None:
                     raise _UnfitBatchError(unfit)
                 leaves, structure = jax.tree.flatten(tree)
-                batch = _Batch([as_array(leaf) for leaf in leaves], structure)
+                leaves = [as_array(leaf) for leaf in leaves]
+                batch = _Batch(leaves, structure, [(leaf.shape, leaf.dtype) for leaf in leaves])
                 if first is None:
                     first = _checked_first(batch)
                 unfit = _difference(batch, first)

@@ -232,26 +232,43 @@ def _sees_the_same(functions: tuple[Function, ...], seen: list[_Seen]) -> bool:
 def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
     """Return what functions see: variables, globals, attributes, entries, and what these see.
 
-    Functions and classes of installed packages are not looked into, nor are arrays.
+    Functions and classes of installed packages are not looked into, nor are arrays. Of a class
+    those attributes count that some function names.
     """
     waiting = list(functions)[::-1]
     found: list[Any] = []
     met: set[int] = set()
+    names: set[str] = {"__call__"}
+    classes: list[type] = []
     while waiting and len(found) <= _MOST_OBJECTS:
         value = waiting.pop()
         found.append(value)
-        if id(value) not in met:
-            met.add(id(value))
+        if id(value) in met:
+            continue
+        met.add(id(value))
+        if isinstance(value, type):
+            if _is_own(value.__module__):
+                classes.append(value)
+                waiting += [*value.__bases__, *_named(value, names)]
+        elif isinstance(value, types.FunctionType):
+            if _is_own(value.__module__):
+                new_names = set(_names(value.__code__)) - names
+                names |= new_names
+                waiting += _variables(value)
+                waiting += [part for each in classes for part in _named(each, new_names)]
+        else:
             waiting += _parts(value)
     return found
+
+
+def _named(owner: type, names: set[str]) -> list[Any]:
+    return [vars(owner)[name] for name in sorted(names & vars(owner).keys())]
 
 
 def _parts(value: Any) -> list[Any]:
     """Return what an object is made of, as far as its owner may change it."""
     if isinstance(value, (*_ATOMS, *_OPAQUE)):
         return []
-    if isinstance(value, types.FunctionType):
-        return _variables(value) if _is_own(value.__module__) else []
     if isinstance(value, types.MethodType):
         return [value.__func__, value.__self__]
     if isinstance(value, functools.partial):
@@ -260,8 +277,6 @@ def _parts(value: Any) -> list[Any]:
         return list(value.values())
     if isinstance(value, _SEQUENCES):
         return list(value)
-    if isinstance(value, type):
-        return [*vars(value).values(), *value.__bases__] if _is_own(value.__module__) else []
     if isinstance(value, property):
         return [value.fget]
     wrapped = getattr(value, "__wrapped__", None)  # of jax.jit, staticmethod, classmethod
