@@ -122,3 +122,10 @@ def as_step(step: Any, name: str = "step") -> jax.Array:
     if not np.can_cast(step.dtype, np.int32):
         step = step.clip(0, INT32_MAX)
     return jnp.maximum(jnp.asarray(step, jnp.int32), 0)
+
+
+def native(value: Any) -> Any:
+    """Return an array in the byte order of this machine, the only one that JAX takes."""
+    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.isnative:
+        return value.astype(value.dtype.newbyteorder("="))
+    return value

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import whole_number
+from optax_clr._arguments import native, whole_number
 from optax_clr._documentation import see
 from optax_clr._loop import Inputs
 from optax_clr._step import PyTree, describe
@@ -86,11 +86,8 @@ def is_array(value: Any) -> bool:
 
 def as_array(value: Any) -> jax.Array | np.ndarray:
     """Return the array of another library as NumPy's."""
-    if isinstance(value, np.ndarray):
-        # The only byte order that JAX has.
-        return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
-    if isinstance(value, jax.Array):
-        return value
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return native(value)  # type: ignore[no-any-return]
     if hasattr(value, "detach"):  # PyTorch refuses to convert what has a gradient
         value = value.detach()
     try:

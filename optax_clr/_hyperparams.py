@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import function
+from optax_clr._arguments import function, native
 from optax_clr._documentation import see
 from optax_clr._states import (
     RESTORE,
@@ -286,19 +286,12 @@ def _as_varying(value: Any) -> Any:
 
 def _as_hyperparam(value: Any) -> jax.Array:
     """Return a number as an array of its own: a float in float32, or in float64 if it is in JAX."""
-    value = _native(value)
+    value = native(value)
     dtype = jnp.result_type(value)
     is_double = isinstance(value, jax.Array) and not value.weak_type and dtype == jnp.float64
     if jnp.issubdtype(dtype, jnp.floating) and not is_double:
         dtype = jnp.dtype(jnp.float32)
     return jnp.array(value, dtype)
-
-
-def _native(value: Any) -> Any:
-    """Return an array in the byte order of this machine, the only one that JAX takes."""
-    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.isnative:
-        return value.astype(value.dtype.newbyteorder("="))
-    return value
 
 
 def _with_steady_state(
@@ -440,7 +433,7 @@ def _like(old: Any, value: Any, name: str) -> Any:
         raise ValueError(
             f"{name} must have shape {array.shape} or (), got an array of shape {np.shape(value)}."
         )
-    new = _native(value)
+    new = native(value)
     kinds = [jnp.issubdtype(jnp.result_type(each), jnp.integer) for each in (array, new)]
     if kinds == [True, False]:
         raise TypeError(f"{name} must be an integer, as the one that is there, got {value!r}.")
