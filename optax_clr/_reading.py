@@ -54,16 +54,16 @@ class LRBounds(NamedTuple):
     """The two values between which a cyclical schedule moves; ``0 < base_value < peak_value``.
 
     Attributes:
-      base_value: ``f32[]`` value at both ends of a cycle.
-      peak_value: ``f32[]`` value at its peak.
+      base_value: value at both ends of a cycle, a float or ``f32[]``.
+      peak_value: value at its peak.
 
     Examples:
       >>> bounds = LRBounds(base_value=0.01, peak_value=0.04)
       >>> schedule = optax_clr.triangular_schedule(*bounds, rise_steps=100)
     """
 
-    base_value: jax.Array
-    peak_value: jax.Array
+    base_value: float | jax.Array
+    peak_value: float | jax.Array
 
 
 class RangeTestWarning(UserWarning):
@@ -202,18 +202,23 @@ _DOUBTS = (
 )
 
 
-@jax.jit
-def _find_valley(
-    learning_rates: jax.Array, losses: jax.Array, equivalent_steps: jax.Array
-) -> tuple[Valley, jax.Array, jax.Array]:
-    """Return the valley (NaN if there is none), the index of the problem, and the doubts."""
+class _Rows(NamedTuple):
+    """The curves, and the Gaussian weights by which their rows are averaged on a grid of rates."""
+
+    position: jax.Array  # f32[n] log10 of the rate of each row; NaN where there is none
+    valid: jax.Array  # bool[n] rows that some curve has
+    grid: jax.Array  # f32[g] where the averages are computed, log10 of the rate
+    weights: jax.Array  # f32[g, n]
+    curves: jax.Array  # f32[c, n]
+    mixed: jax.Array  # bool[] whether the curves are over different rates
+
+
+def _rows(learning_rates: jax.Array, losses: jax.Array) -> _Rows:
     num_rows = losses.shape[-1]
     curves = losses.reshape(-1, num_rows).astype(jnp.float32)
     # The same sweep in every curve, which may end early in some and then is NaN there.
     all_rates = learning_rates.reshape(-1, num_rows).astype(jnp.float32)
     rates = jnp.nanmax(all_rates, axis=0)
-    steps = jnp.nanmax(equivalent_steps.reshape(-1, num_rows).astype(jnp.float32), axis=0)
-    mixed = jnp.any(all_rates != rates[None], where=~jnp.isnan(all_rates))
     position = jnp.log10(jnp.where(rates > 0, rates, jnp.nan))
     valid = jnp.isfinite(position) & jnp.isfinite(curves).any(0)
     start = jnp.min(position, initial=jnp.inf, where=valid)
@@ -221,7 +226,35 @@ def _find_valley(
     grid = jnp.linspace(start, end, _GRID_SIZE)
     place = jnp.where(valid, position, start)
     weights = _gaussian(place[None] - grid[:, None])
-    depth = jax.vmap(lambda curve: _depth(curve, valid, weights))(curves).mean(0)
+    mixed = jnp.any(all_rates != rates[None], where=~jnp.isnan(all_rates))
+    return _Rows(position, valid, grid, weights, curves, mixed)
+
+
+@jax.jit
+def averages(learning_rates: jax.Array, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the average that is read of each curve: rates ``[g]`` and losses ``[c, g]``."""
+    rows = _rows(learning_rates, losses)
+
+    def average(curve: jax.Array) -> jax.Array:
+        scale = _scale(curve, rows.valid, rows.weights)
+        finite = rows.valid & jnp.isfinite(curve)
+        read = scale.loss(_average(rows.weights, scale.depth(curve, rows.valid), finite))
+        # A curve that never fell has no depth.
+        return jnp.where(scale.whole > 0, read, _average(rows.weights, curve, finite))
+
+    return 10**rows.grid, jax.vmap(average)(rows.curves)
+
+
+@jax.jit
+def _find_valley(
+    learning_rates: jax.Array, losses: jax.Array, equivalent_steps: jax.Array
+) -> tuple[Valley, jax.Array, jax.Array]:
+    """Return the valley (NaN if there is none), the index of the problem, and the doubts."""
+    num_rows = losses.shape[-1]
+    position, valid, grid, weights, curves, mixed = _rows(learning_rates, losses)
+    steps = jnp.nanmax(equivalent_steps.reshape(-1, num_rows).astype(jnp.float32), axis=0)
+    depths = jax.vmap(lambda curve: _scale(curve, valid, weights).depth(curve, valid))(curves)
+    depth = depths.mean(0)
     average = _average(weights, depth, valid)
     lower, lowest, upper = _valley_of(average)
     log_steps = _average(weights[lower][None], jnp.log(steps), valid)[0]
@@ -264,16 +297,37 @@ def _valley_of(average: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return lower, lowest, upper
 
 
-def _depth(curve: jax.Array, valid: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return the loss as a depth: 0 where it began, -1 where its average is lowest, at most 1.
+class _Scale(NamedTuple):
+    """How high a loss is above the lowest average of its curve, in units of the noise there.
 
-    What is above the lowest is counted in units of the noise there, by ``asinh``: linearly within
-    the noise, and logarithmically above. So a loss that begins hundreds of times higher than it
-    ends, as with raw features or targets, has its valley at the lowest losses, and not where it
-    has left the highest. Neither a factor nor a constant in the loss matters, and curves of
-    different seeds can be averaged. An explosion, or a NaN where other curves go on, is worth a
-    loss as far above the start as the best is below.
+    By ``asinh``: linearly within the noise, and logarithmically above. So a loss that begins
+    hundreds of times higher than it ends, as with raw features or targets, has its valley at the
+    lowest losses, and not where it has left the highest. Neither a factor nor a constant in the
+    loss matters, and curves of different seeds can be averaged.
     """
+
+    lowest: jax.Array  # f32[] the lowest average
+    unit: jax.Array  # f32[] noise
+    whole: jax.Array  # f32[] height of the first losses
+    ceiling: jax.Array  # f32[] as far above the first losses as the lowest is below, twice
+
+    def depth(self, curve: jax.Array, valid: jax.Array) -> jax.Array:
+        """Return 0 where the loss is as it began, -1 where its average is lowest, at most 1.
+
+        A NaN where other curves go on is an explosion.
+        """
+        finite = valid & jnp.isfinite(curve)
+        height = jnp.where(finite, jnp.minimum(curve, self.ceiling), 0) - self.lowest
+        height = jnp.arcsinh(height / self.unit)
+        depth = jnp.clip(height / jnp.where(self.whole > 0, self.whole, 1) - 1, -2, 1)
+        return jnp.where(finite, jnp.where(self.whole > 0, depth, 0), 1)
+
+    def loss(self, depth: jax.Array) -> jax.Array:
+        """Return the loss that has this depth."""
+        return self.lowest + self.unit * jnp.sinh((depth + 1) * self.whole)
+
+
+def _scale(curve: jax.Array, valid: jax.Array, weights: jax.Array) -> _Scale:
     finite = valid & jnp.isfinite(curve)
     is_first = finite[: _num_first(curve.shape[0])]
     firsts = jnp.where(is_first, curve[: is_first.shape[0]], 0)
@@ -287,10 +341,7 @@ def _depth(curve: jax.Array, valid: jax.Array, weights: jax.Array) -> jax.Array:
     noise = _noise(curve, jnp.where(finite, weights[lowest], 0))
     unit = jnp.maximum(noise, _LEAST_NOISE * fall)
     unit = jnp.where(unit > 0, unit, 1)
-    heights = jnp.arcsinh((jnp.append(first, curve) - average[lowest]) / unit)
-    whole = heights[0]
-    depth = jnp.clip(heights[1:] / jnp.where(whole > 0, whole, 1) - 1, -2, 1)
-    return jnp.where(finite, jnp.where(whole > 0, depth, 0), 1)
+    return _Scale(average[lowest], unit, jnp.arcsinh((first - average[lowest]) / unit), ceiling)
 
 
 def _noise(rows: jax.Array, weights: jax.Array) -> jax.Array:

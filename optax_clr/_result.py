@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, NamedTuple
+import html
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr import _reading
+from optax_clr import _drawing, _reading
+from optax_clr._arguments import function, is_traced
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Rule = Callable[[jax.Array, jax.Array], Any]  # rates and losses to a rate
 
 
 class EndedBy(enum.IntEnum):
@@ -71,8 +79,20 @@ class RangeTestResult(NamedTuple):
     ended_by: Any = ()
     batch_size: Any = ()
 
+    def __repr__(self) -> str:
+        """Return the summary, or the fields where they are not arrays with values, as in jit."""
+        try:
+            return self.summary()
+        except (TypeError, ValueError):  # as jax.tree.map and jax.eval_shape make them
+            fields = (f"{name}={value!r}" for name, value in self._asdict().items())
+            return f"RangeTestResult({', '.join(fields)})"
+
+    def _repr_html_(self) -> str:
+        """Return the summary, with the curve where Matplotlib is installed, for a notebook."""
+        return f"<pre>{html.escape(repr(self), quote=False)}</pre>{_picture(self)}"
+
     @undisturbed()
-    def suggest(self) -> jax.Array:
+    def suggest(self) -> float | jax.Array:
         r"""Return one rate to train with throughout.
 
         .. math:: \sqrt{N \eta_1 \eta_2} / 18
@@ -86,7 +106,8 @@ class RangeTestResult(NamedTuple):
         1,200 steps 5%.
 
         Returns:
-          ``f32[]`` the rate; NaN, inside ``jax.jit`` or ``jax.vmap``, if the curve cannot be read.
+          The rate, a float; inside ``jax.jit`` or ``jax.vmap`` ``f32[]``, and NaN if the curve
+          cannot be read.
 
         Raises:
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
@@ -100,10 +121,10 @@ class RangeTestResult(NamedTuple):
           >>> print(f"{result.suggest():.2f}")
           0.09
         """
-        return _reading.suggest(_reading.read_valley(_curve(self)))
+        return _number(_reading.suggest(_reading.read_valley(_curve(self))))
 
     @undisturbed()
-    def one_cycle_peak(self) -> jax.Array:
+    def one_cycle_peak(self) -> float | jax.Array:
         r"""Return the peak of a one-cycle run, which may be higher than a constant rate.
 
         .. math:: \sqrt{N \eta_1 \eta_2} / 7
@@ -111,7 +132,8 @@ class RangeTestResult(NamedTuple):
         in the terms of :meth:`suggest`.
 
         Returns:
-          ``f32[]`` the rate; NaN, inside ``jax.jit`` or ``jax.vmap``, if the curve cannot be read.
+          The rate, a float; inside ``jax.jit`` or ``jax.vmap`` ``f32[]``, and NaN if the curve
+          cannot be read.
 
         Raises:
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
@@ -124,7 +146,7 @@ class RangeTestResult(NamedTuple):
           >>> print(f"{result.one_cycle_peak():.2f}")
           0.24
         """
-        return _reading.one_cycle_peak(_reading.read_valley(_curve(self)))
+        return _number(_reading.one_cycle_peak(_reading.read_valley(_curve(self))))
 
     @undisturbed()
     def bounds(self) -> _reading.LRBounds:
@@ -136,8 +158,8 @@ class RangeTestResult(NamedTuple):
         in the terms of :meth:`suggest`.
 
         Returns:
-          ``LRBounds(base_value, peak_value)``, two ``f32[]``; NaN, inside ``jax.jit`` or
-          ``jax.vmap``, if the curve cannot be read.
+          ``LRBounds(base_value, peak_value)``, two floats; inside ``jax.jit`` or ``jax.vmap``
+          ``f32[]``, and NaN if the curve cannot be read.
 
         Raises:
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
@@ -154,7 +176,8 @@ class RangeTestResult(NamedTuple):
         References:
           Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3.
         """
-        return _reading.bounds(_reading.read_valley(_curve(self)))
+        base_value, peak_value = _reading.bounds(_reading.read_valley(_curve(self)))
+        return _reading.LRBounds(_number(base_value), _number(peak_value))
 
     @undisturbed()
     def summary(self) -> str:
@@ -174,7 +197,47 @@ class RangeTestResult(NamedTuple):
           bounds()          0.0423 to 0.169  a cycle's base and peak
           one_cycle_peak()  0.242  the peak of one cycle
         """
+        _refuse_traced(self, "summary")
         return _summary(self)
+
+    @undisturbed()
+    def plot(self, ax: Axes | None = None, rules: Sequence[Rule] = ()) -> Axes:
+        """Draw the losses over the rates, and what they read as; return the Axes.
+
+        The losses of a single test are drawn faintly, and strongly their average, which is what
+        the methods read: of the held-out losses, where there are any. Of several curves (leading
+        axes, such as seeds) the median of their averages is drawn, in a band from the lowest to
+        the highest. :meth:`bounds` is shaded, :meth:`suggest` and :meth:`one_cycle_peak` are
+        lines. Where the curve cannot be read the title says why.
+
+        Args:
+          ax: Matplotlib Axes to draw on; ``None`` makes a new figure. Nothing is shown or saved.
+          rules: functions ``(learning_rates, losses) -> rate`` whose answers are drawn too, such as
+            those of :mod:`optax_clr.peer_rules`. They are given the smoothed losses.
+
+        Returns:
+          The Axes.
+
+        Raises:
+          ImportError: if Matplotlib is not installed.
+          TypeError: if ``ax`` is not an Axes, or ``rules`` not a sequence of functions.
+
+        Examples:
+          >>> import matplotlib
+          >>> matplotlib.use("agg")
+          >>> rates = jnp.geomspace(1e-3, 10.0, 100)
+          >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2
+          >>> result = RangeTestResult(rates, losses, losses, jnp.int32(100))
+          >>> ax = result.plot(rules=[peer_rules.minimum])
+          >>> ax.get_legend().get_texts()[-1].get_text()
+          'minimum 0.051'
+        """
+        if not isinstance(rules, (list, tuple)):
+            raise TypeError(f"rules must be a list or a tuple of functions, got {rules!r}.")
+        for index, rule in enumerate(rules):
+            function(f"rules[{index}]", rule, form="(learning_rates, losses) -> rate")
+        _refuse_traced(self, "plot")
+        return _draw(self, _drawing.pyplot_axes(ax), rules)
 
 
 ONE_EXAMPLE = (
@@ -193,6 +256,75 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
         steps if np.size(steps) else jnp.nancumsum(rates, axis=-1) / rates,
     )
     return _reading.checked(curve)
+
+
+def _refuse_traced(result: RangeTestResult, method: str) -> None:
+    if any(map(is_traced, jax.tree.leaves(result))):
+        raise TypeError(
+            f"{method}() shows values, and those of a traced result are not known yet. Return the "
+            f"result from jax.jit or jax.vmap, and call {method}() there."
+        )
+
+
+def _number(rate: float | jax.Array) -> float | jax.Array:
+    """Return a rate as a float, which prints and goes into JSON, unless it is traced.
+
+    It is the float with the fewest digits that is the same ``float32``.
+    """
+    if is_traced(rate):
+        return rate
+    return float(np.format_float_scientific(np.float32(jax.device_get(rate))))
+
+
+def _draw(result: RangeTestResult, ax: Axes, rules: Sequence[Rule]) -> Axes:
+    curve = _curve(result)
+    num_rows = curve.losses.shape[-1]
+    columns = (result.learning_rates, result.losses, curve.losses)
+    all_rates, training, read = (
+        np.asarray(column, np.float64).reshape(-1, num_rows) for column in columns
+    )
+    recorded = np.isfinite(all_rates).any(0)
+    rates = np.nanmax(all_rates[:, recorded], axis=0) if recorded.any() else np.empty(0)
+    is_held_out = bool(np.size(result.held_out_losses))
+    if len(read) == 1:
+        _drawing.draw_losses(ax, rates, training[0, recorded], held_out=False)
+        if is_held_out:
+            _drawing.draw_losses(ax, rates, read[0, recorded], held_out=True)
+    grid, averages = map(np.asarray, _reading.averages(*curve[:2]))
+    averages = np.where(np.isfinite(averages), averages, np.nan)
+    drawn = np.isfinite(averages).any(0) & np.isfinite(grid)
+    if drawn.any():
+        _drawing.draw_averages(ax, grid[drawn], averages[:, drawn], held_out=is_held_out)
+        _drawing.limit_losses(ax, read, averages[:, drawn])
+        ax.set_xscale("log" if _drawing.is_geometric(rates) else "linear")
+    try:
+        valley, doubts = _reading.find_valley(curve)
+    except _reading.RangeTestError as error:
+        ax.set_title(f"cannot be read: {_beginning(str(error))}")
+    else:
+        _drawing.draw_bounds(ax, *map(float, _reading.bounds(valley)))
+        _drawing.draw_suggestion(ax, float(_reading.suggest(valley)))
+        _drawing.draw_peak(ax, float(_reading.one_cycle_peak(valley)))
+        if doubts:
+            ax.set_title(f"in doubt: {'; '.join(map(_beginning, doubts))}")
+    for number, rule in enumerate(rules):
+        rate = float(rule(result.learning_rates, result.smoothed_losses))
+        _drawing.draw_rule(ax, number, getattr(rule, "__name__", repr(rule)), rate)
+    _drawing.add_legend(ax)
+    return _drawing.labelled(ax, "learning rate", "loss")
+
+
+def _beginning(message: str) -> str:
+    return message.partition(":")[0]
+
+
+def _picture(result: RangeTestResult) -> str:
+    """Return the figure as an image in HTML; nothing without Matplotlib, or for tracers."""
+    figure = _drawing.hidden_figure()
+    if figure is None or any(map(is_traced, jax.tree.leaves(result))):
+        return ""
+    result.plot(figure.add_subplot())
+    return _drawing.as_html(figure, alternative="The losses of a range test over its rates")
 
 
 def _reason(result: RangeTestResult) -> str:

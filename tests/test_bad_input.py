@@ -746,6 +746,12 @@ RANGE_TESTS = {
 rates = jnp.geomspace(1e-3, 10.0, 40)
 valley = (jnp.log10(rates) - jnp.log10(0.5)) ** 2
 RESULT = RangeTestResult(rates, valley, valley, jnp.int32(40))
+WRONG_FIGURES = (
+    Wrong({"ax": Figure()}, TypeError, "ax must be Matplotlib Axes, got <?Figure"),
+    Wrong({"rules": peer_rules.valley}, TypeError, "rules must be a list or a tuple of functions"),
+    Wrong({"rules": "valley"}, TypeError, "rules must be a list or a tuple of .*got 'valley'"),
+    Wrong({"rules": ["valley"]}, TypeError, r"rules\[0\] must be a function .*got 'valley'"),
+)
 READINGS = {
     **{
         f"RangeTestResult.{name}": Entry(
@@ -790,13 +796,21 @@ READINGS = {
         for name in peer_rules.__all__
         for options in ({"interval": 9, "threshold": 0.1} if name == "slide" else {},)
     },
+    "RangeTestResult.plot": Entry(
+        lambda result, ax, rules: result.plot(ax, rules),
+        {"result": RESULT, "ax": Figure().add_subplot(), "rules": [peer_rules.minimum]},
+        wrong=(
+            Wrong({"result": RESULT._replace(losses=valley[:-1])}, ValueError, "the same shape"),
+            *WRONG_FIGURES,
+        ),
+    ),
     "plotting.plot_range_test": Entry(
         plotting.plot_range_test,
-        {"result": RESULT, "ax": Figure().add_subplot()},
+        {"result": RESULT, "ax": Figure().add_subplot(), "rules": ()},
         wrong=(
-            Wrong({"result": valley}, TypeError, "result must be a RangeTestResult, got"),
-            Wrong({"result": None}, TypeError, "result must be a RangeTestResult, got None"),
-            Wrong({"ax": Figure()}, TypeError, "ax must be Matplotlib Axes, got <?Figure"),
+            Wrong({"result": valley}, TypeError, "result must be a RangeTestResult, .*got"),
+            Wrong({"result": None}, TypeError, "result must be a RangeTestResult, .*got None"),
+            *WRONG_FIGURES,
         ),
     ),
     "plotting.plot_schedule": Entry(

@@ -31,6 +31,7 @@ MODULES = [
     "_set_step",
     "_modes",
     "_reading",
+    "_drawing",
     "_result",
     "_step",
     "_stop_rule",

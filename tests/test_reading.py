@@ -1,5 +1,11 @@
 """Readings of curves whose answer is known, and curves that cannot be read."""
 
+import base64
+import builtins
+import io
+import json
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,7 +157,7 @@ def test_readings_work_under_jit_and_vmap(reading):
 def test_many_seeds_are_read_together():
     curves = np.stack([valley(noise=0.3, seed=seed) for seed in range(16)])
     together = result_of(curves)
-    assert together.suggest().shape == ()
+    assert isinstance(together.suggest(), float)
     np.testing.assert_allclose(together.suggest(), result_of(valley()).suggest(), rtol=0.3)
     # Each lane can be read by itself, for the spread.
     each = jax.vmap(lambda lane: lane.suggest())(together)
@@ -281,3 +287,70 @@ def test_the_summary_says_where_it_ended():
     assert "ended after 230 of them" in result_of(valley(), num_valid=230).summary()
     assert "no divergence" in result_of(valley()).summary()
     assert optax_clr.LRBounds._fields == ("base_value", "peak_value")
+
+
+def test_readings_print_and_serialize_as_numbers():
+    result = result_of(valley())
+    found = [result.suggest(), result.one_cycle_peak(), result.bounds()]
+    assert all(isinstance(rate, float) for rate in [*found[:2], *found[2]])
+    assert json.loads(json.dumps(found)) == [*found[:2], list(found[2])]
+    assert json.loads(json.dumps(result.bounds()._asdict())) == result.bounds()._asdict()
+    # Few digits, and still the same float32 as in a compiled program.
+    compiled = jax.jit(lambda result: [result.suggest(), result.one_cycle_peak(), result.bounds()])
+    np.testing.assert_array_equal(
+        np.float32(jax.tree.leaves(found)), jax.tree.leaves(compiled(result))
+    )
+    assert all(len(repr(rate)) <= 15 for rate in jax.tree.leaves(found))
+
+
+def test_a_result_shows_itself_as_its_summary():
+    for result in (
+        result_of(valley()),
+        result_of(np.linspace(1, 2, 50)),
+        result_of([[1.0] * 9] * 3),
+    ):
+        assert repr(result) == result.summary()
+
+
+def test_a_result_without_values_shows_its_fields():
+    result = result_of(valley())
+    shapes = jax.eval_shape(lambda result: result, result)
+    assert repr(shapes).startswith("RangeTestResult(learning_rates=ShapeDtypeStruct(")
+    seen = []
+    jax.jit(lambda result: seen.append(repr(result)))(result)
+    assert seen[0].startswith("RangeTestResult(learning_rates=")
+    assert repr(RangeTestResult(None, None, None, None)).startswith("RangeTestResult(learn")
+
+
+@pytest.mark.parametrize("method", ["summary", "plot"])
+def test_what_shows_values_refuses_a_traced_result(method):
+    with pytest.raises(TypeError, match=rf"{method}\(\) shows values.* Return the result from"):
+        jax.jit(lambda result: getattr(result, method)())(result_of(valley()))
+
+
+def test_a_notebook_shows_the_summary_and_the_curve():
+    from matplotlib import image
+
+    result = result_of(valley())
+    text, picture = re.fullmatch(
+        r'<pre>(.*)</pre><img .*src="data:image/png;base64,([^"]*)">',
+        result._repr_html_(),
+        re.DOTALL,
+    ).groups()
+    assert text == result.summary()
+    pixels = image.imread(io.BytesIO(base64.b64decode(picture)), format="png")
+    assert pixels.shape[0] > 500
+    assert np.ptp(pixels[..., :3]) > 0.9  # not blank
+
+
+def test_a_notebook_without_matplotlib_shows_the_summary(monkeypatch):
+    original = builtins.__import__
+
+    def without_matplotlib(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+    result = result_of(valley())
+    assert result._repr_html_() == f"<pre>{result.summary()}</pre>"
