@@ -191,8 +191,8 @@ class RangeTestResult(NamedTuple):
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> print(RangeTestResult(rates, losses, losses, jnp.int32(100)).summary())
-          Range test: 100 rows, learning rate 0.001 to 10, no divergence.
-          Loss: 7.28 at first; its moving average 6.56e-05 at the lowest.
+          Range test: 100 rows, learning rate 0.001 to 10, ended at the last rate.
+          Loss: 7.28 at first; its average 6.56e-05 at the lowest.
           suggest()         0.094  a constant rate
           bounds()          0.0423 to 0.169  a cycle's base and peak
           one_cycle_peak()  0.242  the peak of one cycle
@@ -352,16 +352,16 @@ def _summary(result: RangeTestResult) -> str:
     elif stopped:
         end = f"ended after {num_valid} of them ({_reason(result)})"
     else:
-        end = "no divergence"
+        end = "ended at the last rate"
     batch_sizes = set(np.ravel(result.batch_size).tolist())
     if len(batch_sizes) == 1:
         end += f"; batches of {max(batch_sizes) or 'a single example'}"
     first = losses.reshape(num_curves, num_rows)[:, 0]
+    _, averages = _reading.averages(*curve[:2])
     lines = [
         f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
         f"{end}.",
-        f"Loss: {np.nanmean(first):.3g} at first; its moving average "
-        f"{np.nanmin(result.smoothed_losses):.3g} at the lowest.",
+        f"Loss: {np.nanmean(first):.3g} at first; its average {np.min(averages):.3g} at the lowest.",
     ]
     try:
         valley, doubts = _reading.find_valley(curve)
