@@ -361,7 +361,7 @@ def _summary(result: RangeTestResult) -> str:
     lines = [
         f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
         f"{end}.",
-        f"Loss: {np.nanmean(first):.3g} at first; its average {np.min(averages):.3g} at the lowest.",
+        f"Loss: {np.nanmean(first):.3g} at first; its average {averages.min():.3g} at the lowest.",
     ]
     try:
         valley, doubts = _reading.find_valley(curve)

@@ -19,6 +19,8 @@ from optax_clr._arguments import known_float
 _SETTLED_ROWS = 20
 # A rise of so many standard deviations of the noise is as much as one of the whole fall.
 _NOISE_PER_FALL = 4.0
+# So many losses in a row have to be high, or not finite: one bad batch is not divergence.
+_ROWS_IN_A_ROW = 3
 
 
 class StopRule(NamedTuple):
@@ -74,6 +76,8 @@ class Past(NamedTuple):
     highest: jax.Array
     best: jax.Array
     fall: jax.Array  # from the highest average to the best
+    alarm: jax.Array  # of the last row: 0 none, 1 its loss is high, 2 it is not finite
+    alarm_before: jax.Array  # of the row before that
 
 
 class Watch(NamedTuple):
@@ -89,7 +93,14 @@ def new_watch(loss: jax.Array) -> Watch:
     # Made from the loss: inside shard_map arrays also carry over which devices they vary.
     zero = jnp.zeros_like(loss)
     past = Past(
-        weight=zero, average=zero, drop=zero, highest=zero - jnp.inf, best=zero + jnp.inf, fall=zero
+        weight=zero,
+        average=zero,
+        drop=zero,
+        highest=zero - jnp.inf,
+        best=zero + jnp.inf,
+        fall=zero,
+        alarm=zero,
+        alarm_before=zero,
     )
     return Watch(alive=zero == 0, num_rows=zero.astype(jnp.int32), past=jnp.stack(past))
 
@@ -109,27 +120,31 @@ def watch_rows(
     within, before_it = (jnp.asarray(weights, losses.dtype) for weights in rule.decay)
     order = np.arange(len(losses), dtype=np.int32)
     finite = jnp.isfinite(losses)
-    # The first that is not finite ends the test; as a zero it leaves the rows before it alone.
+    # What is not finite is a gap: it has no weight in the averages.
     known = jnp.where(finite, losses, 0)
+    counts = finite.astype(losses.dtype)
     count = watch.num_rows + order + 1
     settled = count >= _SETTLED_ROWS
 
     # Averages are of differences from the average before, which has all the weight before: so
     # equal losses have that loss as their average to the last bit, and a level curve does not rise
     # by rounding.
-    before = jnp.where(past.weight > 0, past.average, known[0])
-    # Ones that have the lanes of the losses, in jax.vmap over a mesh with Explicit axes.
-    one, difference = _weigh(within, 0 * known + 1, known - before)
-    weight = one + before_it * past.weight
-    smoothed = jnp.where(before_it[0] > 0, before + difference / weight, known)
-    drop = jnp.where(count > 1, jnp.maximum(_shifted(before, smoothed) - known, 0), 0)
-    (more_drop,) = _weigh(within, drop - past.drop)
-    drops = past.drop + more_drop / weight
+    before = jnp.where(past.weight > 0, past.average, known[jnp.argmax(finite)])
+    weight, difference = _weigh(within, counts, counts * (known - before))
+    weight = weight + before_it * past.weight
+    is_known = weight > 0
+    divisor = jnp.where(is_known, weight, 1)
+    smoothed = jnp.where(before_it[0] > 0, before + difference / divisor, losses)
+    smoothed = jnp.where(is_known, smoothed, jnp.nan)
+    drop = jnp.where((count > 1) & finite, _shifted(before, smoothed) - known, 0)
+    drop = jnp.where(drop > 0, drop, 0)  # 0 also after rows without an average
+    (more_drop,) = _weigh(within, counts * (drop - past.drop))
+    drops = past.drop + more_drop / divisor
     # The mean of the normal distribution's negative part is its deviation over this root.
     noise = math.sqrt(2 * math.pi) * drops
 
-    candidates = jnp.where(settled, smoothed, jnp.inf)
-    largest, negative = _so_far(smoothed, -candidates)
+    candidates = jnp.where(settled & is_known, smoothed, jnp.inf)
+    largest, negative = _so_far(jnp.where(is_known, smoothed, -jnp.inf), -candidates)
     highest, best = jnp.maximum(past.highest, largest), jnp.minimum(past.best, -negative)
     # With every new best the fall is larger: the highest is no lower, and the best is lower.
     is_best = candidates < _shifted(past.best, best)
@@ -138,15 +153,21 @@ def watch_rows(
 
     stop_factor = jnp.asarray(rule.stop_factor, losses.dtype)
     least_rise = stop_factor * jnp.maximum(fall, _NOISE_PER_FALL * noise)
-    diverged = settled & (smoothed - best > least_rise)
-    # The row whose average told of the divergence is data, a loss that is not finite is not.
-    num_data = jnp.where(finite, jnp.where(diverged, order + 1, _NO_END), order)
+    is_high = settled & (known - best > least_rise)
+    alarm = jnp.where(finite, is_high.astype(losses.dtype), 2)
+    alarms = _last(_ROWS_IN_A_ROW, alarm, past.alarm, past.alarm_before)
+    all_high, none_finite = alarms.min(0) > 0, alarms.min(0) > 1
+    diverged = none_finite | (all_high & settled & (smoothed - best > least_rise))
+    # The row that told of the divergence is data; losses at the end that are not finite are not.
+    num_gaps = jnp.cumprod(alarms > 1, axis=0).sum(0, dtype=jnp.int32)
+    num_data = jnp.where(diverged, order + 1 - num_gaps, _NO_END)
     num_data = jnp.min(jnp.where(order < num_recorded, num_data, _NO_END))
+    state = Past(weight, smoothed, drops, highest, best, fall, alarms[0], alarms[1])
     after = Watch(
         alive=watch.alive & (num_data == _NO_END),
         # A lane of jax.vmap that has ended is trained on with the others, and not recorded.
         num_rows=watch.num_rows + jnp.where(watch.alive, jnp.minimum(num_data, num_recorded), 0),
-        past=jnp.stack(Past(weight, smoothed, drops, highest, best, fall))[:, -1],
+        past=jnp.stack(state)[:, -1],
     )
     return after, smoothed
 
@@ -166,6 +187,13 @@ def _weigh(within: jax.Array, *columns: jax.Array) -> jax.Array:
 def _so_far(*columns: jax.Array) -> jax.Array:
     """Return the largest entries of columns up to each row, ``[column, row]``."""
     return lax.cummax(jnp.stack(columns), axis=1)
+
+
+def _last(number: int, column: jax.Array, *before: jax.Array) -> jax.Array:
+    """Return each row's entry, that of the row before it, and so on: ``[number, row]``."""
+    whole = jnp.concatenate([*(entry[None] for entry in reversed(before)), column])
+    size = column.shape[0]
+    return jnp.stack([whole[number - 1 - age :][:size] for age in range(number)])
 
 
 def _shifted(before: jax.Array, column: jax.Array) -> jax.Array:

@@ -131,9 +131,9 @@ def test_what_ended_a_test_is_in_its_result(num_values):
 @pytest.mark.parametrize(
     ("losses", "num_valid"),
     [
-        (np.r_[np.linspace(2, 1, 64), 1 + 1e10 * 3.0 ** np.arange(55)], 65),
-        (np.r_[np.linspace(2, 1, 30), [3e38] * 98], 31),
-        (np.r_[np.linspace(2, 1, 30), [3e38, -3e38] * 30], 31),
+        (np.r_[np.linspace(2, 1, 64), 1 + 1e10 * 3.0 ** np.arange(55)], 67),
+        (np.r_[np.linspace(2, 1, 30), [3e38] * 98], 33),
+        (np.r_[np.linspace(2, 1, 30), [3e38, 2e38, np.inf] * 30], 32),
     ],
 )
 def test_what_overflows_leaves_the_rows_before_it_alone(losses, num_valid):

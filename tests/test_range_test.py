@@ -285,14 +285,47 @@ def test_rows_after_the_stop_are_padding():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("row", [0, 1, 17])
-def test_a_loss_that_is_not_finite_ends_the_test_and_is_no_row(bad, row):
-    losses = np.linspace(2, 1, 30)
-    losses[row] = bad
+@pytest.mark.parametrize("row", [0, 1, 17, 63, 64, 90])
+def test_losses_that_are_not_finite_from_a_row_on_end_the_test_and_are_no_rows(bad, row):
+    losses = np.linspace(2, 1, 150)
+    losses[row:] = bad
     result = run_script(losses, stop_factor=math.inf)
     assert result.num_valid == row
+    assert result.ended_by == 1
     assert np.isnan(result.losses[row:]).all()
     np.testing.assert_array_equal(result.losses[:row], np.float32(losses[:row]))
+
+
+@pytest.mark.parametrize("rows", [[0], [1, 2], [62, 65], [63, 64], [90, 91, 93], [148, 149]])
+def test_one_or_two_losses_that_are_not_finite_are_a_gap(rows):
+    losses = np.linspace(2, 1, 150)
+    losses[rows] = [math.nan, math.inf, -math.inf][: len(rows)]
+    result = run_script(losses, stop_factor=math.inf)
+    assert result.num_valid == 150
+    assert result.ended_by == 0
+    np.testing.assert_array_equal(result.losses, np.float32(losses))
+    # The average goes on without them.
+    known = np.isfinite(losses)
+    weights = np.where(known, 0.98 ** -np.arange(150.0), 0)
+    sums = np.cumsum(weights * np.where(known, losses, 0)), np.cumsum(weights)
+    expected = sums[0][sums[1] > 0] / sums[1][sums[1] > 0]
+    np.testing.assert_allclose(result.smoothed_losses[sums[1] > 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [10.0, 1e3, 1e30, math.inf, math.nan])
+@pytest.mark.parametrize("row", [30, 60, 63, 64, 100, 250])
+def test_one_bad_batch_does_not_end_a_test(factor, row):
+    noise = np.random.default_rng(row).normal(size=300)
+    losses = 2.3 + 0.1 * noise
+    losses[150:] -= np.linspace(0, 2, 150)
+    losses[row] *= factor
+    assert run_script(losses).num_valid == 300
+
+
+def test_several_high_losses_in_a_row_end_a_test():
+    losses = 2.3 + 0.1 * np.random.default_rng(0).normal(size=300)
+    losses[100:106] *= 10.0
+    assert run_script(losses).num_valid == 103
 
 
 @pytest.mark.parametrize("level", [3.0, 0.0, -1e3])
@@ -322,7 +355,7 @@ def test_a_spike_is_no_divergence_and_a_rise_is_one():
 
 def test_the_first_row_that_can_end_a_test_comes_after_twenty():
     losses = [*np.linspace(2, 1, 20), *[100.0] * 20]
-    assert int(run_script(losses, smoothing=0.0).num_valid) == 21
+    assert int(run_script(losses, smoothing=0.0).num_valid) == 23  # three in a row
 
 
 def test_a_larger_stop_factor_stops_later_and_infinity_never():
