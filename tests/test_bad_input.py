@@ -216,6 +216,31 @@ SCHEDULES = {
             ),
         ),
     ),
+    "warmup_stable_decay_schedule": Entry(
+        optax_clr.warmup_stable_decay_schedule,
+        {
+            "peak_value": 1.0, "total_steps": 9, "warmup_steps": 2, "decay_steps": 4,
+            "end_value": 0.0, "warmup_wave": optax_clr.waves.linear,
+            "decay_wave": optax_clr.waves.cosine,
+        },
+        values=("peak_value", "end_value"),
+        counts=("total_steps",),
+        functions=("warmup_wave", "decay_wave"),
+        wrong=(
+            *(
+                Wrong({name: bad}, kind, f"{name} must be .* from 0 to .* got {bad}")
+                for name in ("warmup_steps", "decay_steps")
+                for bad, kind in ((-1, ValueError), (TOO_LARGE, ValueError), (0.5, TypeError))
+            ),
+            Wrong(
+                {"warmup_steps": 6},
+                ValueError,
+                "warmup_steps=6 and decay_steps=4 must .* total_steps=9 .* step [+] decay_steps",
+            ),
+            Wrong({"decay_wave": math.sin}, ValueError, "decay_wave must be .* failed"),
+            Wrong({"warmup_wave": lambda height: "high"}, ValueError, "warmup_wave must be"),
+        ),
+    ),
     "per_epoch_schedule": Entry(
         optax_clr.per_epoch_schedule,
         {"schedule": lambda step: step, "steps_per_epoch": 5},
