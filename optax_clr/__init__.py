@@ -25,6 +25,7 @@ from optax_clr._schedules import (
     triangular2_schedule,
     triangular_schedule,
     warm_restarts_schedule,
+    warmup_stable_decay_schedule,
 )
 from optax_clr._set_step import set_step
 
@@ -38,6 +39,7 @@ __all__ = [  # noqa: RUF022
     "RangeTestError",
     "RangeTestWarning",
     "one_cycle_schedule",
+    "warmup_stable_decay_schedule",
     "triangular_schedule",
     "triangular2_schedule",
     "exp_range_schedule",

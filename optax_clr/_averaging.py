@@ -19,32 +19,32 @@ class AveragingState(NamedTuple):
     """The state of :func:`average_at_cycle_ends`."""
 
     step: jax.Array  # i32[], steps so far
-    num_averaged: jax.Array  # i32[], ends of cycles so far
-    average: PyTree  # the current params until the first of them
+    num_averaged: jax.Array  # i32[], cycles that have ended so far
+    average: PyTree  # the current params until the first cycle ends
 
 
 def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
-    r"""Average the params at the end of each cycle; the last transformation of a chain.
+    r"""Average the params at the ends of cycles, as the last transformation of a chain.
 
     .. math:: \bar w_n = \bar w_{n - 1} + (w_{t_n} - \bar w_{n - 1}) / n
 
     where :math:`w_{t_n}` are the params after the last step of cycle :math:`n`. Updates pass
-    unchanged, so training is what it was. Averages are kept in float32 (float64 of float64
-    params), also where the params are of a lower precision. Read them by :func:`averaged_params`.
+    unchanged, so the training is not affected. Averages are kept in float32 (float64 for float64
+    params), also if the params have a lower precision. Read them with :func:`averaged_params`.
 
     BatchNorm statistics are not averaged. Recompute them with one pass over the training data.
 
     Args:
-      cycles: the :class:`Cycles` of the schedule: both then agree on where a cycle ends.
+      cycles: the :class:`Cycles` of the schedule, so that both agree on where a cycle ends.
 
     Returns:
-      ``optax.GradientTransformation``, whose update needs the params. Its state is a pytree of
-      arrays as large as the params in float32, saved and restored with the optimizer's. Each is a
-      buffer of its own, so that a training step may donate it.
+      ``optax.GradientTransformation``, whose update needs the params. Its state takes as much
+      memory as the params in float32, and is saved and restored with the optimizer's. Each array
+      has its own buffer, so that a training step may donate it.
 
     Raises:
       TypeError: if ``cycles`` is not a :class:`Cycles`.
-      ValueError: from the update, if it is not given the params.
+      ValueError: from the update, if the params are not passed to it.
 
     Examples:
       >>> cycles = Cycles(2)
@@ -68,7 +68,7 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
         )
 
     def init(params: PyTree) -> AveragingState:
-        # Copies, for the caller may donate the params to the training step, and the state too.
+        # Copies, because the caller may donate both the params and the state to a training step.
         average = jax.tree.map(lambda leaf: jnp.asarray(leaf, _wide(leaf)), params)
         state: AveragingState = own_buffers(AveragingState(jnp.int32(0), jnp.int32(0), average))
         return state
@@ -81,10 +81,10 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
                 "average_at_cycle_ends needs the params: call optimizer.update(gradients, state, "
                 "params)."
             )
-        # The last step that can be counted is counted again and again: no end of a cycle.
+        # Optax's count stays at the last step that it can hold: that is not the end of a cycle.
         is_end = cycles.is_end(state.step) & (state.step < INT32_MAX)
         num_averaged = state.num_averaged + is_end.astype(jnp.int32)
-        # Before the second end there is nothing to average with: the params as they are.
+        # Until the second cycle ends there is nothing to average with: take the params themselves.
         first, moves = num_averaged <= 1, is_end | (state.num_averaged == 0)
 
         def follow(average: jax.Array, leaf: jax.Array) -> jax.Array:
@@ -106,12 +106,12 @@ def averaged_params(opt_state: PyTree) -> PyTree:
 
     Args:
       opt_state: the state of an optimizer with :func:`average_at_cycle_ends` anywhere in it, such
-        as that of ``optax.chain``, ``optax.MultiSteps`` or a Flax ``TrainState``, or what a
-        checkpoint gave back for it as dicts and lists.
+        as that of ``optax.chain``, ``optax.MultiSteps`` or a Flax ``TrainState``, also as dicts
+        and lists that a checkpoint gave back.
 
     Returns:
-      The params, in float32 where they were of a lower precision, as copies; before the first end
-      of a cycle, the current ones.
+      Copies of the averaged params, in float32 if the params have a lower precision; the current
+      params until the first cycle ends.
 
     Raises:
       ValueError: if there is no such state in it, or more than one.
@@ -126,14 +126,14 @@ def averaged_params(opt_state: PyTree) -> PyTree:
     averages = [node.average for node in states] + [node["average"] for node in dicts]
     if len(averages) != 1:
         raise ValueError(
-            "opt_state must have the state of one average_at_cycle_ends in it, got "
-            f"{len(averages)}. Put it last in optax.chain; where there are several, pass the part "
+            "opt_state must contain the state of one average_at_cycle_ends, got "
+            f"{len(averages)}. Put it last in optax.chain; if there are several, pass the part "
             "that has one."
         )
     return own_buffers(averages[0])
 
 
 def _wide(leaf: Any) -> Any:
-    """Return the dtype in which a leaf is averaged: a float in at least float32, others as is."""
+    """Return the dtype in which a leaf is averaged: at least float32, or its own if no float."""
     dtype = jnp.result_type(leaf)
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype

@@ -1,4 +1,4 @@
-"""Where cycles begin and end: the one clock that schedules, snapshots and averages share."""
+"""Where cycles begin and end, for schedules, snapshots and averages alike."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jax.typing import ArrayLike
 
 from optax_clr._arguments import INT32_MAX, as_step, shown, whole_number
 
-# Beyond the last step that can be counted, cycles are summed one by one in ``total_steps``.
+# ``total_steps`` sums cycles past the last step that can be counted one by one: at most so many.
 _MAX_UNREACHABLE = 2**20
-# Of the factor from the first cycle to the last: their lengths stay within the range of a float.
+# log2 of the ratio of the last length to the first: lengths stay within the range of a float.
 _MAX_GROWTH_BITS = 960
 
 
@@ -30,19 +30,19 @@ class Cycles:
 
     .. math:: \max(1, \operatorname{round}(\text{steps} \cdot \text{mult}^i))
 
-    steps. Everything is integer arithmetic, exact at every step from 0 to 2**31 - 1. Instances are
+    steps. All arithmetic is in integers, exact at every step from 0 to 2**31 - 1. Instances are
     frozen, hashable and picklable, so they can be static arguments of ``jax.jit``.
 
     Args:
       steps: length of cycle 0 in optimizer steps, a positive Python integer.
       mult: how many times longer each cycle is than the one before, a positive Python number.
-        Below 1 cycles shrink, and ``num_cycles`` must be given.
+        Below 1 the cycles shrink, and ``num_cycles`` must be given.
       num_cycles: how many cycles there are; ``None`` means without end.
 
     Raises:
       TypeError: if a count is not an integer or ``mult`` is not a Python number.
-      ValueError: if an argument is out of range, or ``num_cycles`` so large that growing cycles
-        last longer than any run.
+      ValueError: if an argument is out of range, or ``num_cycles`` is so large that growing
+        cycles last longer than any run.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -69,7 +69,7 @@ class Cycles:
 
     @property
     def total_steps(self) -> int | None:
-        """Length of all the cycles together, a Python integer of any size; None without end."""
+        """Total length of the cycles, a Python integer of any size; None without end."""
         if self.num_cycles is None:
             return None
         if self.mult == 1:
@@ -97,14 +97,14 @@ class Cycles:
     def is_end(self, step: ArrayLike) -> jax.Array:
         """Return whether ``step`` is the last of its cycle, bool: the moment for a snapshot."""
         _, row, _, position = locate(self, as_step(step))
-        # After the last cycle the position is the length. No step is the last of a cycle whose
-        # length is held to 2**31 - 1, unless that is its length.
+        # After the last cycle the position is its length. A cycle whose length is cut to 2**31 - 1
+        # has no last step that can be counted, unless that is its true length.
         return position + 1 == (self.steps if row is None else pick(table(self).lengths, row))
 
     def start(self, cycle: ArrayLike) -> jax.Array:
-        """Return the first step of ``cycle``, i32; at most 2**31 - 1, which no step passes.
+        """Return the first step of ``cycle``, i32, at most 2**31 - 1.
 
-        ``start(num_cycles)`` is ``total_steps``, and so is that of any later cycle.
+        For ``num_cycles`` and any later cycle this is ``total_steps``.
         """
         cycle = self._existing(cycle)
         if self.mult == 1:
@@ -117,9 +117,9 @@ class Cycles:
         return start + (cycle - first) * length
 
     def length(self, cycle: ArrayLike) -> jax.Array:
-        """Return the steps that ``cycle`` lasts, i32, at most 2**31 - 1; 0 after the last one.
+        """Return the number of steps of ``cycle``, i32, at most 2**31 - 1; 0 after the last one.
 
-        Where lengths differ, cycles that begin after step 2**31 - 1 are all given that length.
+        If ``mult`` is not 1, it is 2**31 - 1 for every cycle that begins after that step.
         """
         cycle = self._existing(cycle)
         if self.mult != 1:
@@ -128,7 +128,7 @@ class Cycles:
         return length if self.num_cycles is None else jnp.where(cycle < self.num_cycles, length, 0)
 
     def _existing(self, cycle: ArrayLike) -> jax.Array:
-        """Return ``cycle`` held to those that exist, and to what follows them."""
+        """Return ``cycle``, or ``num_cycles`` for any that comes after the last one."""
         cycle = as_step(cycle, "cycle")
         return cycle if self.num_cycles is None else jnp.minimum(cycle, self.num_cycles)
 
@@ -139,19 +139,19 @@ class Cycles:
 
 
 class CycleTable(NamedTuple):
-    """Cycles of unequal length, a row for each run of ``r`` of them that have the same length.
+    """Cycles of unequal length: ``r`` rows, one for each run of cycles of the same length.
 
-    The lengths of a row differ from those of all others, and the steps before 2**31 have room for
-    65,536 different lengths: so many rows there are at most, however close to 1 ``mult`` is.
+    Every row has another length, and the steps before 2**31 have room for 65,536 different
+    lengths, so there are no more rows than that, however close to 1 ``mult`` is.
 
     Attributes:
       exact_lengths: the length in each row, Python integers of any size.
-      float_lengths: ``f32[r]`` the same; the last may be past 2**31.
-      cycles: ``i32[r + 1]`` first cycle of each row, and the first that no step reaches; held to
+      float_lengths: ``f32[r]`` the same; the last may exceed 2**31.
+      cycles: ``i32[r + 1]`` first cycle of each row, and the first that no step reaches; at most
         2**31 - 1.
-      starts: ``i32[r + 1]`` first step of that cycle, held to 2**31 - 1.
-      lengths: ``i32[r + 1]`` length of that cycle, held to 2**31 - 1; 0 after the last cycle.
-      end: the steps of all cycles together, where the table has them all.
+      starts: ``i32[r + 1]`` first step of that cycle, at most 2**31 - 1.
+      lengths: ``i32[r + 1]`` length of that cycle, at most 2**31 - 1; 0 after the last cycle.
+      end: total steps of all cycles; None if the table does not have them all.
     """
 
     exact_lengths: tuple[int, ...]
@@ -164,7 +164,10 @@ class CycleTable(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def table(cycles: Cycles) -> CycleTable:
-    """Tabulate cycles of unequal length; a float logarithm would miss their boundaries."""
+    """Return the table of cycles of unequal length.
+
+    A logarithm in floats would be simpler, and miss some of their boundaries.
+    """
     lengths: list[int] = []
     firsts, starts = [0], [0]
     while starts[-1] <= INT32_MAX and firsts[-1] != cycles.num_cycles:
@@ -186,12 +189,12 @@ def table(cycles: Cycles) -> CycleTable:
 
 
 def _num_equal(cycles: Cycles, first: int, start: int) -> int:
-    """Return how many cycles from ``first`` on are as long as it, of those that a step reaches."""
+    """Return how many cycles from ``first`` on have its length, of those that a step reaches."""
     equal = length(cycles, first)
     most = (INT32_MAX - start) // equal + 1
     if cycles.num_cycles is not None:
         most = min(most, cycles.num_cycles - first)
-    # Lengths only grow, or only shrink: double until they differ, then bisect.
+    # Lengths only grow or only shrink: double until they differ, then bisect.
     low, high = 1, 2
     while high < most and length(cycles, first + high - 1) == equal:
         low, high = high, 2 * high
@@ -209,8 +212,8 @@ class Place(NamedTuple):
     """Where steps are.
 
     Attributes:
-      step: ``i32[...]`` the steps, held to the end of all cycles.
-      row: ``i32[...]`` row of the table; None where there is none, for cycles of one length.
+      step: ``i32[...]`` the steps, at most the end of all cycles.
+      row: ``i32[...]`` row of the table; None for cycles of equal length, which need no table.
       cycle: ``i32[...]`` the cycle.
       position: ``i32[...]`` steps since it began.
     """
@@ -222,7 +225,7 @@ class Place(NamedTuple):
 
 
 def locate(cycles: Cycles, step: jax.Array) -> Place:
-    """Return where int32 steps are; all after the last cycle are at its end, its length in."""
+    """Return where int32 steps are; those after the last cycle are at its end."""
     if cycles.num_cycles is not None:
         end = end_of_all(cycles)
         step = jnp.minimum(step, INT32_MAX if end is None else end)
@@ -243,7 +246,7 @@ def _held(cycles: Cycles, cycle: jax.Array) -> jax.Array:
 
 
 def end_of_all(cycles: Cycles) -> int | None:
-    """Return ``cycles.total_steps`` where a step can reach it, else None."""
+    """Return ``cycles.total_steps`` if a step can reach it, else None."""
     if cycles.num_cycles is None:
         return None
     end = cycles.steps * cycles.num_cycles if cycles.mult == 1 else table(cycles).end
@@ -251,14 +254,14 @@ def end_of_all(cycles: Cycles) -> int | None:
 
 
 def length(cycles: Cycles, cycle: int) -> int:
-    """Length of a cycle as a Python integer of any size."""
+    """Return the length of a cycle, a Python integer of any size."""
     return max(1, round(cycles.steps * cycles.mult**cycle))
 
 
 def pick(column: np.ndarray, row: jax.Array) -> jax.Array:
-    """Return the entries of a table's column for ``row``; no index is out of range."""
-    # A new array in the types that are on at this moment: JAX may remember one of the same column
-    # from where 64-bit types were.
+    """Return the entries of a table's column at ``row``, which is never out of range."""
+    # A new array in the types that are enabled now: JAX may remember one of the same column from
+    # when 64-bit types were.
     column = column.astype(jax.dtypes.canonicalize_dtype(column.dtype))
     entries: jax.Array = _gather(column, row)
     return entries
@@ -266,7 +269,7 @@ def pick(column: np.ndarray, row: jax.Array) -> jax.Array:
 
 @jax.jit
 def _gather(column: jax.Array, row: jax.Array) -> jax.Array:
-    # Where rows are sharded over Explicit axes, JAX asks how the entries are to be sharded.
+    # For rows sharded over Explicit axes JAX must be told how to shard the entries.
     sharding = getattr(jax.typeof(row), "sharding", None) if hasattr(jax, "typeof") else None
     is_sharded = any(axis is not None for axis in getattr(sharding, "spec", ()))
     options: dict[str, Any] = {"out_sharding": sharding} if is_sharded else {}
@@ -290,14 +293,14 @@ def _bisect(column: jax.Array, values: jax.Array) -> jax.Array:
 def _last_at_most(column: np.ndarray, values: jax.Array) -> jax.Array:
     """Return the last row at which a rising column is at most the value, or row 0.
 
-    Not by ``jnp.searchsorted``, whose loop fails on values that are sharded over Explicit axes.
+    ``jnp.searchsorted`` fails on values that are sharded over Explicit axes.
     """
     row: jax.Array = _bisect(column, values)
     return row
 
 
 def _row_of(columns: CycleTable, cycle: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the row of a cycle, the last one for all that no step reaches, and the cycle."""
+    """Return the row of a cycle, the last one for those that no step reaches, and the cycle."""
     cycle = jnp.minimum(cycle, columns.cycles[-1])
     return _last_at_most(columns.cycles, cycle), cycle
 
@@ -311,14 +314,14 @@ def _check_mult(mult: Any, num_cycles: int | None) -> float:
     factor = int(mult) if isinstance(mult, numbers.Integral) else float(mult)
     if factor < 1 and num_cycles is None:
         raise ValueError(
-            f"mult={factor} makes every cycle shorter than the one before; "
-            "say with num_cycles how many there are."
+            f"mult={factor} makes every cycle shorter than the one before, so give their number, "
+            "num_cycles."
         )
     return factor
 
 
 def _check_num_cycles(cycles: Cycles, num_cycles: int) -> None:
-    """Raise where there are too many cycles to sum beyond the steps that can be counted."""
+    """Raise if too many cycles lie past the last step that can be counted to be summed."""
     growth_bits = (num_cycles - 1) * math.log2(cycles.mult)
     is_huge = num_cycles > _MAX_UNREACHABLE or growth_bits > _MAX_GROWTH_BITS
     if is_huge and table(cycles).end is None:

@@ -39,33 +39,32 @@ def inject_schedules(
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
     """Wrap an optimizer factory so that any of its hyperparameters may be a schedule.
 
-    A thin :func:`optax.inject_hyperparams` that makes hyperparameters only of what varies, which
-    is schedules and arrays of numbers, and keeps them float32 whatever the dtype of the params.
-    Numbers, dtypes, flags, names and tuples stay constants of the program. So a float32 run of
-    Adam, AdamW, Lion or SGD with a scheduled learning rate is bit-identical to the one that
-    passes the schedule to the factory, and an Adam in a bfloat16 model keeps its b2 of 0.999,
-    which bfloat16 would round to 1.
+    This is a thin layer over :func:`optax.inject_hyperparams`. Only what varies becomes a
+    hyperparameter, that is schedules and arrays of numbers, and it is kept in float32 whatever the
+    dtype of the params. Numbers, dtypes, flags, names and tuples stay constants of the program.
+    So a float32 run of Adam, AdamW, Lion or SGD with a scheduled learning rate is bit-identical to
+    one that passes the schedule to the factory, and Adam in a bfloat16 model keeps its b2 of
+    0.999, which bfloat16 would round to 1.
 
-    The state keeps its dtypes from ``init`` on, also where a schedule drives the momentum of a
-    bfloat16 model: one compilation under ``jax.jit``, and a carry for ``jax.lax.scan``. Each of
-    its arrays is a buffer of its own, so that a training step may donate it.
+    The state keeps its dtypes from ``init`` on, also when a schedule drives the momentum of a
+    bfloat16 model: it compiles once under ``jax.jit``, and can be the carry of a ``jax.lax.scan``.
+    Each of its arrays has its own buffer, so that a training step may donate it.
 
     Args:
       factory: a function that returns a ``GradientTransformation``, such as ``optax.adamw``.
-      static_args: names of arguments that are functions but not schedules. Only those that
-        cannot be told from a schedule need it: an argument that has "mask" in its name, or an
-        annotation of another kind of function, is never taken for one, nor is a function of the
-        params that returns flags or labels.
+      static_args: names of arguments that are functions but not schedules. Needed only if a
+        function could be mistaken for a schedule. Arguments with "mask" in their name or
+        annotated as another kind of function, and functions of the params that return flags or
+        labels, are recognised without it.
 
     Returns:
-      A function of the factory's arguments, each of which may be a schedule (``step -> scalar``)
-      or an array, that returns the ``GradientTransformationExtraArgs``. Its state holds the value
-      of each, as used in the last update; see :func:`get_hyperparams`.
+      A function with the factory's arguments, each of which may be a schedule
+      (``step -> scalar``) or an array, that returns the ``GradientTransformationExtraArgs``. Its
+      state holds the values used in the last update; see :func:`get_hyperparams`.
 
     Raises:
       TypeError: if ``factory`` is not callable; when it is called, if an argument is a function
-        that does not map a step to a scalar, and none of the above, or bounds in the place of a
-        schedule.
+        that is neither a schedule nor one of the above, or bounds where a schedule belongs.
       ValueError: if ``static_args`` names an argument that the factory does not have.
 
     Examples:
@@ -120,18 +119,18 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
 
     Args:
       state: any pytree that holds states of :func:`inject_schedules` or
-        ``optax.inject_hyperparams``: of ``optax.chain``, ``optax.partition``,
-        ``optax.MultiSteps``, a Flax ``TrainState``; or an ``nnx.Optimizer``. A state that a
-        checkpoint gave back as dicts and lists is read too.
+        ``optax.inject_hyperparams``, such as that of ``optax.chain``, ``optax.partition``,
+        ``optax.MultiSteps`` or a Flax ``TrainState``, or an ``nnx.Optimizer``; also one that a
+        checkpoint gave back as dicts and lists.
 
     Returns:
-      A dictionary from names to copies of the values: those used in the update that made this
-      state, or those of step 0 in a new one. A name that occurs more than once comes back under
-      its paths, whatever the values, so that the keys are the same at every step. Empty where
+      A dictionary from names to copies of the values used in the update that made this state, or
+      of those of step 0 in a new state. If a name occurs more than once, its values come under
+      their paths, even if they are equal, so that the keys are the same at every step. Empty if
       everything is constant.
 
     Raises:
-      ValueError: if schedules were passed to Optax itself, whose state does not hold their values.
+      ValueError: if a schedule was passed to Optax itself, whose state does not hold its value.
 
     Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
@@ -157,23 +156,23 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
 
 
 def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
-    """Return the state with hyperparameters that no schedule drives set to new values.
+    """Return the state with new values for hyperparameters that no schedule drives.
 
     Args:
       state: as for :func:`get_hyperparams`; not changed.
-      **values: scalars by name, or by path where :func:`get_hyperparams` gives paths; a name that
-        occurs several times is set everywhere. They take the dtype that is there.
+      **values: scalars by name, or by path where :func:`get_hyperparams` gives paths. A name that
+        occurs several times is set everywhere. Values are converted to the dtype in the state.
 
     Returns:
-      A new state of the same structure, shapes and dtypes, all of whose arrays are copies. Given
-      an ``nnx.Optimizer``, a new one, where Flax makes that a pytree.
+      A new state of the same structure, shapes and dtypes, all of whose arrays are copies; a new
+      ``nnx.Optimizer`` if it was given one.
 
     Raises:
-      TypeError: if a value is not a number, not an integer where an integer is set, or ``state``
-        is an ``nnx.Optimizer`` of a Flax in which that is no pytree.
+      TypeError: if a value is not a number, or not an integer for a hyperparameter that is one;
+        or if ``state`` is an ``nnx.Optimizer`` in a version of Flax in which it is not a pytree.
       ValueError: if no hyperparameter has that name, a schedule drives it (the next update would
-        overwrite the value in silence), the shape differs, or the state was restored from a
-        checkpoint without its types.
+        overwrite the value), the shape differs, or the state was restored from a checkpoint
+        without its types.
 
     Examples:
       >>> optimizer = inject_schedules(optax.sgd)(learning_rate=jnp.float32(0.1))
@@ -206,7 +205,7 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
 
 
 def _varies(parameter: inspect.Parameter, value: Any) -> bool:
-    """Whether an argument of a factory is made a hyperparameter: a schedule, or numbers."""
+    """Whether an argument of a factory becomes a hyperparameter: a schedule or an array."""
     if isinstance(value, optax.schedules.StatefulSchedule):
         return True
     if isinstance(value, (jax.Array, np.ndarray)):
@@ -227,9 +226,9 @@ def _varies(parameter: inspect.Parameter, value: Any) -> bool:
     if _gives_flags_or_labels(value):
         return False
     raise TypeError(
-        f"{parameter.name} must be a number, an array or a schedule, a traceable function from the "
-        f"step to a scalar; got {value!r}. If it is meant to be another kind of function, such as "
-        f"a mask, say so: inject_schedules(factory, static_args={parameter.name!r})."
+        f"{parameter.name} must be a number, an array or a schedule (a traceable function from the "
+        f"step to a scalar), got {value!r}. If it is meant to be another kind of function, such as "
+        f"a mask, name it: inject_schedules(factory, static_args={parameter.name!r})."
     ) from problem
 
 
@@ -239,7 +238,7 @@ def _takes_schedule(parameter: inspect.Parameter) -> bool:
 
 
 def _takes_another_function(parameter: inspect.Parameter) -> bool:
-    """Whether the argument is, by its name or annotation, for functions that are no schedules."""
+    """Whether the name or annotation of an argument shows that it takes another function."""
     if "mask" in parameter.name:
         return True
     kinds = _alternatives(parameter.annotation)
@@ -248,7 +247,7 @@ def _takes_another_function(parameter: inspect.Parameter) -> bool:
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    """Return the members of a union, however deep, or the annotation itself."""
+    """Return the members of a union, nested ones too, or the annotation itself."""
     members = typing.get_args(annotation)
     if not members or typing.get_origin(annotation) is collections.abc.Callable:
         return [annotation]
@@ -256,22 +255,22 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _problem_as_schedule(value: Callable[..., Any]) -> Exception | None:
-    """Return what is wrong with a function as a schedule, if anything is."""
+    """Return what keeps a function from being a schedule, or None."""
     try:
         result = jax.eval_shape(value, np.int32(0))
-    except Exception as error:  # of any kind, as the function may be anything
+    except Exception as error:  # the function may be anything, and raise anything
         return error
     is_array = isinstance(result, jax.ShapeDtypeStruct)
     if is_array and result.shape == () and jnp.issubdtype(result.dtype, jnp.number):
         return None
-    return TypeError(f"Of a step it gives {result!r}.")
+    return TypeError(f"It maps a step to {result!r}.")
 
 
 def _gives_flags_or_labels(value: Callable[..., Any]) -> bool:
-    """Whether a function of params gives what masks and partitions are made of."""
+    """Whether a function of params returns flags, as masks do, or labels, as partitions do."""
     try:
         leaves = jax.tree.leaves(value({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}))
-    except Exception:  # of any kind, as the function may be anything
+    except Exception:  # the function may be anything, and raise anything
         return False
     return bool(leaves) and all(isinstance(leaf, (bool, np.bool_, str)) for leaf in leaves)
 
@@ -285,7 +284,7 @@ def _as_varying(value: Any) -> Any:
 
 
 def _as_hyperparam(value: Any) -> jax.Array:
-    """Return a number as an array of its own: a float in float32, or in float64 if it is in JAX."""
+    """Return a number as a new array: a float in float32, or float64 if it is a JAX array of it."""
     value = native(value)
     dtype = jnp.result_type(value)
     is_double = isinstance(value, jax.Array) and not value.weak_type and dtype == jnp.float64
@@ -304,8 +303,8 @@ def _with_steady_state(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         new_updates, new_state = inner.update(updates, state, params, **extra_args)
-        # No wider than gradients and params: a rate of float32 would widen those of bfloat16, and
-        # wrappers that choose between updates and gradients take one dtype only.
+        # A float32 rate would widen bfloat16 updates, and wrappers that choose between updates and
+        # gradients need one dtype. So updates are no wider than gradients and params.
         narrowed = _map_alike(_narrow, new_updates, updates, updates if params is None else params)
         return narrowed, own_buffers(_map_alike(_in_dtype, new_state, state))
 
@@ -313,7 +312,7 @@ def _with_steady_state(
 
 
 def _map_alike(change: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """Return the tree with its leaves changed, if it has the structure of the others."""
+    """Return the tree with its leaves changed, or as it is if the others differ in structure."""
     structures: list[Any] = [jax.tree.structure(other) for other in (tree, *others)]
     if any(structure != structures[0] for structure in structures):
         return tree
@@ -321,7 +320,7 @@ def _map_alike(change: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 
 def _strong(leaf: Any) -> Any:
-    """Return a number as an array whose dtype does not give way to that of others."""
+    """Return a number as an array that is not weakly typed."""
     if isinstance(leaf, (jax.Array, int, float, complex)) and not isinstance(leaf, bool):
         return jnp.asarray(leaf, jnp.result_type(leaf))
     return leaf
@@ -354,7 +353,7 @@ def _state_of(state: Any) -> Any:
 
 
 def _injected(state: Any, *, restored: bool) -> Iterator[tuple[Path, Any]]:
-    """Yield the path and the node of every injected state; with ``restored`` also dicts of one."""
+    """Yield the path and node of every injected state; with ``restored``, also of dicts of one."""
     for path, node in walk(state):
         is_dict = restored and was_restored(node, "count", "hyperparams", "inner_state")
         if is_dict or isinstance(node, _Injected):
@@ -366,15 +365,15 @@ def _hyperparams_in(node: Any) -> Any:
 
 
 def _own_array(value: Any) -> jax.Array:
-    # What nnx.state gives holds the array as its only leaf.
+    # An entry of an nnx.state holds the array as its only leaf.
     return jnp.array(jax.tree.leaves(value)[0])
 
 
 def _key(path: Path, name: str) -> str:
     """Return a path such as ``1/inner_states/fast/inner_state/learning_rate``.
 
-    That of the outermost state is ``./learning_rate``, which is not the name alone: a name stands
-    for all that bear it.
+    In the outermost state it is ``./learning_rate``, because the name alone stands for every
+    hyperparameter of that name.
     """
     return "/".join([*(map(key_name, path) if path else "."), name])
 
@@ -385,13 +384,13 @@ def _check_no_bare_schedule(state: Any) -> None:
         if type(node).__name__ in ("ScaleByScheduleState", "WeightDecaySchedule"):
             raise ValueError(
                 f"state{''.join(map(str, path))} is that of a schedule passed to Optax itself, "
-                "which does not keep its values. To read them, build the optimizer by "
+                "which does not keep its values. To read them, build the optimizer with "
                 "inject_schedules(optax.adam)(learning_rate=schedule). " + see("optimizers/")
             )
 
 
 def _check_settable(state: Any, name: str) -> None:
-    """Raise unless some hyperparameter has that name or path and no schedule drives it."""
+    """Raise unless a hyperparameter has that name or path, and no schedule drives it."""
     driven = {
         _key(path, key): (key, key in node.hyperparams_states)
         for path, node in _injected(state, restored=False)
@@ -402,7 +401,7 @@ def _check_settable(state: Any, name: str) -> None:
         raise ValueError(f"{name} cannot be set in a state of dicts and lists. {RESTORE}")
     if not targets:
         raise ValueError(
-            f"{name} is no hyperparameter of this state, which has "
+            f"{name} is not a hyperparameter of this state, which has "
             f"{sorted(key.removeprefix('./') for key in driven)}. To make it "
             "one, pass it to inject_schedules(factory) as an array."
         )
@@ -411,7 +410,7 @@ def _check_settable(state: Any, name: str) -> None:
             raise ValueError(
                 f"{name} is driven by a schedule at {path.removeprefix('./')}, which would "
                 "overwrite the value at the next update. Build the optimizer with an array "
-                "instead, or move the schedule with set_step. To scale what a schedule gives, see "
+                "instead, or move the schedule with set_step. To scale a schedule's values, see "
                 + see("optimizers/#scale-a-schedule-by-hand").removeprefix("See ")
             )
 
@@ -425,7 +424,7 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def _like(old: Any, value: Any, name: str) -> Any:
-    """Return ``value`` in the dtype, and in the nnx.Variable if there is one, of ``old``."""
+    """Return ``value`` in the dtype and, if it has one, the nnx.Variable of ``old``."""
     if value is old:
         return old
     array = jnp.asarray(old)
@@ -436,6 +435,6 @@ def _like(old: Any, value: Any, name: str) -> Any:
     new = native(value)
     kinds = [jnp.issubdtype(jnp.result_type(each), jnp.integer) for each in (array, new)]
     if kinds == [True, False]:
-        raise TypeError(f"{name} must be an integer, as the one that is there, got {value!r}.")
+        raise TypeError(f"{name} must be an integer, as it is in the state, got {value!r}.")
     array = jnp.broadcast_to(jnp.asarray(new, array.dtype), array.shape)
     return old.replace(array) if hasattr(old, "replace") else array

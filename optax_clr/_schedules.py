@@ -37,9 +37,9 @@ from optax_clr.waves import Wave
 class _Moment(NamedTuple):
     """A moment that may fall between two steps: ``whole + rest``, where ``abs(rest) <= 1/2``.
 
-    Kept apart so that the distance from a step to it is right to a float32 rounding. The whole
-    part is held to int32 that is not negative, so that no difference of two overflows; the rest
-    has what is beyond. Either Python numbers or arrays of equal shape.
+    The two are kept apart so that the distance from a step to the moment is right to a float32
+    rounding. The whole part is limited to the int32 values from 0, so that the difference of two
+    never overflows; what is beyond goes into the rest. Python numbers, or arrays of equal shape.
     """
 
     whole: Any
@@ -65,7 +65,7 @@ def _time_between(earlier: _Moment, later: _Moment, dtype: DTypeLike) -> jax.Arr
 def _climb(
     position: jax.Array, peak: _Moment, end: _Moment, dtype: DTypeLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the height at ``position`` in a cycle, the depth ``1 - height``, and if it rises."""
+    """Return the height at ``position`` in a cycle, ``1 - height``, and whether it is rising."""
     now = _Moment(position, 0.0)
     until_peak = _time_between(now, peak, dtype)
     rising = until_peak > 0
@@ -94,10 +94,10 @@ class _Place(NamedTuple):
 
 
 def _locator(cycles: Cycles, peak_of: Callable[[int], _Moment]) -> Callable[[ArrayLike], _Place]:
-    """Return a function from the step to where it is.
+    """Return a function from steps to their places.
 
-    After the last cycle every step is at the end of that cycle. ``peak_of`` says when a cycle of
-    a given length peaks.
+    After the last cycle every step is at the end of that cycle. ``peak_of`` maps the length of a
+    cycle to the moment of its peak.
     """
     if cycles.mult == 1:
         peaks, ends = peak_of(cycles.steps), _moment(cycles.steps)
@@ -134,26 +134,26 @@ def cyclical_schedule(
     mult: float = 1,
     num_cycles: int | None = None,
 ) -> optax.Schedule:
-    r"""Return a schedule that swings between two values, in any wave, envelope and cycle length.
+    r"""Return a schedule that cycles between two values, with any wave, envelope and cycle length.
 
-    In cycle :math:`i` at step :math:`t`, with the height :math:`h` climbing from 0 to 1 for the
-    first ``rise_steps`` of every ``rise_steps + fall_steps`` parts of the cycle and falling to 0
-    for the rest,
+    In each cycle the height :math:`h` climbs linearly from 0 to 1 during the first
+    ``rise_steps / (rise_steps + fall_steps)`` of its steps, and falls back to 0 during the rest.
+    The value in cycle :math:`i` at step :math:`t` is
 
     .. math:: \text{base} + (\text{peak} - \text{base}) \cdot \text{wave}(h)
               \cdot \text{envelope}(i, t)
 
     Args:
-      base_value: scalar at both ends of every cycle; any hyperparameter, may be traced.
-      peak_value: scalar at the peak; the smaller of the two for a momentum, may be traced.
+      base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
+      peak_value: scalar at the peak, the smaller of the two for a momentum; may be traced.
       rise_steps: optimizer steps (not epochs) from base to peak in cycle 0, a Python integer.
-      fall_steps: steps back; ``None`` means as many as ``rise_steps``.
+      fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
       wave: pure function from heights to heights, both in [0, 1]: ``waves.linear``,
         ``waves.cosine``, ``waves.welch`` or your own.
       envelope: pure function ``(cycle, step) -> scale`` of the amplitude: ``envelopes.halving``,
         ``envelopes.exponential(gamma)`` or your own; ``None`` leaves it at 1.
       mult: how many times longer each cycle is than the one before, as in :class:`Cycles`.
-      num_cycles: after so many cycles the value with which the last one ends is held.
+      num_cycles: number of cycles, after which the last value is held; ``None``: without end.
 
     Returns:
       A pure function from the step, an integer of any dtype and shape, to the value: same shape,
@@ -162,7 +162,7 @@ def cyclical_schedule(
     Raises:
       TypeError: if a count is not an integer, a value not a real number, a function not callable.
       ValueError: if a count is below 1, a value is not finite, ``mult`` is out of range, or a
-        function does not give one number for each height or step.
+        function does not return one number for each height or step.
 
     Examples:
       >>> welch = optax_clr.waves.welch
@@ -179,7 +179,7 @@ def cyclical_schedule(
     rise_steps = whole_number("rise_steps", rise_steps)
     fall_steps = rise_steps if fall_steps is None else whole_number("fall_steps", fall_steps)
     steps = whole_number("rise_steps + fall_steps", rise_steps + fall_steps)
-    wave = check_wave(wave)
+    wave = check_wave("wave", wave)
     envelope = None if envelope is None else check_envelope(envelope)
     cycles = Cycles(steps, mult, num_cycles)
     place_of = _locator(cycles, lambda length: _moment(length * rise_steps, steps))
@@ -201,19 +201,20 @@ def triangular_schedule(
     rise_steps: int,
     fall_steps: int | None = None,
 ) -> optax.Schedule:
-    r"""Return a schedule that climbs linearly from base to peak, back, and so on without end.
+    r"""Return a schedule that climbs linearly from base to peak and back, without end.
 
-    With the position :math:`p = t \bmod (r + f)` in the cycle of :math:`r` steps up and
-    :math:`f` down,
+    In a cycle of :math:`r` steps up and :math:`f` steps down, at the position
+    :math:`p = t \bmod (r + f)`, the value is
 
     .. math:: \text{base} + (\text{peak} - \text{base}) \cdot
               \min\left(\frac{p}{r}, \frac{r + f - p}{f}\right)
 
     Args:
-      base_value: scalar at both ends of every cycle; any hyperparameter, may be traced.
-      peak_value: scalar at the peak; the smaller of the two for a momentum, may be traced.
-      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises 2 to 10 epochs'.
-      fall_steps: steps back; ``None`` means as many as ``rise_steps``.
+      base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
+      peak_value: scalar at the peak, the smaller of the two for a momentum; may be traced.
+      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises the steps of 2 to
+        10 epochs.
+      fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
 
     Returns:
       A pure function from the step, an integer of any dtype and shape, to the value: same shape,
@@ -228,7 +229,7 @@ def triangular_schedule(
       >>> [f"{schedule(step):.1f}" for step in (0, 2, 4, 6, 8)]
       ['0.1', '0.3', '0.5', '0.3', '0.1']
 
-      The momentum that goes with it is a cycle whose peak is the smaller value:
+      The matching momentum is a cycle whose peak is the smaller value:
 
       >>> momentum = triangular_schedule(0.95, 0.85, rise_steps=4)
       >>> [f"{momentum(step):.2f}" for step in (0, 2, 4, 6, 8)]
@@ -236,7 +237,7 @@ def triangular_schedule(
 
     References:
       Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3;
-      values as of ``torch.optim.lr_scheduler.CyclicLR(mode="triangular")``.
+      the values are those of ``torch.optim.lr_scheduler.CyclicLR(mode="triangular")``.
     """
     return cyclical_schedule(base_value, peak_value, rise_steps, fall_steps)
 
@@ -247,17 +248,18 @@ def triangular2_schedule(
     rise_steps: int,
     fall_steps: int | None = None,
 ) -> optax.Schedule:
-    r"""Return the triangular schedule whose height halves after every cycle.
+    r"""Return a triangular schedule whose height halves after every cycle.
 
     With :math:`h` the height of the triangle at step :math:`t` and :math:`i` the cycle, from 0,
 
     .. math:: \text{base} + (\text{peak} - \text{base}) \cdot h \cdot 2^{-i}
 
     Args:
-      base_value: scalar at both ends of every cycle; any hyperparameter, may be traced.
+      base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
       peak_value: scalar at the peak of cycle 0, may be traced.
-      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises 2 to 10 epochs'.
-      fall_steps: steps back; ``None`` means as many as ``rise_steps``.
+      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises the steps of 2 to
+        10 epochs.
+      fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
 
     Returns:
       A pure function from the step, an integer of any dtype and shape, to the value: same shape,
@@ -274,7 +276,7 @@ def triangular2_schedule(
 
     References:
       Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3;
-      values as of ``torch.optim.lr_scheduler.CyclicLR(mode="triangular2")``.
+      the values are those of ``torch.optim.lr_scheduler.CyclicLR(mode="triangular2")``.
     """
     return cyclical_schedule(
         base_value, peak_value, rise_steps, fall_steps, envelope=envelopes.halving
@@ -289,19 +291,20 @@ def exp_range_schedule(
     *,
     gamma: ArrayLike,
 ) -> optax.Schedule:
-    r"""Return the triangular schedule whose height decays a little with every step.
+    r"""Return a triangular schedule whose height decays a little with every step.
 
     With :math:`h` the height of the triangle at step :math:`t`, counted from 0 over all cycles,
 
     .. math:: \text{base} + (\text{peak} - \text{base}) \cdot h \cdot \gamma^t
 
     Args:
-      base_value: scalar at both ends of every cycle; any hyperparameter, may be traced.
-      peak_value: scalar towards which cycle 0 climbs, may be traced.
-      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises 2 to 10 epochs'.
-      fall_steps: steps back; ``None`` means as many as ``rise_steps``.
-      gamma: positive scalar a little below 1, such as 0.99994; may be traced, see
-        ``envelopes.exponential`` for the precision.
+      base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
+      peak_value: scalar that cycle 0 climbs towards, may be traced.
+      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises the steps of 2 to
+        10 epochs.
+      fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
+      gamma: positive scalar a little below 1, such as 0.99994; may be traced. For the precision
+        see ``envelopes.exponential``.
 
     Returns:
       A pure function from the step, an integer of any dtype and shape, to the value: same shape,
@@ -318,7 +321,7 @@ def exp_range_schedule(
 
     References:
       Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3;
-      values as of ``torch.optim.lr_scheduler.CyclicLR(mode="exp_range")``.
+      the values are those of ``torch.optim.lr_scheduler.CyclicLR(mode="exp_range")``.
     """
     return cyclical_schedule(
         base_value, peak_value, rise_steps, fall_steps, envelope=exponential(gamma)
@@ -337,24 +340,26 @@ def warm_restarts_schedule(
 ) -> optax.Schedule:
     r"""Return SGDR: in every cycle fall from the peak along a cosine, then restart at the peak.
 
-    At position :math:`p` of cycle :math:`i` of length :math:`T_i`, with :math:`w` steps of warm-up,
+    At position :math:`p` of cycle :math:`i`, of length :math:`T_i`, after :math:`w` steps of
+    warm-up, the value is
 
     .. math:: \text{base} + (\text{peak}_i - \text{base}) \cdot
               \tfrac12 \left(1 + \cos \pi \frac{p - w}{T_i - w}\right), \quad
               \text{peak}_i = \max(\text{peak} \cdot \text{peak\_decay}^i, \text{base})
 
-    and during the warm-up a line from the base to :math:`\text{peak}_i`.
+    During the warm-up it climbs linearly from the base to :math:`\text{peak}_i`.
 
     Args:
-      peak_value: scalar at which cycle 0 starts (after its warm-up), may be traced.
+      peak_value: scalar at the start of cycle 0 (after its warm-up), may be traced.
       steps: optimizer steps (not epochs) of cycle 0, warm-up included, a Python integer.
-      base_value: scalar towards which every cycle falls, may be traced.
-      mult: how many times longer each cycle is than the one before; a float or below 1 is fine,
+      base_value: scalar that every cycle falls to, may be traced.
+      mult: how many times longer each cycle is than the one before; may be a float, and below 1,
         as in :class:`Cycles`.
-      peak_decay: positive scalar by which the peak is multiplied at each restart, may be traced;
-        no peak falls below ``base_value``. Other than 1 it needs ``peak_value >= base_value``.
-      warmup_steps: steps of linear climb at the start of each cycle, fewer than any cycle has.
-      num_cycles: after so many cycles the value stays at ``base_value``; ``None``: without end.
+      peak_decay: positive scalar by which the peak is multiplied at each restart, may be traced.
+        A peak never falls below ``base_value``; unless it is 1, ``peak_value >= base_value``.
+      warmup_steps: steps of linear climb at the start of each cycle, fewer than in any cycle.
+      num_cycles: number of cycles, after which the value stays at ``base_value``; ``None``:
+        without end.
 
     Returns:
       A pure function from the step, an integer of any dtype and shape, to the value: same shape,
@@ -416,25 +421,26 @@ def one_cycle_schedule(
     r"""Return one cycle over the whole run: up to the peak, then down to a much lower end.
 
     With :math:`N` = ``total_steps`` the peak is at :math:`m = \text{rise\_fraction} \cdot N - 1`.
-    Before it the value goes from ``init_value`` to ``peak_value``, from it to ``end_value`` at
+    The value goes from ``init_value`` to ``peak_value`` at :math:`m`, and on to ``end_value`` at
     step :math:`N - 1`, the last that a run of :math:`N` steps uses; both along ``wave``. With
     ``three_phase`` it returns to ``init_value`` at :math:`2m` and goes to ``end_value`` from there.
 
     Args:
       peak_value: scalar at the peak, may be traced.
-      total_steps: optimizer steps of the run, a Python integer. Given its epochs, the schedule
-        has come to ``end_value`` after as many steps, and says nothing: multiply by the batches of
-        an epoch.
+      total_steps: optimizer steps of the run (not epochs), a Python integer: the epochs times the
+        batches of one. Past it the value stays at ``end_value`` without a warning, so a number of
+        epochs given here would end the cycle within the first epoch.
       init_value: scalar at step 0, may be traced; ``None`` means ``peak_value / 25``.
-      end_value: scalar at step ``total_steps - 1`` and ever after, may be traced; ``None`` means
+      end_value: scalar at step ``total_steps - 1`` and after, may be traced; ``None`` means
         ``init_value / 1e4``.
-      rise_fraction: fraction of the run that rises, a Python number from 0 (step 0 has the peak)
-        to 1 (the last step has the peak, and ``end_value`` comes after the run). At most 0.5
+      rise_fraction: fraction of the run that rises, a Python number from 0 (the peak is at step
+        0) to 1 (the peak is at the last step, and ``end_value`` comes after the run). At most 0.5
         with ``three_phase``.
-      wave: pure function from heights to heights, both in [0, 1], 1 at the larger end of a phase
-        as the phases are named above: ``waves.cosine``, ``waves.linear``,
-        ``waves.welch`` or your own.
-      three_phase: whether to fall as long as to rise, and only then to ``end_value``.
+      wave: pure function from heights to heights, both in [0, 1], where 1 is the peak, or
+        ``init_value`` in the third phase: ``waves.cosine``, ``waves.linear``, ``waves.welch`` or
+        your own.
+      three_phase: whether to fall to ``init_value`` in as many steps as the rise, and then to
+        ``end_value``.
 
     Returns:
       A pure function from the step, an integer of any dtype and shape, to the value: same shape,
@@ -449,22 +455,22 @@ def one_cycle_schedule(
       >>> [f"{schedule(step):.3f}" for step in (0, 1, 2, 6, 9, 10)]
       ['0.040', '0.520', '1.000', '0.389', '0.000', '0.000']
 
-      Its momentum moves the other way:
+      The matching momentum moves the other way:
 
       >>> momentum = one_cycle_schedule(0.85, 10, init_value=0.95, end_value=0.95)
       >>> [f"{momentum(step):.3f}" for step in (0, 1, 2, 6, 9, 10)]
       ['0.950', '0.900', '0.850', '0.911', '0.950', '0.950']
 
     References:
-      Smith and Topin, `Super-Convergence <https://arxiv.org/abs/1708.07120>`_, 2018; values as of
-      ``torch.optim.lr_scheduler.OneCycleLR``, whose phases end at the same moments and whose
-      ``div_factor`` and ``final_div_factor`` are the defaults here.
+      Smith and Topin, `Super-Convergence <https://arxiv.org/abs/1708.07120>`_, 2018; the values
+      are those of ``torch.optim.lr_scheduler.OneCycleLR``, whose phases end at the same moments
+      and whose ``div_factor`` and ``final_div_factor`` are the defaults here.
     """
     peak_value = real_scalar("peak_value", peak_value)
     init_value = real_scalar("init_value", peak_value / 25 if init_value is None else init_value)
     end_value = real_scalar("end_value", init_value / 1e4 if end_value is None else end_value)
     total_steps = whole_number("total_steps", total_steps)
-    wave = check_wave(wave)
+    wave = check_wave("wave", wave)
     phases = _one_cycle_phases(
         (init_value, peak_value, end_value), total_steps, rise_fraction, three_phase
     )
@@ -480,7 +486,102 @@ def one_cycle_schedule(
             height, depth = (done, left) if phase.rises else (left, done)
             within = _between(phase.low, phase.high, *shaped(wave, height, depth))
             value = jnp.where(step <= phase.last_step, within, value)
-        return jnp.broadcast_to(value, step.shape)  # of one step there may be no phase
+        return jnp.broadcast_to(value, step.shape)  # a run of one step may have no phase
+
+    return schedule
+
+
+def warmup_stable_decay_schedule(
+    peak_value: ArrayLike,
+    total_steps: int,
+    *,
+    warmup_steps: int,
+    decay_steps: int,
+    end_value: ArrayLike = 0.0,
+    warmup_wave: Wave = waves.linear,
+    decay_wave: Wave = waves.linear,
+) -> optax.Schedule:
+    r"""Return WSD: rise from zero to the peak, stay there, and decay at the end of the run.
+
+    With :math:`N` = ``total_steps``, :math:`w` = ``warmup_steps`` and :math:`d` = ``decay_steps``
+    the value at step :math:`t` is
+
+    .. math:: \begin{cases}
+        \text{peak} \cdot \text{warmup\_wave}(t / w) & t < w \\
+        \text{peak} & w \le t < N - d \\
+        \text{end} + (\text{peak} - \text{end}) \cdot \text{decay\_wave}((N - t) / d)
+            & N - d \le t < N \\
+        \text{end} & N \le t
+        \end{cases}
+
+    So step 0 of a warm-up has the value 0, and ``end_value`` comes one step after the last that a
+    run of :math:`N` steps uses. With linear waves this is ``optax.join_schedules`` of
+    ``linear_schedule``, ``constant_schedule`` and ``linear_schedule``.
+
+    The decay can begin at any checkpoint of a run on the stable part: restore the state, and go on
+    with the same arguments but ``total_steps = step + decay_steps``. No value before that step
+    differs, so the result is that of a run planned this way from its start.
+
+    Args:
+      peak_value: scalar of the stable part, may be traced.
+      total_steps: optimizer steps of the run (not epochs), a Python integer: the epochs times the
+        batches of one. From there on the value stays at ``end_value`` without a warning.
+      warmup_steps: steps of the rise, at least 0; with 0 the run starts at the peak.
+      decay_steps: steps of the decay, at least 0; with 0 the peak lasts to the end of the run. A
+        tenth to a fifth of ``total_steps`` is usual.
+      end_value: scalar at step ``total_steps`` and after, may be traced.
+      warmup_wave: pure function from heights to heights, both in [0, 1]: ``waves.linear``,
+        ``waves.cosine``, ``waves.welch`` or your own.
+      decay_wave: the same for the decay, from the height 1 at its start down to 0.
+
+    Returns:
+      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
+      float32 (float64 where the values are float64 arrays).
+
+    Raises:
+      TypeError: if a count is not an integer, a value not a real number, a wave not callable.
+      ValueError: if a count is out of range, ``warmup_steps + decay_steps`` is more than
+        ``total_steps``, a value is not finite, or a wave does not give one number for each height.
+
+    Examples:
+      >>> schedule = warmup_stable_decay_schedule(1.0, 10, warmup_steps=2, decay_steps=4)
+      >>> print(schedule(jnp.arange(12)))
+      [0.   0.5  1.   1.   1.   1.   1.   0.75 0.5  0.25 0.   0.  ]
+
+      The 1-sqrt decay of Hägele et al. is a wave:
+
+      >>> one_minus_sqrt = lambda height: 1 - jnp.sqrt(1 - height)
+      >>> schedule = warmup_stable_decay_schedule(
+      ...     1.0, 10, warmup_steps=2, decay_steps=4, decay_wave=one_minus_sqrt
+      ... )
+      >>> [f"{schedule(step):.3f}" for step in range(6, 11)]
+      ['1.000', '0.500', '0.293', '0.134', '0.000']
+
+    References:
+      Hu et al., `MiniCPM <https://arxiv.org/abs/2404.06395>`_, 2024, section 4; Hägele et al.,
+      `Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations
+      <https://arxiv.org/abs/2405.18392>`_, 2024.
+    """
+    peak_value = real_scalar("peak_value", peak_value)
+    end_value = real_scalar("end_value", end_value)
+    total_steps = whole_number("total_steps", total_steps)
+    warmup_steps = whole_number("warmup_steps", warmup_steps, minimum=0)
+    decay_steps = whole_number("decay_steps", decay_steps, minimum=0)
+    _check_room(warmup_steps, decay_steps, total_steps)
+    warmup_wave = check_wave("warmup_wave", warmup_wave)
+    decay_wave = check_wave("decay_wave", decay_wave)
+    dtype = float_dtype(peak_value, end_value)
+
+    def schedule(step: ArrayLike) -> jax.Array:
+        step = as_step(step)
+        base, peak, end = (jnp.asarray(value, dtype) for value in (0.0, peak_value, end_value))
+        risen = _parts(jnp.minimum(step, warmup_steps), warmup_steps, dtype)
+        left = _parts(jnp.clip(total_steps - step, 0, decay_steps), decay_steps, dtype)
+        rise = _between(base, peak, *shaped(warmup_wave, *risen))
+        decay = _between(end, peak, *shaped(decay_wave, *left))
+        value = jnp.where(step < total_steps, decay, end)
+        value = jnp.where(step < total_steps - decay_steps, peak, value)
+        return jnp.where(step < warmup_steps, rise, value)
 
     return schedule
 
@@ -502,8 +603,8 @@ def per_epoch_schedule(schedule: optax.Schedule, steps_per_epoch: int) -> optax.
       ValueError: if ``steps_per_epoch`` is below 1.
 
     Examples:
-      >>> of_epochs = triangular_schedule(0.0, 1.0, rise_steps=2)
-      >>> schedule = per_epoch_schedule(of_epochs, steps_per_epoch=3)
+      >>> by_epoch = triangular_schedule(0.0, 1.0, rise_steps=2)
+      >>> schedule = per_epoch_schedule(by_epoch, steps_per_epoch=3)
       >>> print(schedule(jnp.arange(9)))
       [0.  0.  0.  0.5 0.5 0.5 1.  1.  1. ]
     """
@@ -532,7 +633,7 @@ def _one_cycle_phases(
     rise_fraction: Any,
     three_phase: bool,
 ) -> Sequence[_Phase]:
-    """Return the phases in order; those that no step falls in are left out."""
+    """Return the phases in order, without those that contain no step."""
     most = 0.5 if three_phase else 1.0
     condition = " where three_phase=True" if three_phase else ""
     message = (
@@ -565,11 +666,26 @@ def _one_cycle_phases(
     ]
 
 
+def _parts(count: jax.Array, whole: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """Return ``count / whole`` and the rest of 1, each to a rounding; zeros where whole is 0."""
+    length = max(whole, 1)
+    return count.astype(dtype) / length, (whole - count).astype(dtype) / length
+
+
+def _check_room(warmup_steps: int, decay_steps: int, total_steps: int) -> None:
+    if warmup_steps + decay_steps > total_steps:
+        raise ValueError(
+            f"warmup_steps={warmup_steps} and decay_steps={decay_steps} must not be more than "
+            f"total_steps={total_steps} together. Shorten one of them; to begin the decay at a "
+            "checkpoint, give total_steps = step + decay_steps."
+        )
+
+
 def _check_decaying_peak(peak_value: float | None, base_value: float | None) -> None:
     if peak_value is not None and base_value is not None and peak_value < base_value:
         raise ValueError(
             f"peak_value={peak_value} must not be below base_value={base_value} where peak_decay "
-            "is not 1: a decaying peak stops at the base. Swap the two, or leave peak_decay out."
+            "is not 1: a decaying peak stops at the base. Swap the two, or leave out peak_decay."
         )
 
 

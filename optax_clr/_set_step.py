@@ -21,7 +21,7 @@ from optax_clr._states import (
     with_optimizer_state,
 )
 
-# Read by schedules only. A state that holds nothing but its counter needs no entry here.
+# Counters that only schedules read. A state that is a single counter needs no entry here.
 _OF_SCHEDULES = {
     "AddNoiseState": "count",  # the variance of the noise falls with it
     "AveragingState": "step",
@@ -33,7 +33,7 @@ _OF_SCHEDULES = {
     "ScaleByAdemamixState": "count_m2",
     "ScheduleFreeState": "step_count",
 }
-# Read by a schedule and by the rest of the transformation alike.
+# Counters that both a schedule and the rest of the transformation read.
 _SHARED = {
     "DAdaptAdamWState": "count",
     "MadgradState": "count",
@@ -44,7 +44,7 @@ _SHARED = {
 }
 _MOVED = _OF_SCHEDULES | _SHARED
 _FIRST = {"ScheduleFreeState": 1}  # where a counter begins, if not at 0
-# Read by no schedule: bias corrections, and positions within a period.
+# Counters that no schedule reads: bias corrections, and positions within a period.
 _KEPT = {
     "ApplyEvery": {"count"},
     "ApplyIfFiniteState": {"notfinite_count", "total_notfinite"},
@@ -75,37 +75,37 @@ _KEPT = {
 
 
 def set_step(state: Any, step: int | jax.Array) -> Any:
-    """Return the state with every schedule moved to ``step``, so that a resumed run goes on there.
+    """Return the state with every schedule moved to ``step``, to resume a run there.
 
-    From a state alone it cannot be seen which counter a schedule reads, so each is moved or kept
-    for what it is known to count:
+    A state does not say which of its counters a schedule reads, so each counter is moved or kept
+    according to what it is known to count:
 
-    - counters of schedules move: of injected states and the schedules in them, of
+    - Counters of schedules move: those of injected states and the schedules in them, of
       ``scale_by_schedule``, ``add_decayed_weights``, ``add_noise``, ``conditionally_transform``,
-      ``schedule_free``, ``average_at_cycle_ends``, the real updates of ``MultiSteps``, and of any
-      state that holds nothing but one counter;
-    - a counter that a schedule shares with the rest of a transformation moves too: those of
+      ``schedule_free``, ``average_at_cycle_ends``, the real updates of ``MultiSteps``, and any
+      state that is a single counter.
+    - Counters that a schedule shares with the rest of a transformation move too: those of
       ``prodigy``, ``dadapt_adamw``, ``momo``, ``momo_adam``, ``madgrad`` and
-      ``simplified_ademamix``. Their next update is that of a run whose first ``step`` gradients
-      were zero;
-    - Adam's own step count and other bias corrections are left unchanged, and so are the position
+      ``simplified_ademamix``. The next update is that of a run whose first ``step`` gradients
+      were zero.
+    - Adam's own step count and other bias corrections are left unchanged, and so are positions
       within a period (``lookahead``, the mini-batches that ``MultiSteps`` has accumulated) and
-      the ``step`` of a ``TrainState``;
-    - any other counter, such as one of your own transformation, is refused by name.
+      the ``step`` of a ``TrainState``.
+    - Any other counter, such as that of your own transformation, raises an error that names it.
 
     Args:
       state: an optimizer's or trainer's state, as for :func:`get_hyperparams`; not changed.
       step: integer scalar, optimizer steps done so far; the next update uses ``schedule(step)``.
 
     Returns:
-      A new state of the same structure, all of whose arrays are copies. The values that
-      :func:`get_hyperparams` reads are still those of the last update, until the next one.
+      A new state of the same structure, all of whose arrays are copies. Until the next update
+      :func:`get_hyperparams` still reads the values of the last one.
 
     Raises:
-      TypeError: if ``step`` is not an integer, or ``state`` is an ``nnx.Optimizer`` of a Flax in
-        which that is no pytree.
-      ValueError: if ``step`` is not a scalar or is negative; if the state has no schedule, or a
-        counter of which it is not known whether a schedule reads it.
+      TypeError: if ``step`` is not an integer, or ``state`` is an ``nnx.Optimizer`` in a version
+        of Flax in which it is not a pytree.
+      ValueError: if ``step`` is not a scalar or is negative; if the state has no schedule, or has
+        a counter that a schedule may or may not read.
 
     Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
@@ -122,8 +122,8 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
     moved = with_optimizer_state(state, move.state) if is_trainer(state) else move.state(state)
     if not move.num_moved:
         raise ValueError(
-            "state has no schedule whose step could be set: it was made with constants, or it is "
-            "not the state of an optimizer."
+            "state has no schedule whose step could be set: all its values are constants, or it "
+            "is not the state of an optimizer."
         )
     return own_buffers(moved)
 
@@ -138,7 +138,7 @@ class _Move:
     def state(self, node: Any, path: Path = (), known_only: bool = False) -> Any:
         """Return a state, or a container of states, with the counters of its schedules moved.
 
-        ``known_only`` is for what may as well be params: there integers are no one's counter.
+        ``known_only`` is for parts that may be params, in which an integer need not be a counter.
         """
         if _is_counter(node):
             if known_only:
@@ -169,7 +169,7 @@ class _Move:
         if name == "hyperparams_states":
             found, build = children(child)
             return build([self.schedule(state, (*path, key)) for key, state in found])
-        # Optax's own states hold others in fields of such names only.
+        # Optax's own states hold other states only in fields with such names.
         return self.state(child, path, known_only or "state" not in name or name == "skip_state")
 
     def counter(self, node: Any, path: Path, counter: Any, known_only: bool) -> Any:
@@ -180,12 +180,12 @@ class _Move:
             return self.moved(counter, _FIRST.get(kind.__name__, 0))
         if known_only or (is_known and name in _KEPT.get(kind.__name__, ())):
             return counter
-        if len(jax.tree.leaves(node)) == 1:  # What else could it be for?
+        if len(jax.tree.leaves(node)) == 1:  # there is nothing else for it to count
             return self.moved(counter)
         raise ValueError(_unknown(node, path))
 
     def schedule(self, state: Any, path: Path) -> Any:
-        """Return the state of a schedule, which must be a counter if it is anything."""
+        """Return the state of a schedule, which must be empty or a counter, moved."""
         leaves, treedef = jax.tree.flatten(state, is_leaf=is_array)
         if not leaves:
             return state
@@ -193,16 +193,16 @@ class _Move:
             raise ValueError(
                 f"set_step cannot move the schedule {key_name(path[-1])!r}, an "
                 "optax.schedules.StatefulSchedule whose state is more than a counter. Set its "
-                f"state by hand, in state{_text(path[:-1])}, and the other counters by set_step on "
-                f"the parts of the state without it. {see('optimizers/#resume')}"
+                f"state by hand, in state{_text(path[:-1])}, and call set_step on the other parts "
+                f"of the state. {see('optimizers/#resume')}"
             )
         return jax.tree.unflatten(treedef, [self.moved(leaves[0])])
 
     def moved(self, counter: Any, first: int = 0) -> Any:
-        """Return the step with the dtype and shape of a counter, in its nnx.Variable if any."""
+        """Return the step in the dtype, shape and, if it has one, nnx.Variable of a counter."""
         self.num_moved += 1
         old = jnp.asarray(counter)
-        # As Optax's own counters do, it stays at the last step that can be counted.
+        # Like Optax's own counters, it stays at the last step that can be counted.
         most = min(INT32_MAX, np.iinfo(old.dtype).max)
         step = (jnp.minimum(self.step, most - first) + first).astype(old.dtype)
         array = jnp.broadcast_to(step, old.shape)
@@ -225,17 +225,16 @@ def _unknown(node: Any, path: Path) -> str:
     owner, name = f"state{_text(path[:-1])}", key_name(path[-1])
     kind = f"{type(node).__module__}.{type(node).__qualname__}"
     return (
-        f"set_step does not know the counter {owner}.{name}, of {kind}: a schedule may read it, or "
-        f"not, which cannot be seen from the state. Set it by hand, {owner}._replace({name}=step), "
-        "or leave it, and call set_step on the other parts of the state. "
-        + see("optimizers/#resume")
+        f"set_step does not know the counter {owner}.{name}, of {kind}: the state does not say "
+        f"whether a schedule reads it. Set it by hand, {owner}._replace({name}=step), or leave it, "
+        "and call set_step on the other parts of the state. " + see("optimizers/#resume")
     )
 
 
 def _not_a_state(path: Path) -> str:
     return (
-        f"set_step does not know the integer state{_text(path)}, which is in no state of Optax. If "
-        "it is not the optimizer's, pass the state of the optimizer alone. If the state was "
+        f"set_step does not know the integer state{_text(path)}, which is not in a state of Optax. "
+        "If it is not the optimizer's, pass the state of the optimizer alone. If the state was "
         "restored from a checkpoint as dicts and lists, restore it with its types: "
         "checkpointer.restore(path, optimizer.init(params)). " + see("optimizers/#resume")
     )

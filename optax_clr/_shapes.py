@@ -28,11 +28,11 @@ def _complement_of(wave: Wave) -> Wave | None:
     return next((complement for known, complement in _COMPLEMENTS if known is wave), None)
 
 
-def check_wave(wave: Any) -> Wave:
+def check_wave(name: str, wave: Any) -> Wave:
     """Return ``wave`` if it maps heights to as many numbers."""
-    checked: Wave = function("wave", wave, form="height -> height")
+    checked: Wave = function(name, wave, form="height -> height")
     if _complement_of(checked) is None:
-        _check_result("wave", checked, np.zeros(2, np.float32))
+        _check_result(name, checked, np.zeros(2, np.float32))
     return checked
 
 

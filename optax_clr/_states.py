@@ -1,4 +1,4 @@
-"""States of optimizers as trees: each node with its path, each leaf with a buffer of its own."""
+"""States of optimizers as trees: walking, rebuilding and copying them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RESTORE = "Restore it with its types: checkpointer.restore(path, optimizer.init(
 
 
 def own_buffers(tree: Any) -> Any:
-    """Return the tree with every array copied, so that it can be donated and nothing else is.
+    """Return the tree with every array copied, so that donating it donates nothing else.
 
-    Inside ``jax.jit`` a copy costs nothing by itself, and keeps JAX from returning one of the
-    inputs as an output. Shardings, weak types and typed keys stay as they are.
+    Inside ``jax.jit`` a copy is free, and keeps JAX from returning an input as an output.
+    Shardings, weak types and typed keys are kept.
     """
     return jax.tree.map(_copy, tree)
 
@@ -44,9 +44,9 @@ def is_array(node: Any) -> bool:
 
 
 def children(node: Any) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
-    """Return (key, child) of each child, and the function that builds the node of others.
+    """Return the (key, child) pairs of a node, and a function that rebuilds it from new children.
 
-    A leaf has no children, and neither has an ``nnx.Variable``.
+    Leaves and ``nnx.Variable`` have no children.
     """
     if is_array(node):
         return [], lambda _: node
@@ -60,14 +60,14 @@ def children(node: Any) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], An
 
 
 def walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Yield the path and the node of everything in a tree, the outermost first."""
+    """Yield the path and the node of every node in a tree, outermost first."""
     yield path, node
     for key, child in children(node)[0]:
         yield from walk(child, (*path, key))
 
 
 def rebuild(visit: Callable[[Path, Any], Any], node: Any, path: Path = ()) -> Any:
-    """Return the tree with ``visit(path, node)`` in the place of each node, innermost first."""
+    """Return the tree with each node replaced by ``visit(path, node)``, innermost first."""
     found, build = children(node)
     if not found:
         return visit(path, node)
@@ -75,7 +75,7 @@ def rebuild(visit: Callable[[Path, Any], Any], node: Any, path: Path = ()) -> An
 
 
 def key_name(key: Any) -> str:
-    """Return an entry of a path as a word: a field's name, a dictionary's key, an index."""
+    """Return an entry of a path as text: a field's name, a dictionary's key, or an index."""
     for attribute in ("name", "key", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
@@ -83,18 +83,19 @@ def key_name(key: Any) -> str:
 
 
 def is_trainer(node: Any) -> bool:
-    """Whether a node is the state of a trainer, such as a Flax ``TrainState``, not of Optax."""
+    """Whether a node is a trainer's state, such as a Flax ``TrainState``, and not Optax's."""
     return hasattr(node, "opt_state") and not isinstance(node, tuple)
 
 
 def with_optimizer_state(trainer: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a trainer's state with that of its optimizer changed, if it is a pytree."""
+    """Return a trainer's state with its optimizer's state changed, if the trainer is a pytree."""
     found, build = children(trainer)
     names = [key_name(key) for key, _ in found]
     if "opt_state" not in names:
         raise TypeError(
-            f"A {type(trainer).__name__} cannot be rebuilt with another state, as it is no pytree "
-            "here. Pass its opt_state and assign what you get: optimizer.opt_state = "
+            f"A {type(trainer).__name__} cannot be rebuilt with another state, because it is not a "
+            "pytree in this version of Flax. Pass its opt_state, and assign the result: "
+            "optimizer.opt_state = "
             f"optax_clr.set_hyperparams(optimizer.opt_state, ...). {see('optimizers/#flax')}"
         )
     return build(
@@ -106,5 +107,5 @@ def with_optimizer_state(trainer: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def was_restored(node: Any, *fields: str) -> bool:
-    """Whether a node is what a checkpoint gives for a named tuple with these fields: a dict."""
+    """Whether a node is a dict that a checkpoint gave back for a named tuple of these fields."""
     return hasattr(node, "keys") and set(fields) <= set(node.keys())

@@ -1,7 +1,7 @@
 """Envelopes: how the amplitude of a cycle changes over a run.
 
-Any pure function of the cycle and the step, both counted from 0, to a scale serves as
-``envelope``; these have names.
+Any pure function from the cycle and the step, both counted from 0, to a scale can be an
+``envelope``; these are the usual ones.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ def exponential(gamma: ArrayLike) -> Envelope:
 
     .. math:: e(i, t) = \gamma^t
 
-    The logarithm of a ``gamma`` known when the object is built is taken in float64 and the power
-    is right to a few float32 roundings at every step; that of a traced ``gamma`` is a float32,
-    and the power is then right to about ``1e-7 * abs(t * log(gamma))``.
+    If ``gamma`` is known when the object is built, its logarithm is computed in float64, and the
+    power is right to a few float32 roundings at every step. If it is traced, its logarithm is a
+    float32, and the relative error of the power is about ``1e-7 * abs(t * log(gamma))``.
 
     Args:
-      gamma: positive scalar, may be traced; a little below 1.
+      gamma: positive scalar, usually a little below 1; may be traced.
 
     Returns:
-      A function of cycle and step that gives a float of the shape of the step.
+      A function of cycle and step that returns a float of the shape of the step.
 
     Raises:
       TypeError: if ``gamma`` is not a real number.
@@ -77,7 +77,7 @@ def exponential(gamma: ArrayLike) -> Envelope:
 
 
 class Exponential:
-    """The envelope that :func:`exponential` returns, which also knows what it takes away."""
+    """The envelope that :func:`exponential` returns, which also computes its complement."""
 
     def __init__(self, gamma: ArrayLike) -> None:
         self.gamma = gamma
@@ -95,8 +95,8 @@ class Exponential:
     ) -> tuple[jax.Array, jax.Array]:
         """Return ``gamma ** step`` and ``1 - gamma ** step``, without cancellation at small steps.
 
-        The exponent is kept as a float and what its rounding leaves over: halves of the step times
-        the head of the logarithm, 16 by 8 bits, are exact in float32.
+        The exponent is kept as a float and its rounding error. Each half of the step times the
+        head of the logarithm, 16 by 8 bits, is exact in float32.
         """
         step = as_step(step)
         head, tail = self._logarithm(dtype)
@@ -115,7 +115,7 @@ class Exponential:
         known_gamma = known_float(self.gamma)
         if known_gamma is None:
             gamma = jnp.asarray(self.gamma, dtype)
-            # Near 1 the difference is exact, and the logarithm right in its last digits.
+            # Near 1 the difference is exact, so the logarithm is right to its last digits.
             logarithm = jnp.where(gamma > 0.5, jnp.log1p(gamma - 1), jnp.log(gamma))
             exponent_bits = 8 if dtype == jnp.float32 else 11
             traced_head = lax.reduce_precision(logarithm, exponent_bits, 7)

@@ -1,6 +1,7 @@
-"""Waves: the form of a cycle, from a height that is linear in steps to the height of the value.
+"""Waves: the shape of a cycle, as a function of the height that is linear in steps.
 
-Any pure function from heights in [0, 1] to heights in [0, 1] serves as ``wave``; these have names.
+Any pure function from heights in [0, 1] to heights in [0, 1] can be a ``wave``; these are the
+usual ones.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Wave = Callable[[jax.Array], ArrayLike]
 
 
 def linear(height: jax.Array) -> jax.Array:
-    r"""Return the height itself: the triangle of Smith.
+    r"""Return the height itself: Smith's triangle.
 
     .. math:: w(h) = h
 
@@ -56,7 +57,7 @@ def cosine(height: jax.Array) -> jax.Array:
     References:
       Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, 2017, equation 5.
     """
-    # 1 - cos would lose its digits near the base, where the rate is small.
+    # 1 - cos would lose digits near the base, where the rate is small.
     return jnp.square(jnp.sin(height * (math.pi / 2)))
 
 

@@ -112,3 +112,15 @@ def one_cycle(step, init, peak, end, total, rise_fraction, wave, three_phase):
             height = wave(done if rises else 1 - done)
             return as_decimal(low) + as_decimal(Fraction(high) - Fraction(low)) * height
     return as_decimal(end)
+
+
+def warmup_stable_decay(step, peak, end, total, warmup, decay, rising=linear, falling=linear):
+    """Three pieces and the end; ``rising`` and ``falling`` are the waves."""
+    if step < warmup:
+        return as_decimal(peak) * rising(Fraction(step, warmup))
+    if step < total - decay:
+        return as_decimal(peak)
+    if step >= total:
+        return as_decimal(end)
+    height = falling(1 - Fraction(step - (total - decay), decay))
+    return as_decimal(end) + as_decimal(Fraction(peak) - Fraction(end)) * height

@@ -45,7 +45,8 @@ def test_every_schedule_is_its_formula_everywhere(spec, data):
     got = spec.build(*spec.values)(np.array(steps))
     assert got.dtype == jnp.float32
     assert not got.weak_type
-    low, high = min(spec.values), max(spec.values)
+    ends = (*spec.values, 0.0) if spec.from_zero else spec.values
+    low, high = min(ends), max(ends)
     slack = spec.rtol * max(abs(low), abs(high))
     assert ((got >= low - slack) & (got <= high + slack)).all()
     assert_exact(got, spec, steps)
@@ -140,8 +141,10 @@ def test_a_value_is_the_sum_of_its_parts(spec, data):
     sizes = sum(abs(float(part) * value) for part, value in zip(parts, spec.values, strict=True))
     largest = max(1.0, *map(abs, spec.values))
     assert abs(total - float(got[one_hot])) <= 2e-6 * sizes + 4 * TINY * largest
-    # The shares of the values are parts of one whole.
-    if "peak_decay" not in spec.text or "'peak_decay': 1.0" in spec.text:
+    # The shares of the values are parts of one whole, but for what 0 has.
+    if spec.from_zero:
+        assert 0 <= sum(map(float, parts)) < 1 + 2e-6
+    elif "peak_decay" not in spec.text or "'peak_decay': 1.0" in spec.text:
         assert abs(sum(map(float, parts)) - 1) < 2e-6
 
 

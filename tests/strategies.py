@@ -99,6 +99,7 @@ class Spec(NamedTuple):
       rtol: the relative error that is promised.
       own: whether a function of the user's is in it, of which the library cannot know how far it
         is below 1: near the smaller value the error is then relative to the larger one.
+      from_zero: whether it moves between its values and 0.
     """
 
     text: str
@@ -108,6 +109,7 @@ class Spec(NamedTuple):
     moments: list
     rtol: float = 1e-6
     own: bool = False
+    from_zero: bool = False
 
     def __repr__(self):
         return f"{self.text} of {self.values}"
@@ -278,6 +280,30 @@ def one_cycle(draw):
 
 
 @st.composite
+def warmup_stable_decay(draw):
+    total = draw(st.one_of(st.integers(1, 3), lengths, st.just(LAST)))
+    warmup = draw(st.one_of(st.just(0), st.integers(0, total)))
+    rest = total - warmup
+    decay = draw(st.one_of(st.sampled_from([0, rest]), st.integers(0, rest)))
+    rising, falling = draw(st.sampled_from(list(WAVES))), draw(st.sampled_from(list(WAVES)))
+    counts = {"warmup_steps": warmup, "decay_steps": decay}
+    return Spec(
+        text=f"warmup_stable_decay_schedule(*values, {total}, **{counts}, "
+        f"warmup_wave={rising.__name__}, decay_wave={falling.__name__})",
+        build=lambda peak, end: optax_clr.warmup_stable_decay_schedule(
+            peak, total, end_value=end, warmup_wave=rising, decay_wave=falling, **counts
+        ),
+        values=(draw(values), draw(values)),
+        exact=lambda step, peak, end: exact.warmup_stable_decay(
+            step, peak, end, total, warmup, decay, WAVES[rising], WAVES[falling]
+        ),
+        moments=[0, warmup, total - decay, total],
+        own=squared in (rising, falling),
+        from_zero=True,
+    )
+
+
+@st.composite
 def of_epochs(draw, specs):
     """The same, of the epoch."""
     spec, epoch = draw(specs), draw(lengths)
@@ -289,7 +315,7 @@ def of_epochs(draw, specs):
     )
 
 
-_plain = st.one_of(cyclical(), named(), warm_restarts(), one_cycle())
+_plain = st.one_of(cyclical(), named(), warm_restarts(), one_cycle(), warmup_stable_decay())
 schedules = st.one_of(_plain, _plain, of_epochs(_plain))
 
 

@@ -116,7 +116,9 @@ MULT = (
     ),
     *(Wrong({"mult": bad}, TypeError, f"mult must be .* got {bad!r}") for bad in (True, "2", None)),
     Wrong({"mult": TOO_LARGE}, ValueError, "mult must be .* at most .* got 2147483648"),
-    Wrong({"mult": 0.5, "num_cycles": None}, ValueError, "mult=0.5 .* say with num_cycles how"),
+    Wrong(
+        {"mult": 0.5, "num_cycles": None}, ValueError, "mult=0.5 .* give their number, num_cycles"
+    ),
     Wrong({"mult": 2, "num_cycles": 2000}, ValueError, "num_cycles=2000 .* mult=2 last longer"),
     Wrong({"mult": 1.5, "num_cycles": 2000}, ValueError, "num_cycles=2000 .* num_cycles=None"),
     Wrong({"mult": 1.0001, "num_cycles": 2**21}, ValueError, "num_cycles=2097152 .* fewer, or"),
@@ -216,6 +218,31 @@ SCHEDULES = {
             ),
         ),
     ),
+    "warmup_stable_decay_schedule": Entry(
+        optax_clr.warmup_stable_decay_schedule,
+        {
+            "peak_value": 1.0, "total_steps": 9, "warmup_steps": 2, "decay_steps": 4,
+            "end_value": 0.0, "warmup_wave": optax_clr.waves.linear,
+            "decay_wave": optax_clr.waves.cosine,
+        },
+        values=("peak_value", "end_value"),
+        counts=("total_steps",),
+        functions=("warmup_wave", "decay_wave"),
+        wrong=(
+            *(
+                Wrong({name: bad}, kind, f"{name} must be .* from 0 to .* got {bad}")
+                for name in ("warmup_steps", "decay_steps")
+                for bad, kind in ((-1, ValueError), (TOO_LARGE, ValueError), (0.5, TypeError))
+            ),
+            Wrong(
+                {"warmup_steps": 6},
+                ValueError,
+                "warmup_steps=6 and decay_steps=4 must .* total_steps=9 .* step [+] decay_steps",
+            ),
+            Wrong({"decay_wave": math.sin}, ValueError, "decay_wave must be .* failed"),
+            Wrong({"warmup_wave": lambda height: "high"}, ValueError, "warmup_wave must be"),
+        ),
+    ),
     "per_epoch_schedule": Entry(
         optax_clr.per_epoch_schedule,
         {"schedule": lambda step: step, "steps_per_epoch": 5},
@@ -302,13 +329,13 @@ HYPERPARAMS = {
         lambda state, values: optax_clr.set_hyperparams(state, **values),
         {"state": SCHEDULED, "values": {"momentum": 0.5}},
         wrong=(
-            Wrong({"state": ()}, ValueError, r"momentum is no hyperparameter .* which has \[\]"),
+            Wrong({"state": ()}, ValueError, r"momentum is not a hyperparameter .* which has \[\]"),
             Wrong(
                 {"state": (optax.EmptyState(), SCHEDULED), "values": {"learning_rate": 0.1}},
                 ValueError,
                 "learning_rate is driven by a schedule at 1/learning_rate",
             ),
-            Wrong({"values": {"b1": 0.1}}, ValueError, r"b1 is no hyperparameter .*'momentum'"),
+            Wrong({"values": {"b1": 0.1}}, ValueError, r"b1 is not a hyperparameter .*'momentum'"),
             Wrong(
                 {"values": {"learning_rate": 0.1}},
                 ValueError,

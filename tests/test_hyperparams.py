@@ -360,7 +360,7 @@ def test_set_hyperparams_reaches_one_group_or_all():
 def test_schedules_passed_to_optax_itself_are_not_passed_over(bare):
     with pytest.raises(ValueError, match=r"schedule passed to Optax itself.* inject_schedules\("):
         optax_clr.get_hyperparams(bare.init(some_params()))
-    with pytest.raises(ValueError, match="learning_rate is no hyperparameter"):
+    with pytest.raises(ValueError, match="learning_rate is not a hyperparameter"):
         optax_clr.set_hyperparams(bare.init(some_params()), learning_rate=0.1)
 
 

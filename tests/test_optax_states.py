@@ -332,7 +332,7 @@ class OnlyCounter(NamedTuple):
 def test_a_counter_that_is_not_known_is_named():
     state = (sgd(0).init(PARAMS), Own(jnp.int32(0), PARAMS, optax.adam(RATE).init(PARAMS)))
     with pytest.raises(
-        ValueError, match=r"counter state\[1\]\.seen, of test_optax_states\.Own: a"
+        ValueError, match=r"counter state\[1\]\.seen, of test_optax_states\.Own: the state"
     ) as error:
         optax_clr.set_step(state, STEP)
     assert "state[1]._replace(seen=step)" in str(error.value)

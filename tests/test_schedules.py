@@ -213,6 +213,28 @@ def test_one_cycle_at_fractions_that_leave_no_step_to_a_phase(
     assert_close(schedule, steps, expected, rtol=1e-6)
 
 
+@given(st.data(), value, st.one_of(value, st.just(0.0)), st.integers(1, LAST))
+def test_warmup_stable_decay_has_its_three_parts(data, peak, end, total):
+    warmup = data.draw(st.one_of(st.just(0), st.integers(0, total)))
+    decay = data.draw(
+        st.one_of(st.sampled_from([0, total - warmup]), st.integers(0, total - warmup))
+    )
+    rising, falling = (data.draw(st.sampled_from(list(WAVES))) for _ in range(2))
+    steps = steps_near(data.draw, [0, warmup, total - decay, total])
+    schedule = optax_clr.warmup_stable_decay_schedule(
+        peak,
+        total,
+        warmup_steps=warmup,
+        decay_steps=decay,
+        end_value=end,
+        warmup_wave=rising,
+        decay_wave=falling,
+    )
+    parts = (total, warmup, decay, WAVES[rising], WAVES[falling])
+    expected = [exact.warmup_stable_decay(t, peak, end, *parts) for t in steps]
+    assert_close(schedule, steps, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0])
 @pytest.mark.parametrize("gamma", [0.5, 0.99994, 1.0, 1.0001, 1 - 1e-8])
 def test_exponential_keeps_its_digits_until_it_underflows(gamma, scale):
@@ -329,6 +351,28 @@ def test_one_cycle_that_only_falls_or_only_rises():
     np.testing.assert_allclose(rises(np.arange(6)), [0, 0.25, 0.5, 0.75, 1, 0.5], rtol=1e-6)
 
 
+# ------------------------------------------------------------------------------ against optax
+
+
+@pytest.mark.parametrize(
+    ("total", "warmup", "decay"),
+    [(1000, 50, 200), (10, 0, 10), (10, 10, 0), (7, 3, 4), (1, 0, 1), (1, 1, 0), (64, 0, 0)],
+)
+def test_warmup_stable_decay_is_what_is_joined_from_optax(total, warmup, decay):
+    rise = optax.linear_schedule(0.0, 0.3, warmup) if warmup else optax.constant_schedule(0.3)
+    # Of no steps Optax's linear schedule is its initial value.
+    fall = optax.linear_schedule(0.3, 0.01, decay) if decay else optax.constant_schedule(0.01)
+    joined = optax.join_schedules(
+        [rise, optax.constant_schedule(0.3), fall], [warmup, total - decay]
+    )
+    schedule = optax_clr.warmup_stable_decay_schedule(
+        0.3, total, warmup_steps=warmup, decay_steps=decay, end_value=0.01
+    )
+    steps = jnp.arange(total + 5)
+    # Optax counts what is left of the way as 1 minus what is done, in float32.
+    np.testing.assert_allclose(schedule(steps), joined(steps), rtol=5e-6)
+
+
 # ------------------------------------------------------------------------------ against itself
 
 EVERY_SCHEDULE = {
@@ -344,6 +388,10 @@ EVERY_SCHEDULE = {
         1.0, 10, mult=0.8, num_cycles=4, peak_decay=0.9, warmup_steps=2
     ),
     "one_cycle": optax_clr.one_cycle_schedule(1.0, 50, init_value=0.1, end_value=0.01),
+    "warmup_stable_decay": optax_clr.warmup_stable_decay_schedule(
+        1.0, 60, warmup_steps=10, decay_steps=20, end_value=0.01,
+        decay_wave=optax_clr.waves.cosine,
+    ),
     "per_epoch_schedule": optax_clr.per_epoch_schedule(
         optax_clr.triangular_schedule(0.1, 1.0, 3), 7
     ),
@@ -427,6 +475,73 @@ def test_after_the_last_cycle_its_last_value_is_held(mult):
     total = optax_clr.Cycles(8, mult, 3).total_steps
     assert schedule(total - 1) > 0.25 * 0.25
     np.testing.assert_array_equal(schedule(np.array([total, total + 1, LAST])), 0.25 * 0.25)
+
+
+def test_the_stable_part_is_the_peak_itself():
+    peak = 0.1  # which no sum of its parts need give
+    schedule = optax_clr.warmup_stable_decay_schedule(
+        peak, 10**6, warmup_steps=1000, decay_steps=10**5, end_value=0.03
+    )
+    stable = np.array([1000, 1001, 12_345, 899_999, 900_000])
+    np.testing.assert_array_equal(schedule(stable), np.float32(peak))
+    np.testing.assert_array_equal(schedule(np.array([10**6, LAST])), np.float32(0.03))
+
+
+def test_a_decay_by_one_minus_the_square_root():
+    schedule = optax_clr.warmup_stable_decay_schedule(
+        1.0, 20, warmup_steps=2, decay_steps=16, decay_wave=lambda height: 1 - jnp.sqrt(1 - height)
+    )
+    # 1 - sqrt(done / 16), of done = 0, 1, 4, 9, 16
+    np.testing.assert_array_equal(schedule(np.array([4, 5, 8, 13, 20])), [1, 0.75, 0.5, 0.25, 0])
+
+
+def test_warmup_stable_decay_is_batched_and_differentiable_in_its_values():
+    def value(peak, end, step=7):
+        return optax_clr.warmup_stable_decay_schedule(
+            peak, 8, warmup_steps=2, decay_steps=4, end_value=end
+        )(step)
+
+    peaks = jnp.array([0.1, 1.0, 10.0])
+    # Step 1 is half of the way up; step 7 is three quarters of the way down.
+    for step, shares in ((1, (0.5, 0.0)), (4, (1.0, 0.0)), (7, (0.25, 0.75)), (8, (0.0, 1.0))):
+        values = jax.vmap(lambda peak, step=step: value(peak, 0.2, step))(peaks)
+        np.testing.assert_allclose(values, shares[0] * peaks + shares[1] * 0.2, rtol=1e-6)
+        slopes = jax.grad(lambda *ends, step=step: value(*ends, step), argnums=(0, 1))(1.0, 0.2)
+        np.testing.assert_allclose(slopes, shares, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_decay_begun_at_a_checkpoint_is_that_of_a_run_planned_so():
+    make = functools.partial(
+        optax_clr.warmup_stable_decay_schedule, 0.05, warmup_steps=5, decay_steps=10
+    )
+
+    def train(schedule, params, state, first, last):
+        optimizer = optax_clr.inject_schedules(optax.adam)(learning_rate=schedule)
+        state = optimizer.init(params) if state is None else state
+        gradient = jax.grad(lambda params, step: jnp.sum((params - jnp.sin(step)) ** 2))
+
+        def update(carry, step):
+            params, state = carry
+            updates, state = optimizer.update(gradient(params, step), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        steps = jnp.arange(first, last, dtype=jnp.float32)
+        return jax.lax.scan(update, (params, state), steps)[0]
+
+    start = jnp.array([1.0, -2.0, 0.5])
+    endless = make(total_steps=10_000)  # planned for longer than it will last
+    checkpoints, params, state, done = {}, start, None, 0
+    for step in (20, 45):
+        params, state = train(endless, params, state, done, step)
+        checkpoints[step], done = (params, state), step
+    for step, checkpoint in checkpoints.items():
+        decay = make(total_steps=step + 10)
+        decayed = train(decay, *checkpoint, step, step + 10)
+        planned = train(decay, start, None, 0, step + 10)
+        last_rate = optax_clr.get_hyperparams(decayed[1])["learning_rate"]
+        np.testing.assert_allclose(last_rate, 0.05 / 10, rtol=1e-6)
+        chex.assert_trees_all_equal(decayed, planned)
 
 
 def test_the_values_may_be_batched_by_vmap():

@@ -40,6 +40,19 @@ def schedules():
         "one_cycle, wave=linear,\nthree_phase=True": optax_clr.one_cycle_schedule(
             PEAK, NUM_STEPS, init_value=PEAK / 10, wave=optax_clr.waves.linear, three_phase=True
         ),
+        "warmup_stable_decay": optax_clr.warmup_stable_decay_schedule(
+            PEAK, NUM_STEPS, warmup_steps=50, decay_steps=200
+        ),
+        "warmup_stable_decay,\n1 - sqrt(1 - height)": optax_clr.warmup_stable_decay_schedule(
+            PEAK,
+            NUM_STEPS,
+            warmup_steps=50,
+            decay_steps=200,
+            decay_wave=lambda height: 1 - jnp.sqrt(1 - height),
+        ),
+        "per_epoch of triangular,\n40 steps_per_epoch": optax_clr.per_epoch_schedule(
+            optax_clr.triangular_schedule(BASE, PEAK, 5), 40
+        ),
         "momentum against one_cycle": optax_clr.one_cycle_schedule(
             0.85, NUM_STEPS, init_value=0.95, end_value=0.95
         ),
@@ -51,7 +64,7 @@ def schedules():
 
 def draw(folder):
     steps = jnp.arange(NUM_STEPS)
-    figure, grid = pyplot.subplots(4, 3, figsize=(9, 7.6), sharex=True, layout="constrained")
+    figure, grid = pyplot.subplots(5, 3, figsize=(9, 9.4), sharex=True, layout="constrained")
     for axes, (title, schedule) in zip(grid.flat, schedules().items(), strict=True):
         is_momentum = title.startswith("momentum")
         axes.plot(steps, schedule(steps), color="tab:purple" if is_momentum else "tab:blue")
