@@ -31,6 +31,7 @@ MODULES = [
     "_set_step",
     "_modes",
     "_reading",
+    "_peak_ratio",
     "_drawing",
     "_result",
     "_step",

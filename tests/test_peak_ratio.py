@@ -1,0 +1,135 @@
+"""The peak of any schedule over the best constant rate, against the sum of the theorem."""
+
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import optax_clr
+from optax_clr._peak_ratio import peak_ratio
+
+
+def theorem(values):
+    """S_1 times the bracket of theorem 10, in rationals, term by term as it is printed."""
+    steps = [Fraction(value) for value in values]
+    while not steps[-1]:
+        steps.pop()  # they leave the params as they are
+    rest = lambda k: sum(steps[k:])
+    squares = lambda k: sum(step * step for step in steps[k:])
+    bracket = squares(0) / rest(0) + sum(
+        steps[k] / rest(k + 1) * squares(k) / rest(k) for k in range(len(steps) - 1)
+    )
+    return rest(0) * bracket
+
+
+def expected(values):
+    highest = max(values)
+    of_form = theorem([Fraction(value) / Fraction(highest) for value in values])
+    return math.sqrt(theorem([1] * len(values)) / of_form)
+
+
+def in_order(values):
+    """The schedule that has these values."""
+    table = jnp.asarray(values, jnp.float32)
+    return lambda step: table[step]
+
+
+@given(st.lists(st.integers(0, 2**20), min_size=1, max_size=12).filter(any))
+def test_it_is_that_of_the_theorem(values):
+    np.testing.assert_allclose(
+        peak_ratio(in_order(values), len(values)), expected(values), rtol=1e-9
+    )
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("num_steps", [2, 5, 60, 150])
+@pytest.mark.parametrize(
+    "schedule_of",
+    [
+        lambda n: optax.constant_schedule(0.3),
+        lambda n: optax.cosine_decay_schedule(0.1, n),
+        lambda n: optax.linear_schedule(2.0, 0.0, n),
+        lambda n: optax.piecewise_constant_schedule(1.0, {n // 2: 0.1}),
+        lambda n: optax_clr.one_cycle_schedule(5.0, n),
+        lambda n: optax_clr.triangular2_schedule(0.1, 0.4, max(1, n // 8)),
+        lambda n: optax_clr.warm_restarts_schedule(0.1, max(1, n // 3)),
+        lambda n: optax_clr.warmup_stable_decay_schedule(
+            1.0, n, warmup_steps=n // 5, decay_steps=n // 4
+        ),
+    ],
+)
+def test_schedules_of_all_kinds(schedule_of, num_steps):
+    schedule = schedule_of(num_steps)
+    values = [float(schedule(jnp.int32(step))) for step in range(num_steps)]
+    np.testing.assert_allclose(peak_ratio(schedule, num_steps), expected(values), rtol=1e-6)
+
+
+def test_a_constant_rate_is_its_own_peak():
+    for num_steps in (1, 2, 99, 101, 10_000, 2**20, 2**31 - 1):
+        assert peak_ratio(optax.constant_schedule(7.0), num_steps) == pytest.approx(1, rel=1e-6)
+
+
+@given(st.floats(1e-30, 1e30), st.integers(1, 300))
+def test_the_height_of_the_form_does_not_matter(factor, num_steps):
+    form = jnp.sin(jnp.arange(1.0, 301.0)) ** 2
+    plain = peak_ratio(in_order(form), num_steps)
+    np.testing.assert_allclose(peak_ratio(in_order(factor * form), num_steps), plain, rtol=1e-5)
+
+
+def by_sums(values):
+    """The same in float64, for many steps."""
+    heights = np.asarray(values, np.float64) / np.max(values)
+    heights = heights[: np.flatnonzero(heights)[-1] + 1]
+    rest = np.cumsum(heights[::-1])[::-1]
+    squares = np.cumsum(heights[::-1] ** 2)[::-1]
+    terms = heights[:-1] / rest[1:] * squares[:-1] / rest[:-1]
+    constant = len(values) * (1 + np.sum(1 / np.arange(1.0, len(values))))
+    return math.sqrt(constant / (squares[0] + rest[0] * terms.sum()))
+
+
+@pytest.mark.parametrize("num_steps", [32_768, 32_769, 300_000])
+@pytest.mark.parametrize(
+    "schedule_of",
+    [
+        lambda n: optax_clr.one_cycle_schedule(1.0, n),
+        lambda n: optax_clr.triangular_schedule(0.25, 1.0, 8),  # cycles shorter than a block
+        lambda n: optax_clr.warm_restarts_schedule(1.0, n // 100),
+        lambda n: lambda step: jnp.where(step < n // 2, 1.0, 0.0),
+    ],
+)
+def test_long_runs_are_sampled(schedule_of, num_steps):
+    schedule = schedule_of(num_steps)
+    values = jax.vmap(schedule)(jnp.arange(num_steps))
+    np.testing.assert_allclose(peak_ratio(schedule, num_steps), by_sums(values), rtol=3e-3)
+
+
+def test_traced_and_not_are_the_same():
+    rates = jnp.geomspace(1e-3, 10.0, 100)
+    losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2
+    result = optax_clr.RangeTestResult(rates, losses, losses, jnp.int32(100))
+
+    def peak(result, height):
+        return result.peak_for(optax_clr.one_cycle_schedule(height, 500), 500)
+
+    plain = peak(result, 1.0)
+    assert isinstance(plain, float)
+    np.testing.assert_allclose(jax.jit(peak)(result, 3.0), plain, rtol=1e-5)
+    heights = jnp.array([0.5, 2.0])
+    many = jax.vmap(peak, in_axes=(None, 0))(result, heights)
+    np.testing.assert_allclose(many, [plain, plain], rtol=1e-5)
+
+
+def test_one_cycle_and_bounds_are_cases_of_it():
+    rates = jnp.geomspace(1e-3, 10.0, 100)
+    losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2
+    result = optax_clr.RangeTestResult(rates, losses, losses, jnp.int32(100))
+    one_cycle = result.peak_for(optax_clr.one_cycle_schedule(1.0, 1000), 1000)
+    np.testing.assert_allclose(result.one_cycle_peak(), one_cycle, rtol=0.01)
+    cycles = result.peak_for(optax_clr.triangular_schedule(0.25, 1.0, 125), 1000)
+    np.testing.assert_allclose(result.bounds().peak_value, cycles, rtol=0.01)
