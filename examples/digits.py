@@ -8,16 +8,16 @@ ways, from the same starts and on the same batches. Each length is a run of its 
 made for that length: one cycle that is cut off halfway is still near its peak.
 
 validation accuracy, % (mean ± sd)                100 steps      300 steps      900 steps
-constant 0.001, the default                    90.95 ± 1.15   95.75 ± 0.59   96.87 ± 0.59
-constant at suggest()                          93.05 ± 0.71   96.01 ± 0.88   97.19 ± 0.28
-triangular2 between bounds()                   93.84 ± 0.77   96.31 ± 0.48   97.39 ± 0.33
-one cycle to one_cycle_peak()                  94.97 ± 0.40   97.10 ± 0.35   97.74 ± 0.25
+constant 0.001, the default                    90.95 ± 1.21   95.75 ± 0.62   96.87 ± 0.62
+constant at suggest()                          93.05 ± 0.75   96.01 ± 0.92   97.19 ± 0.29
+triangular2 between bounds()                   93.84 ± 0.82   96.31 ± 0.51   97.39 ± 0.35
+one cycle to one_cycle_peak()                  94.97 ± 0.43   97.10 ± 0.37   97.76 ± 0.30
 
 gained, points (mean ± 2 standard errors)
 suggest() over the default, both constant      +2.09 ± 0.74   +0.27 ± 0.48   +0.32 ± 0.42
-one cycle over constant 0.001, the default     +4.02 ± 0.93   +1.36 ± 0.40   +0.87 ± 0.37
-one cycle over constant at suggest()           +1.93 ± 0.58   +1.09 ± 0.46   +0.55 ± 0.24
-one cycle over triangular2 between bounds()    +1.14 ± 0.61   +0.79 ± 0.37   +0.35 ± 0.19
+one cycle over constant 0.001, the default     +4.02 ± 0.93   +1.36 ± 0.40   +0.89 ± 0.40
+one cycle over constant at suggest()           +1.93 ± 0.58   +1.09 ± 0.46   +0.57 ± 0.26
+one cycle over triangular2 between bounds()    +1.14 ± 0.61   +0.79 ± 0.37   +0.37 ± 0.21
 At 100 steps one cycle is ahead of every other row.
 At 300 steps one cycle is ahead of every other row.
 At 900 steps one cycle is ahead of every other row.
