@@ -231,7 +231,8 @@ class _Driver(NamedTuple):
                     outputs.append((count, rows))
                     num_done += count
                     num_valid, alive = int(seen[0]), bool(seen[1])
-                    report(num_valid, values[num_done - 1], float(Past(*seen[2]).average))
+                    last = max(num_valid, 1) - 1  # rows after divergence were not trained
+                    report(num_valid, values[last], float(Past(*seen[2]).average))
                     wanted = self._paced(wanted, count, time.perf_counter() - started)
             except KeyboardInterrupt as interrupt:
                 stopped_by = interrupt

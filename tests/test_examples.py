@@ -1,10 +1,12 @@
 """The examples, for a few steps: they run, and say what they should."""
 
+import importlib.util
 import os
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
@@ -21,13 +23,42 @@ def run(tmp_path, name, *arguments, xla_flags="--xla_backend_optimization_level=
     return finished.stdout
 
 
-def test_digits_prints_its_table_and_writes_its_figure(tmp_path):
+def test_digits_prints_its_tables_and_writes_its_figure(tmp_path):
     output = run(tmp_path, "digits.py", "--steps", "40", "--seeds", "2")
-    table = [line for line in output.splitlines() if " ± " in line and "sd" not in line]
-    assert len(table) == 4
-    accuracies = [float(line.split(" ± ")[-2].split()[-1]) for line in table]
+    table = [line for line in output.splitlines() if " ± " in line[44:]]
+    accuracies = [float(line[44:].split(" ± ")[0]) for line in table[:4]]
     assert all(50 < accuracy <= 100 for accuracy in accuracies)
+    gains = [float(line[44:].split(" ± ")[0]) for line in table[4:]]
+    default, constant, cycles, one_cycle = accuracies
+    expected = [constant - default, *(one_cycle - other for other in (default, constant, cycles))]
+    assert gains == pytest.approx(expected, abs=0.016)  # three numbers rounded to two decimals
+    assert "At 40 steps one cycle is " in output
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_digits_says_which_differences_are_within_the_noise(capsys):
+    spec = importlib.util.spec_from_file_location("digits", EXAMPLES / "digits.py")
+    digits = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(digits)
+    # By length and seed; the seeds differ more than the schedules do, but alike in every row.
+    above_the_seeds = {
+        "low": [[-3, -3, -3], [-3, -3, -3]],
+        "level": [[-1, 0, 2], [-1, 0, 4]],
+        "first": [[3, 3.5, 4], [0, 0, 0]],
+        "one cycle": [[0, 0.1, 0.2], [1, 1, 1]],
+    }
+    seeds = np.array([90.0, 80.0, 70.0])
+    accuracies = {name: seeds + np.array(rows) for name, rows in above_the_seeds.items()}
+    digits.print_gains(accuracies, [100, 300])
+    output = capsys.readouterr().out.splitlines()
+    assert output[-2] == (
+        "At 100 steps one cycle is ahead of low; within the noise of level; behind first."
+    )
+    assert output[-1] == (
+        "At 300 steps one cycle is ahead of low and first; within the noise of level."
+    )
+    # The mean of 3.0, 3.1 and 3.2, and twice 0.1 / sqrt(3).
+    assert any(line.split()[-6:-3] == ["+3.10", "±", "0.12"] for line in output)
 
 
 @pytest.mark.slow

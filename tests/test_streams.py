@@ -537,7 +537,9 @@ def test_the_bar_shows_rows_rate_and_loss(capsys):
 
 def test_the_bar_stops_at_the_rows_of_a_test_that_diverged(capsys):
     result = optax_clr.lr_range_test(loss_fn, PARAMS, optax.sgd, STACKED, max_lr=1e4, progress=True)
-    assert f"{int(result.num_valid)}/60" in capsys.readouterr().err
+    shown = capsys.readouterr().err.rpartition("\r")[2]
+    assert f"{int(result.num_valid)}/60" in shown
+    assert f"rate={result.learning_rates[result.num_valid - 1]:.2e}" in shown
 
 
 def test_there_is_no_bar_unless_asked_for(capsys):
