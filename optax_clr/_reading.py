@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,13 @@ from jax.typing import ArrayLike
 
 from optax_clr._arguments import is_traced
 from optax_clr._documentation import see
+from optax_clr._noise import (
+    Fall,
+    deviation,
+    fall_in_errors,
+    typical_deviation,
+    without_spikes,
+)
 
 # Rows are averaged with a Gaussian of this width in decades: narrower reads noise, wider blurs the
 # valley. From 0.2 to 0.4 it makes no difference on real tasks (docs/study).
@@ -21,10 +28,16 @@ _GRID_SIZE = 256
 # Of the rows at a point of it: none is within three decades. Products of smaller ones underflow.
 _LEAST_WEIGHT = 1e-20
 _MIN_ROWS = 6
-# How far below the first losses the lowest average must be, in standard errors of the two. At 3
-# about 1 of 30 curves of pure noise is read.
-_MIN_SIGNIFICANCE = 3.0
-_CLEAR_SIGNIFICANCE = 6.0
+# How far below the first losses the lowest average must be, in standard errors of the two: if rows
+# are independent, and if they wander. With these fewer than 1 of 30 curves of noise is read, be it
+# normal, exponential, lognormal or AR(1) with a correlation of up to .95, and of 63 real tests of
+# 300 rows one is not (tests/test_reading.py, docs/study).
+_MIN_SIGNIFICANCE = 4.0
+_MIN_WANDER_SIGNIFICANCE = 7.0
+# With fewer rows than this, it takes more to tell a fall from wandering.
+_ROWS_TO_KNOW_WANDER = 300
+# What is below so many times that is doubtful.
+_CLEAR = 1.4
 # Where there is no noise, the loss is told apart to this part of its fall.
 _LEAST_NOISE = 0.01
 
@@ -82,11 +95,12 @@ class RangeTestWarning(UserWarning):
 
 
 class Curve(NamedTuple):
-    """The columns that are read, ``f32[..., n]`` each."""
+    """The columns that are read, ``f32[..., n]`` each, and whether they ended in divergence."""
 
     learning_rates: jax.Array
-    losses: jax.Array
+    losses: jax.Array | np.ndarray
     equivalent_steps: jax.Array
+    diverged: jax.Array | bool  # bool[...]
 
 
 class Valley(NamedTuple):
@@ -144,7 +158,8 @@ def read_valley(curve: Curve) -> Valley:
 
 def find_valley(curve: Curve) -> tuple[Valley, list[str]]:
     """Return the valley of a curve and what is doubtful, or raise (NaN, and nothing, if traced)."""
-    valley, problem, doubts = _find_valley(*curve)
+    losses, _ = _centred(curve.losses)
+    valley, problem, doubts = _find_valley(*curve._replace(losses=losses))
     if is_traced(problem):
         return valley, []
     if int(problem) != _READABLE:
@@ -160,7 +175,9 @@ def checked(curve: Curve) -> Curve:
         raise ValueError(
             f"equivalent_steps must have the shape of losses, {losses.shape}, got {steps.shape}."
         )
-    return Curve(rates, losses, steps)
+    # NumPy's may be float64 where JAX has none.
+    as_given = curve.losses if isinstance(curve.losses, np.ndarray) else losses
+    return Curve(rates, as_given, steps, jnp.asarray(curve.diverged, bool))
 
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -174,7 +191,7 @@ def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.A
     return rates, curves
 
 
-_READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _MIXED = range(5)
+_READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED = range(6)
 _PROBLEMS = (
     "",
     f"too few points: a curve needs at least {_MIN_ROWS} rows with a finite loss at a positive "
@@ -186,6 +203,9 @@ _PROBLEMS = (
     "from the start, begin at a smaller rate (min_lr); if it stayed level, go on to a larger "
     "one (max_lr) or take more steps; if neither helps, this model cannot learn from this loss. "
     f"{see('reading/#a-model-that-cannot-learn')}",
+    "the loss wanders: it fell, but not clearly by more than it strays where it is level. Where "
+    "neighbouring batches are alike, shuffle the data; where they are shuffled, the test is too "
+    f"short to tell: take more steps. {see('reading/#batches-that-are-not-shuffled')}",
     "the curves are of different sweeps: only those over the same rates can be read together. Read "
     f"each by itself: jax.vmap(lambda lane: lane.bounds())(result). {see('sweeps/')}",
 )
@@ -193,6 +213,9 @@ _DOUBTS = (
     "the end of the sweep cuts the valley: after its lowest point the loss did not rise by half of "
     "its fall, and what is read may be too low. Go on to a larger rate (max_lr). "
     f"{see('reading/#too-low-an-end')}",
+    "the test ended within the valley: after its lowest point the loss did not rise by half of its "
+    "fall before the test ended, and what is read may be too low. Give it batches for all of its "
+    f"rows. {see('reading/#too-low-an-end')}",
     "the start of the sweep cuts the valley: the loss had made half of its fall within the first "
     "rows, and what is read may be too high. Begin at a smaller rate (min_lr). "
     f"{see('reading/#too-high-a-start')}",
@@ -209,13 +232,16 @@ class _Rows(NamedTuple):
     valid: jax.Array  # bool[n] rows that some curve has
     grid: jax.Array  # f32[g] where the averages are computed, log10 of the rate
     weights: jax.Array  # f32[g, n]
-    curves: jax.Array  # f32[c, n]
+    curves: jax.Array  # f32[c, n] without lone spikes, as they differ from their constants
+    constants: jax.Array  # f32[c]
     mixed: jax.Array  # bool[] whether the curves are over different rates
 
 
 def _rows(learning_rates: jax.Array, losses: jax.Array) -> _Rows:
     num_rows = losses.shape[-1]
-    curves = losses.reshape(-1, num_rows).astype(jnp.float32)
+    curves = losses.reshape(-1, num_rows)
+    curves, constants = _centred(curves)
+    curves = jax.vmap(without_spikes)(curves.astype(jnp.float32))
     # The same sweep in every curve, which may end early in some and then is NaN there.
     all_rates = learning_rates.reshape(-1, num_rows).astype(jnp.float32)
     rates = jnp.nanmax(all_rates, axis=0)
@@ -227,7 +253,16 @@ def _rows(learning_rates: jax.Array, losses: jax.Array) -> _Rows:
     place = jnp.where(valid, position, start)
     weights = _gaussian(place[None] - grid[:, None])
     mixed = jnp.any(all_rates != rates[None], where=~jnp.isnan(all_rates))
-    return _Rows(position, valid, grid, weights, curves, mixed)
+    constants = constants[:, 0].astype(jnp.float32)
+    return _Rows(position, valid, grid, weights, curves, constants, mixed)
+
+
+def _centred(curves: Any) -> tuple[Any, Any]:
+    """Return the losses less a constant that means nothing, which may hold most of their digits."""
+    numpy = np if isinstance(curves, np.ndarray) else jnp
+    some_row = numpy.argmax(numpy.isfinite(curves), axis=-1, keepdims=True)
+    constants = numpy.nan_to_num(numpy.take_along_axis(curves, some_row, -1))
+    return curves - constants, constants
 
 
 @jax.jit
@@ -235,28 +270,30 @@ def averages(learning_rates: jax.Array, losses: jax.Array) -> tuple[jax.Array, j
     """Return the average that is read of each curve: rates ``[g]`` and losses ``[c, g]``."""
     rows = _rows(learning_rates, losses)
 
-    def average(curve: jax.Array) -> jax.Array:
+    def average(curve: jax.Array, constant: jax.Array) -> jax.Array:
         scale = _scale(curve, rows.valid, rows.weights)
         finite = rows.valid & jnp.isfinite(curve)
         read = scale.loss(_average(rows.weights, scale.depth(curve, rows.valid), finite))
         # A curve that never fell has no depth.
-        return jnp.where(scale.whole > 0, read, _average(rows.weights, curve, finite))
+        plain = _average(rows.weights, jnp.minimum(curve, scale.ceiling), finite)
+        return constant + jnp.where(scale.whole > 0, read, plain)
 
-    return 10**rows.grid, jax.vmap(average)(rows.curves)
+    return 10**rows.grid, jax.vmap(average)(rows.curves, rows.constants)
 
 
 @jax.jit
 def _find_valley(
-    learning_rates: jax.Array, losses: jax.Array, equivalent_steps: jax.Array
+    learning_rates: jax.Array, losses: jax.Array, equivalent_steps: jax.Array, diverged: jax.Array
 ) -> tuple[Valley, jax.Array, jax.Array]:
     """Return the valley (NaN if there is none), the index of the problem, and the doubts."""
     num_rows = losses.shape[-1]
-    position, valid, grid, weights, curves, mixed = _rows(learning_rates, losses)
+    rows = _rows(learning_rates, losses)
+    position, valid, grid, weights = rows[:4]
     steps = jnp.nanmax(equivalent_steps.reshape(-1, num_rows).astype(jnp.float32), axis=0)
-    depths = jax.vmap(lambda curve: _scale(curve, valid, weights).depth(curve, valid))(curves)
-    depth = depths.mean(0)
+    scales = jax.vmap(lambda curve: _scale(curve, valid, weights))(rows.curves)
+    depth = _mean(jax.vmap(lambda scale, curve: scale.depth(curve, valid))(scales, rows.curves))
     average = _average(weights, depth, valid)
-    lower, lowest, upper = _valley_of(average)
+    lower, lowest, upper = _valley_of(average, grid)
     log_steps = _average(weights[lower][None], jnp.log(steps), valid)[0]
     valley = Valley(
         lower=10 ** grid[lower],
@@ -264,37 +301,81 @@ def _find_valley(
         steps=jnp.exp(log_steps),
     )
 
-    near = jnp.where(valid, weights[lowest], 0)
-    error = _standard_error(depth, valid & (position <= grid[lowest]), near)
     begins = slice(_num_first(num_rows))
     first_end = jnp.max(position[begins], initial=-jnp.inf, where=valid[begins])
     after = grid[lowest] > first_end
     before = grid[lowest] < jnp.min(position[begins], initial=jnp.inf, where=valid[begins])
-    significance = -average[lowest] / error
-    fell = (significance > _MIN_SIGNIFICANCE) & (after | before)
-    problem = jnp.where(fell, _READABLE, _NEVER_FELL)
+    fall = _fall(rows, scales, average, lowest)
+    least_wander = _MIN_WANDER_SIGNIFICANCE * max(1.0, _ROWS_TO_KNOW_WANDER / num_rows) ** 0.5
+    problem = jnp.where(fall.wandering > least_wander, _READABLE, _WANDERS)
+    fell = (fall.independent > _MIN_SIGNIFICANCE) & (after | before)
+    problem = jnp.where(fell, problem, _NEVER_FELL)
     few = _DIVERGED if num_rows >= _MIN_ROWS else _TOO_FEW
     problem = jnp.where(valid.sum() < _MIN_ROWS, few, problem)
-    problem = jnp.where(mixed, _MIXED, problem)
+    problem = jnp.where(rows.mixed, _MIXED, problem)
+    is_cut = (upper == _GRID_SIZE - 1) & ~diverged.all()
+    is_clear = (fall.independent > _CLEAR * _MIN_SIGNIFICANCE) & (
+        fall.wandering > _CLEAR * least_wander
+    )
     doubts = jnp.stack(
         [
-            (upper == _GRID_SIZE - 1) & valid.all(),  # or the test stopped because it diverged
+            is_cut & valid[-1],
+            is_cut & ~valid[-1],
             after & (grid[lower] <= first_end),  # a falling sweep begins at the other end
-            significance < _CLEAR_SIGNIFICANCE,
+            ~is_clear,
         ]
     )
     found = problem == _READABLE
     return jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley), problem, doubts
 
 
-def _valley_of(average: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the index of the lowest entry, between those of what is below half, in one piece."""
-    index = jnp.arange(average.shape[0])
+def _fall(rows: _Rows, scales: _Scale, average: jax.Array, lowest: jax.Array) -> Fall:
+    """Return how significant the fall to the lowest average is, of the losses as they are."""
+    heights = jnp.minimum(rows.curves, scales.ceiling[:, None]) - scales.lowest[:, None]
+    losses = _mean(heights / scales.typical[:, None])
+    losses = jnp.where(rows.valid, losses, jnp.nan)
+    num_first = _num_first(losses.shape[0])
+    order = jnp.arange(losses.shape[0])
+    share = jnp.where(rows.valid, rows.weights[lowest], 0)
+    share = share / jnp.maximum(share.sum(), 1e-30)
+    fall = jnp.nanmean(losses[:num_first]) - share @ jnp.where(rows.valid, losses, 0)
+    relative_error = jnp.sqrt(jnp.sum(share**2) + 1 / num_first)
+    row = jnp.nanargmin(jnp.abs(rows.position - rows.grid[lowest]))
+    is_before = order < jnp.maximum(row, num_first)
+    # In the order of the sweep, which may fall, the rows before a quarter of the fall was made.
+    at_row = jnp.interp(rows.position, rows.grid, average)
+    is_high = (at_row > average[lowest] / 4) & is_before
+    last_high = jnp.max(order, initial=-1, where=is_high)
+    is_level = order <= last_high
+    enough = is_level.sum() >= jnp.maximum(12, losses.shape[0] // 10)
+    return fall_in_errors(
+        losses, fall, relative_error, is_before, jnp.where(enough, is_level, is_before)
+    )
+
+
+def _mean(columns: jax.Array) -> jax.Array:
+    """Return the mean over curves, of those that have the row."""
+    known = jnp.isfinite(columns)
+    count = known.sum(0, dtype=columns.dtype)
+    return jnp.where(known, columns, 0).sum(0) / jnp.maximum(count, 1)
+
+
+def _valley_of(average: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the index of the lowest entry, between those of what is below half, in one piece.
+
+    Where the loss does not rise by half of its fall, but by a quarter of it, and stays there for
+    half a decade, the valley ends with that quarter: so it is where training began at a loss far
+    worse than that of a guess, to which a model goes back that is destroyed.
+    """
+    index = jnp.arange(_GRID_SIZE)
     lowest = jnp.argmin(average)
     is_high = average > average[lowest] / 2
     lower = jnp.max(index, initial=-1, where=is_high & (index < lowest)) + 1
-    upper = jnp.min(index, initial=average.shape[0], where=is_high & (index > lowest)) - 1
-    return lower, lowest, upper
+    upper = jnp.min(index, initial=_GRID_SIZE, where=is_high & (index > lowest)) - 1
+    is_low = average <= 0.75 * average[lowest]
+    quarter = jnp.max(index, initial=0, where=is_low)
+    stays = (upper == _GRID_SIZE - 1) & (grid[-1] - grid[quarter] > 0.5)
+    return lower, lowest, jnp.where(stays, quarter, upper)
 
 
 class _Scale(NamedTuple):
@@ -310,17 +391,20 @@ class _Scale(NamedTuple):
     unit: jax.Array  # f32[] noise
     whole: jax.Array  # f32[] height of the first losses
     ceiling: jax.Array  # f32[] as far above the first losses as the lowest is below, twice
+    typical: jax.Array  # f32[] noise anywhere, or a hundredth of the fall
 
     def depth(self, curve: jax.Array, valid: jax.Array) -> jax.Array:
         """Return 0 where the loss is as it began, -1 where its average is lowest, at most 1.
 
-        A NaN where other curves go on is an explosion.
+        Where the curve has ended and others go on, it is an explosion; where it has a gap, NaN.
         """
         finite = valid & jnp.isfinite(curve)
+        has_ended = jnp.cumsum(finite[::-1])[::-1] == 0
         height = jnp.where(finite, jnp.minimum(curve, self.ceiling), 0) - self.lowest
         height = jnp.arcsinh(height / self.unit)
         depth = jnp.clip(height / jnp.where(self.whole > 0, self.whole, 1) - 1, -2, 1)
-        return jnp.where(finite, jnp.where(self.whole > 0, depth, 0), 1)
+        depth = jnp.where(self.whole > 0, depth, 0)
+        return jnp.where(finite, depth, jnp.where(has_ended, 1, jnp.nan))
 
     def loss(self, depth: jax.Array) -> jax.Array:
         """Return the loss that has this depth."""
@@ -338,23 +422,14 @@ def _scale(curve: jax.Array, valid: jax.Array, weights: jax.Array) -> _Scale:
     average = _average(weights, curve, finite)
     lowest = jnp.argmin(average)
     fall = jnp.maximum(first - average[lowest], 0)
-    noise = _noise(curve, jnp.where(finite, weights[lowest], 0))
-    unit = jnp.maximum(noise, _LEAST_NOISE * fall)
-    unit = jnp.where(unit > 0, unit, 1)
-    return _Scale(average[lowest], unit, jnp.arcsinh((first - average[lowest]) / unit), ceiling)
-
-
-def _noise(rows: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return the deviation of rows, weighted, from the line through their neighbours.
-
-    A slope is not noise: the rows of a grid of rates are few, and far apart.
-    """
-    both = jnp.where((weights[2:] > 0) & (weights[:-2] > 0), weights[1:-1], 0)
-    bends = jnp.where(both > 0, rows[2:] - 2 * rows[1:-1] + rows[:-2], 0)
-    largest = jnp.max(jnp.abs(bends), initial=0.0)
-    unit = jnp.where(largest > 0, largest, 1)  # in which squares are in the range of a float32
-    variance = both @ jnp.square(bends / unit) / 6  # bends have six times that of a row
-    return unit * jnp.sqrt(variance / jnp.maximum(both.sum(), 1e-30))
+    at_lowest = deviation(curve, jnp.where(finite, weights[lowest], 0))
+    anywhere = typical_deviation(jnp.where(finite, curve, jnp.nan))
+    unit, typical = (
+        jnp.where(noise > 0, noise, 1)
+        for noise in jnp.maximum(jnp.stack([at_lowest, anywhere]), _LEAST_NOISE * fall)
+    )
+    whole = jnp.arcsinh((first - average[lowest]) / unit)
+    return _Scale(average[lowest], unit, whole, ceiling, typical)
 
 
 def _average(weights: jax.Array, rows: jax.Array, valid: jax.Array) -> jax.Array:
@@ -363,13 +438,6 @@ def _average(weights: jax.Array, rows: jax.Array, valid: jax.Array) -> jax.Array
     near = total > _LEAST_WEIGHT
     average = (weights @ jnp.where(valid, rows, 0)) / jnp.where(near, total, 1)
     return jnp.where(near, average, jnp.inf)
-
-
-def _standard_error(depth: jax.Array, rows: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return the error of the lowest average and of the first rows, from the noise of ``rows``."""
-    noise = _noise(depth, rows.astype(depth.dtype))
-    share = weights / jnp.maximum(weights.sum(), 1e-30)
-    return noise * jnp.sqrt(jnp.sum(share**2) + 1 / _num_first(depth.shape[0]))
 
 
 def _num_first(num_rows: int) -> int:
@@ -383,10 +451,11 @@ def _gaussian(distance: jax.Array) -> jax.Array:
 
 def spread(curve: Curve) -> tuple[float, float] | None:
     """Return the lowest and highest suggestion of the single curves; None if there is one."""
-    lanes = [column.reshape(-1, column.shape[-1]) for column in curve]
+    lanes = [jnp.reshape(column, (-1, column.shape[-1])) for column in curve[:3]]
     if len(lanes[0]) == 1:
         return None
-    valleys, _, _ = jax.vmap(_find_valley)(*lanes)
+    diverged = jnp.broadcast_to(curve.diverged, curve.losses.shape[:-1]).reshape(-1)
+    valleys, _, _ = jax.vmap(_find_valley)(*lanes, diverged)
     rates = np.asarray(suggest(valleys))
     found = rates[np.isfinite(rates)]
     return (float(found.min()), float(found.max())) if found.size > 1 else None

@@ -302,6 +302,7 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
         rates,
         held_out if np.size(held_out) else result.losses,
         steps if np.size(steps) else jnp.nancumsum(rates, axis=-1) / rates,
+        result.ended_by == EndedBy.DIVERGENCE if np.size(result.ended_by) else False,
     )
     return _reading.checked(curve)
 

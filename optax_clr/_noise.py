@@ -1,0 +1,101 @@
+"""What of a curve is noise: lone bad batches, and how far its average strays by itself."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# A loss is a lone spike if it is above two losses on either side by so many deviations of noise.
+_SPIKE = 10.0
+# The median of |x| of the normal distribution, whose deviation is one.
+_MEDIAN = 0.6745
+# The deviation of a second difference of rows whose own deviation is one.
+_BEND = math.sqrt(6)
+
+
+class Fall(NamedTuple):
+    """How far a curve fell, in standard errors of the two averages that are compared."""
+
+    independent: jax.Array  # if the losses of neighbouring rows have nothing to do with each other
+    wandering: jax.Array  # if they are as alike as the curve itself has them before its fall
+
+
+def without_spikes(curve: jax.Array) -> jax.Array:
+    """Return the losses ``[n]`` with NaN for every lone one far above its neighbours.
+
+    One bad batch among good ones says nothing of the rate; two in a row are left as they are.
+    """
+    if curve.shape[0] < 5:
+        return curve
+    around = jnp.stack([curve[:-4], curve[1:-3], curve[3:-1], curve[4:]])
+    is_spike = curve[2:-2] - around.max(0) > _SPIKE * typical_deviation(curve)
+    return curve.at[2:-2].set(jnp.where(is_spike, jnp.nan, curve[2:-2]))
+
+
+def typical_deviation(curve: jax.Array) -> jax.Array:
+    """Return the deviation of a loss from the line through its neighbours, by the median."""
+    bends = jnp.abs(curve[2:] - 2 * curve[1:-1] + curve[:-2])
+    median = jnp.nanmedian(jnp.where(jnp.isfinite(bends), bends, jnp.nan))
+    return jnp.nan_to_num(median) / (_MEDIAN * _BEND)
+
+
+def deviation(rows: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return the deviation of rows, weighted, from the line through their neighbours.
+
+    A slope is not noise: the rows of a grid of rates are few, and far apart.
+    """
+    both = jnp.where((weights[2:] > 0) & (weights[:-2] > 0), weights[1:-1], 0)
+    bends = jnp.where(both > 0, rows[2:] - 2 * rows[1:-1] + rows[:-2], 0)
+    largest = jnp.max(jnp.abs(bends), initial=0.0)
+    unit = jnp.where(largest > 0, largest, 1)  # in which squares are in the range of a float32
+    variance = both @ jnp.square(bends / unit) / jnp.maximum(both.sum(), 1e-30)
+    return unit * jnp.sqrt(variance) / _BEND
+
+
+def fall_in_errors(
+    rows: jax.Array, fall: jax.Array, relative_error: jax.Array, is_before: jax.Array,
+    is_level: jax.Array,
+) -> Fall:  # fmt: skip
+    """Return how significant a fall is.
+
+    Args:
+      rows: ``[n]`` losses; NaN where there is none.
+      fall: from the average of the first rows to the lowest.
+      relative_error: deviation of the difference of these two averages, if that of a row is 1 and
+        rows are independent.
+      is_before: ``[n]`` rows before the lowest average, whose noise is that of the fall.
+      is_level: ``[n]`` rows before the fall began.
+    """
+    known = jnp.isfinite(rows)
+    noise = deviation(jnp.where(known, rows, 0), (known & is_before).astype(rows.dtype))
+    level = jnp.where(is_level, rows, jnp.nan)
+    near = _median_distance(level, 1)
+    # Of independent rows all pairs are equally far apart. Those of a walk are the farther apart the
+    # more rows are between them; a level part shorter than four times that says nothing of it.
+    far, lag = near, 4
+    while lag <= rows.shape[0] // 4:
+        distance = _median_distance(level, lag)
+        far = jnp.where(is_level.sum() >= 4 * lag, jnp.fmax(far, distance), far)
+        lag *= 4
+    # Those of an AR(1) process are r times as far apart as neighbours where its correlation is
+    # 1 - 1/r^2; the variance of an average is then 2 r^2 - 1 times that of independent rows.
+    ratio = jnp.where(near > 0, far / jnp.where(near > 0, near, 1), 1)
+    correlated = jnp.sqrt(2 * jnp.square(ratio) - 1)
+    wander = far / (_MEDIAN * math.sqrt(2)) * jnp.minimum(correlated * relative_error, 1)
+    return Fall(_over(fall, noise * relative_error), _over(fall, wander))
+
+
+def _median_distance(rows: jax.Array, lag: int) -> jax.Array:
+    """Return the median distance of rows ``lag`` apart, of those that are known; 0 without any."""
+    if rows.shape[0] <= lag:
+        return jnp.zeros((), rows.dtype)
+    return jnp.nan_to_num(jnp.nanmedian(jnp.abs(rows[lag:] - rows[:-lag])))
+
+
+def _over(fall: jax.Array, error: jax.Array) -> jax.Array:
+    return jnp.where(
+        error > 0, fall / jnp.where(error > 0, error, 1), jnp.where(fall > 0, jnp.inf, 0)
+    )
