@@ -43,8 +43,9 @@ _LEAST_NOISE = 0.01
 
 # Fitted on the development tasks of docs/study/suggestions.py, all three lengths together.
 _CONSTANT = 1 / 18
-_ONE_CYCLE = 1 / 7
-_PEAK = 1 / 10
+# What _peak_ratio gives for 1,000 steps of one cycle, and of four triangular cycles from a quarter.
+_ONE_CYCLE = 2.637 * _CONSTANT
+_PEAK = 1.758 * _CONSTANT
 # Of 1/2 to 1/50 those from 1/4 to 1/10 do equally well there. Smith, 1506.01186, section 3.3, has a
 # third or a quarter.
 _BASE_OF_PEAK = 1 / 4
@@ -121,15 +122,15 @@ def suggest(valley: Valley) -> jax.Array:
 
 
 def one_cycle_peak(valley: Valley) -> jax.Array:
-    """Return the peak of one cycle, the valley's centre times ``sqrt(steps) / 7``.
+    """Return the peak of one cycle, 2.64 times the constant rate, since the run ends at a low one.
 
-    It may be higher than a constant rate, since the run ends at a low one. There 8, 6 and 5%.
+    There 8, 6 and 5%.
     """
     return _ONE_CYCLE * _centre(valley)
 
 
 def bounds(valley: Valley) -> LRBounds:
-    """Return the bounds of a cycle: a peak of the valley's centre times ``sqrt(steps) / 10``.
+    """Return the bounds of a cycle: a peak of 1.76 times the constant rate.
 
     There 11, 9 and 8%. The base is a quarter of the peak: a tenth, and bases read from where the
     loss begins to fall or stagnates, came to 13 and 14% where a quarter came to 12.

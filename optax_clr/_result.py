@@ -129,9 +129,10 @@ class RangeTestResult(NamedTuple):
     def one_cycle_peak(self) -> float | jax.Array:
         r"""Return the peak of a one-cycle run, which may be higher than a constant rate.
 
-        .. math:: \sqrt{N \eta_1 \eta_2} / 7
+        .. math:: 2.64 \, \eta
 
-        in the terms of :meth:`suggest`.
+        with :math:`\eta` from :meth:`suggest`: what :meth:`peak_for` gives for one cycle of 1,000
+        steps.
 
         Returns:
           The rate, a float; inside ``jax.jit`` or ``jax.vmap`` ``f32[]``, and NaN if the curve
@@ -200,10 +201,11 @@ class RangeTestResult(NamedTuple):
     def bounds(self) -> _reading.LRBounds:
         r"""Return the bounds of a cycle: its peak, and a quarter of it.
 
-        .. math:: \eta_\text{peak} = \sqrt{N \eta_1 \eta_2} / 10, \quad
+        .. math:: \eta_\text{peak} = 1.76 \, \eta, \quad
             \eta_\text{base} = \eta_\text{peak} / 4
 
-        in the terms of :meth:`suggest`.
+        with :math:`\eta` from :meth:`suggest`: what :meth:`peak_for` gives for four such cycles in
+        1,000 steps.
 
         Returns:
           ``LRBounds(base_value, peak_value)``, two floats; inside ``jax.jit`` or ``jax.vmap``

@@ -526,7 +526,7 @@ LOSS = (
     Wrong(
         {"batches": {**BATCHES, "inputs": INPUTS[:, 0, :3]}},
         TypeError,
-        r"contracting.*was given the batch .*float32\[3\].* counts the steps. See http",
+        r"contracting.*was given the batch .*float32\[3\].* counts the steps. See ",
     ),
 )
 TRAINING = (

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,37 +16,11 @@ import pytest
 import optax_clr
 
 SOURCE = pathlib.Path(optax_clr.__file__).parent
+ROOT = pathlib.Path(__file__).parents[1]
 
 # In the order in which the method is read; a module may import only from those before it.
-MODULES = [
-    "_documentation",
-    "_arguments",
-    "_cycles",
-    "waves",
-    "envelopes",
-    "_shapes",
-    "_schedules",
-    "_states",
-    "_averaging",
-    "_hyperparams",
-    "_set_step",
-    "_modes",
-    "_reading",
-    "_peak_ratio",
-    "_drawing",
-    "_result",
-    "_step",
-    "_stop_rule",
-    "_loop",
-    "_batches",
-    "_traced",
-    "_programs",
-    "_run",
-    "_range_test",
-    "_grid_test",
-    "peer_rules",
-    "plotting",
-]
+TESTS = runpy.run_path(str(ROOT / "tests/tools/mutation.py"))["tests_of_modules"]()
+MODULES = list(TESTS)
 
 
 def test_the_public_names_are_listed_once_and_completed():
@@ -64,6 +39,17 @@ def test_the_version_stands_in_one_place():
 
 def test_every_module_has_its_place():
     assert {path.stem for path in SOURCE.glob("*.py")} == {*MODULES, "__init__"}
+
+
+def test_the_map_names_every_file_of_tests_and_no_other():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    files = {
+        path.stem
+        for pattern in ("test_*", "fuzz_*")
+        for path in (ROOT / "tests").glob(f"{pattern}.py")
+    }
+    assert set(re.findall(r"`((?:test|fuzz)_\w+)`", page)) == files
+    assert all(TESTS.values())
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -153,11 +139,10 @@ def release(tag, root):
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 def test_only_a_tag_on_main_that_is_the_version_may_be_released(tmp_path):
-    root = SOURCE.parent
     for name in (".ci/release", "pyproject.toml", "CITATION.cff", "CHANGELOG.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(root / name, tmp_path / name)
-    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+        shutil.copy(ROOT / name, tmp_path / name)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     changes = tmp_path / "CHANGELOG.md"
     changes.write_text(changes.read_text().replace(f"## [{version}]", "## [another]"))
     assert "CHANGELOG.md has no section" in release(f"v{version}", tmp_path).stderr
@@ -177,11 +162,23 @@ def test_only_a_tag_on_main_that_is_the_version_may_be_released(tmp_path):
 
 
 def test_every_stage_of_ci_is_run_and_by_actions_of_fixed_contents():
-    root = SOURCE.parent
-    stages = re.search(r"^stages=\((.*)\)$", (root / ".ci/run").read_text(), re.MULTILINE)[1]
-    workflow = (root / ".github/workflows/ci.yml").read_text()
+    stages = re.search(r"^stages=\((.*)\)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)[1]
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
     matrix = re.search(r"stage: \[(.*)\]", workflow)[1].split(", ")
     assert {*matrix, "python313"} == {*stages.split()}  # CI has that Python in a job of its own
-    for path in (root / ".github/workflows").glob("*.yml"):
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
         for action in re.findall(r"uses: (.*)", path.read_text()):
             assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", action), action
+
+
+def test_the_badges_and_the_classifiers_are_what_ci_tests():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    supported = re.findall(r"Python :: ([\d.]+)", " ".join(project["classifiers"]))
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert supported == sorted(re.findall(r'python: \[?"(.*?)"', workflow))
+    assert project["requires-python"] == f">={supported[0]}"
+    readme = (ROOT / "README.md").read_text()
+    assert f"[![Python {', '.join(supported)}](" in readme
+    assert f"/badge/Python-{'_|_'.join(supported)}-" in readme
+    assert f"[![{project['license']}](" in readme
+    assert f"/badge/licence-{project['license'].replace('-', '--')}-" in readme

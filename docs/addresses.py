@@ -1,0 +1,15 @@
+"""Gives MkDocs the addresses of the site and of the repository, once somebody owns them."""
+
+import pathlib
+import runpy
+
+ADDRESSES = pathlib.Path(__file__).parents[1] / "optax_clr/_documentation.py"
+
+
+def on_config(config):
+    names = runpy.run_path(str(ADDRESSES))  # importing the package would import JAX
+    config.site_url = names["DOCUMENTATION"]
+    if names["REPOSITORY"]:
+        config.repo_url = names["REPOSITORY"]
+        config.repo_name = config.site_name
+    return config
