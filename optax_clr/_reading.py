@@ -35,7 +35,7 @@ _MIN_ROWS = 6
 _MIN_SIGNIFICANCE = 4.0
 _MIN_WANDER_SIGNIFICANCE = 7.0
 # With fewer rows than this, it takes more to tell a fall from wandering.
-_ROWS_TO_KNOW_WANDER = 300
+_ROWS_TO_KNOW_WANDER = 350
 # What is below so many times that is doubtful.
 _CLEAR = 1.4
 # Where there is no noise, the loss is told apart to this part of its fall.
