@@ -14,6 +14,8 @@ _SPIKE = 10.0
 _MEDIAN = 0.6745
 # The deviation of a second difference of rows whose own deviation is one.
 _BEND = math.sqrt(6)
+# Rows four apart are four times as far apart as neighbours on a slope, and at most twice on a walk.
+_SLOPE = 3.0
 
 
 class Fall(NamedTuple):
@@ -73,6 +75,7 @@ def fall_in_errors(
     noise = deviation(jnp.where(known, rows, 0), (known & is_before).astype(rows.dtype))
     level = jnp.where(is_level, rows, jnp.nan)
     near = _median_distance(level, 1)
+    is_slope = _median_distance(level, 4) > _SLOPE * near
     # Of independent rows all pairs are equally far apart. Those of a walk are the farther apart the
     # more rows are between them; a level part shorter than four times that says nothing of it.
     far, lag = near, 4
@@ -85,7 +88,8 @@ def fall_in_errors(
     ratio = jnp.where(near > 0, far / jnp.where(near > 0, near, 1), 1)
     correlated = jnp.sqrt(2 * jnp.square(ratio) - 1)
     wander = far / (_MEDIAN * math.sqrt(2)) * jnp.minimum(correlated * relative_error, 1)
-    return Fall(_over(fall, noise * relative_error), _over(fall, wander))
+    independent = _over(fall, noise * relative_error)
+    return Fall(independent, jnp.where(is_slope, independent, _over(fall, wander)))
 
 
 def _median_distance(rows: jax.Array, lag: int) -> jax.Array:

@@ -364,19 +364,19 @@ def _mean(columns: jax.Array) -> jax.Array:
 def _valley_of(average: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the index of the lowest entry, between those of what is below half, in one piece.
 
-    Where the loss does not rise by half of its fall, but by a quarter of it, and stays there for
-    half a decade, the valley ends with that quarter: so it is where training began at a loss far
-    worse than that of a guess, to which a model goes back that is destroyed.
+    Where the loss does not rise by three quarters of its fall but by one, and stays there for half
+    a decade, the valley ends with that quarter: training began at a loss far worse than that of a
+    guess, to which a model goes back that is destroyed.
     """
     index = jnp.arange(_GRID_SIZE)
     lowest = jnp.argmin(average)
     is_high = average > average[lowest] / 2
     lower = jnp.max(index, initial=-1, where=is_high & (index < lowest)) + 1
     upper = jnp.min(index, initial=_GRID_SIZE, where=is_high & (index > lowest)) - 1
-    is_low = average <= 0.75 * average[lowest]
-    quarter = jnp.max(index, initial=0, where=is_low)
-    stays = (upper == _GRID_SIZE - 1) & (grid[-1] - grid[quarter] > 0.5)
-    return lower, lowest, jnp.where(stays, quarter, upper)
+    quarter = jnp.max(index, initial=0, where=average <= 0.75 * average[lowest])
+    highest = jnp.max(average, initial=-jnp.inf, where=index > lowest)
+    stays = (highest < 0.25 * average[lowest]) & (grid[-1] - grid[quarter] > 0.5)
+    return lower, lowest, jnp.where(stays, jnp.minimum(quarter, upper), upper)
 
 
 class _Scale(NamedTuple):
