@@ -334,6 +334,7 @@ class ModernTask(Task):
         return self.loss(functools.partial(self.model.apply, params), *batch)
 
     def validation_loss(self, params, optimizer_state, validation):
+        """Return the loss of what has been trained so far, for the ground truth."""
         if self.optimizer == "schedule-free adamw":
             params = contrib.schedule_free_eval_params(optimizer_state, params)
         return self.loss_fn(params, validation)

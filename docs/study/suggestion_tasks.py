@@ -385,10 +385,6 @@ class Task:
         inputs, targets = batch
         return self.loss(self.model.apply(params, inputs), targets)
 
-    def validation_loss(self, params, optimizer_state, validation):
-        """Return the loss of what has been trained so far, for the ground truth."""
-        return self.loss_fn(params, validation)
-
     def start(self, seed):
         return self.model.init(jax.random.key(seed), self.data.inputs[: self.batch_size])
 
