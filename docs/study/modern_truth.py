@@ -1,12 +1,13 @@
 """Ground truth for the tasks of today: what training with each schedule and rate comes to.
 
     python docs/study/modern_truth.py                  # what is missing; an hour or two on one core
-    python docs/study/modern_truth.py "poisson adam"   # one task anew
+    python docs/study/modern_truth.py "poisson adam"   # of one task
     python docs/study/modern_truth.py table            # the best rates of the development tasks
 
-Every task is trained at two lengths, 600 and 3,000 steps, from two starts. First with each rate of
-a grid, four to a decade, as a constant and as the peak of one cycle. Then as the peak of eight more
-schedules, with nine rates around the best constant one of that length, from -.75 to +1.25 decades.
+Every task is trained at two lengths, 600 and 3,000 steps, from three starts. First with each rate
+of a grid, four to a decade, as a constant and as the peak of one cycle. Then as the peak of eight
+more schedules, with nine rates around the best constant one of that length (by the first two
+starts), from -.75 to +1.25 decades.
 
 In modern_truth.npz, ``f32[start, rate]`` under "task/schedule/steps" are the final validation
 losses: where the rate is constant in the end, the mean of the last three of twenty evaluations. The
@@ -37,7 +38,7 @@ from training import (
 )
 
 FILE = pathlib.Path(__file__).with_name("modern_truth.npz")
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2)
 NUM_EVALUATIONS = 20
 PART_STEPS = 30  # in one call of the program
 NEAR = np.logspace(-0.75, 1.25, 9)
@@ -114,7 +115,7 @@ def losses_of(task, seed, rates, data, validation):
     return np.array(losses)
 
 
-def final_losses(task, schedules, peaks, num_steps):
+def final_losses(task, schedules, peaks, num_steps, seeds):
     """Return the final validation losses of each schedule at each peak, ``[start, peak]``."""
     # Every schedule is proportional to its peak.
     curves = [jax.vmap(form(1.0, num_steps))(jnp.arange(num_steps)) for form in schedules.values()]
@@ -123,17 +124,11 @@ def final_losses(task, schedules, peaks, num_steps):
     data = jax.device_put((task.data.inputs, task.data.targets))
     validation = jax.device_put(task.validation)
     found = {name: [] for name in schedules}
-    for seed in SEEDS:
+    for seed in seeds:
         losses = losses_of(task, seed, rates.astype(np.float32), data, validation)
         for name, part in zip(schedules, np.split(losses, len(schedules), axis=1), strict=True):
             found[name].append(part[-3:].mean(0) if name in ENDS_CONSTANT else part[-1])
     return {name: np.array(parts, np.float32) for name, parts in found.items()}
-
-
-def start_losses(task):
-    """Return the validation loss of each start."""
-    validation = jax.device_put(task.validation)
-    return np.array([task.loss_fn(task.start(seed), validation) for seed in SEEDS], np.float32)
 
 
 def best_index(losses):
@@ -141,24 +136,33 @@ def best_index(losses):
     return int(np.log(np.where(np.isfinite(losses), losses, np.inf)).mean(0).argmin())
 
 
-def grid(task, known):
-    """Return the arrays of a task's constant rates and peaks of one cycle."""
-    arrays = {f"{task.name}/rates": task.rates, f"{task.name}/start": start_losses(task)}
+def grid(task, known, seeds):
+    """Return the losses of a task's starts, of constant rates and of peaks of one cycle."""
+    validation = jax.device_put(task.validation)
+    starts = [task.loss_fn(task.start(seed), validation) for seed in seeds]
+    arrays = {f"{task.name}/start": np.array(starts, np.float32)}
     for num_steps in (task.num_steps, task.long_steps):
-        found = final_losses(task, GRID, task.rates, num_steps)
+        found = final_losses(task, GRID, task.rates, num_steps, seeds)
         arrays |= {f"{task.name}/{name}/{num_steps}": table for name, table in found.items()}
     return arrays
 
 
-def around_best(task, known):
-    """Return the arrays of a task's other schedules."""
+def around_best(task, known, seeds):
+    """Return the losses of a task's other schedules."""
     arrays = {}
     for num_steps in (task.num_steps, task.long_steps):
-        best = task.rates[best_index(known[f"{task.name}/constant/{num_steps}"])]
-        arrays[f"{task.name}/rates/{num_steps}"] = best * NEAR
-        found = final_losses(task, AROUND_BEST, best * NEAR, num_steps)
+        rates = rates_around_best(task, known, num_steps)
+        found = final_losses(task, AROUND_BEST, rates, num_steps, seeds)
         arrays |= {f"{task.name}/{name}/{num_steps}": table for name, table in found.items()}
     return arrays
+
+
+def rates_around_best(task, known, num_steps):
+    """Return the rates of the other schedules, which stay as they are when starts are added."""
+    key = f"{task.name}/rates/{num_steps}"
+    if key not in known:
+        known[key] = task.rates[best_index(known[f"{task.name}/constant/{num_steps}"])] * NEAR
+    return known[key]
 
 
 def stored():
@@ -168,17 +172,23 @@ def stored():
         return dict(file)
 
 
-def build(names, *, anew):
-    """Measure the grids of all tasks, those of development first, then the other schedules."""
+def build(names):
+    """Measure the grids of all tasks, those of development first, then the other schedules.
+
+    Starts that are stored are not measured again.
+    """
     for measure, mark in ((grid, "one cycle"), (around_best, "SGDR")):
         for name in names:
             task, known, began = MODERN_TASKS[name], stored(), time.perf_counter()
-            if not anew and f"{name}/{mark}/{task.long_steps}" in known:
+            seeds = SEEDS[len(known.get(f"{name}/{mark}/{task.long_steps}", ())) :]
+            if not seeds:
                 continue
-            np.savez_compressed(FILE, **(known | measure(task, known)))
-            print(
-                f"{name:42} {measure.__name__:12} {time.perf_counter() - began:6.0f} s", flush=True
-            )
+            known[f"{name}/rates"] = task.rates
+            for key, losses in measure(task, known, seeds).items():
+                known[key] = np.concatenate([known[key], losses]) if key in known else losses
+            np.savez_compressed(FILE, **known)
+            took = time.perf_counter() - began
+            print(f"{name:42} {measure.__name__:12} {len(seeds)} starts {took:6.0f} s", flush=True)
 
 
 def print_table():
@@ -203,4 +213,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["table"]:
         print_table()
     else:
-        build(sys.argv[1:] or list(MODERN_TASKS), anew=bool(sys.argv[1:]))
+        build(sys.argv[1:] or list(MODERN_TASKS))
