@@ -15,7 +15,7 @@ _MEDIAN = 0.6745
 # The deviation of a second difference of rows whose own deviation is one.
 _BEND = math.sqrt(6)
 # Rows four apart are four times as far apart as neighbours on a slope, and at most twice on a walk.
-_SLOPE = 3.0
+_SLOPE = 3.7
 
 
 class Fall(NamedTuple):
@@ -23,6 +23,7 @@ class Fall(NamedTuple):
 
     independent: jax.Array  # if the losses of neighbouring rows have nothing to do with each other
     wandering: jax.Array  # if they are as alike as the curve itself has them before its fall
+    far_over_near: jax.Array  # distance of rows with others between, over that of neighbours
 
 
 def without_spikes(curve: jax.Array) -> jax.Array:
@@ -39,6 +40,8 @@ def without_spikes(curve: jax.Array) -> jax.Array:
 
 def typical_deviation(curve: jax.Array) -> jax.Array:
     """Return the deviation of a loss from the line through its neighbours, by the median."""
+    if curve.shape[0] < 3:
+        return jnp.zeros((), curve.dtype)
     bends = jnp.abs(curve[2:] - 2 * curve[1:-1] + curve[:-2])
     median = jnp.nanmedian(jnp.where(jnp.isfinite(bends), bends, jnp.nan))
     return jnp.nan_to_num(median) / (_MEDIAN * _BEND)
@@ -89,7 +92,11 @@ def fall_in_errors(
     correlated = jnp.sqrt(2 * jnp.square(ratio) - 1)
     wander = far / (_MEDIAN * math.sqrt(2)) * jnp.minimum(correlated * relative_error, 1)
     independent = _over(fall, noise * relative_error)
-    return Fall(independent, jnp.where(is_slope, independent, _over(fall, wander)))
+    return Fall(
+        independent=independent,
+        wandering=jnp.where(is_slope, independent, _over(fall, wander)),
+        far_over_near=jnp.where(is_slope, 1, ratio),
+    )
 
 
 def _median_distance(rows: jax.Array, lag: int) -> jax.Array:

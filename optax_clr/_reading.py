@@ -33,11 +33,14 @@ _MIN_ROWS = 6
 # normal, exponential, lognormal or AR(1) with a correlation of up to .95, and of 63 real tests of
 # 300 rows one is not (tests/test_reading.py, docs/study).
 _MIN_SIGNIFICANCE = 4.0
-_MIN_WANDER_SIGNIFICANCE = 7.0
-# With fewer rows than this, it takes more to tell a fall from wandering.
+_MIN_WANDER_SIGNIFICANCE = 9.5
+# Of rows with others between them, how far apart they are over neighbours: where the second begins
+# to count, and where alone.
+_INDEPENDENT, _WALK = 1.2, 1.5
+# With fewer rows than this that is not well known, and it takes more to tell a fall from wandering.
 _ROWS_TO_KNOW_WANDER = 350
 # What is below so many times that is doubtful.
-_CLEAR = 1.4
+_CLEAR = 1.15
 # Where there is no noise, the loss is told apart to this part of its fall.
 _LEAST_NOISE = 0.01
 
@@ -307,7 +310,12 @@ def _find_valley(
     after = grid[lowest] > first_end
     before = grid[lowest] < jnp.min(position[begins], initial=jnp.inf, where=valid[begins])
     fall = _fall(rows, scales, average, lowest)
-    least_wander = _MIN_WANDER_SIGNIFICANCE * max(1.0, _ROWS_TO_KNOW_WANDER / num_rows) ** 0.5
+    few_rows = max(1.0, _ROWS_TO_KNOW_WANDER / num_rows) ** 0.25
+    may_be = fall.far_over_near * few_rows**2
+    is_walk = jnp.clip((may_be - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
+    least_wander = _MIN_SIGNIFICANCE + is_walk * (
+        _MIN_WANDER_SIGNIFICANCE * few_rows - _MIN_SIGNIFICANCE
+    )
     problem = jnp.where(fall.wandering > least_wander, _READABLE, _WANDERS)
     fell = (fall.independent > _MIN_SIGNIFICANCE) & (after | before)
     problem = jnp.where(fell, problem, _NEVER_FELL)
@@ -364,8 +372,8 @@ def _mean(columns: jax.Array) -> jax.Array:
 def _valley_of(average: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the index of the lowest entry, between those of what is below half, in one piece.
 
-    Where the loss does not rise by three quarters of its fall but by one, and stays there for half
-    a decade, the valley ends with that quarter: training began at a loss far worse than that of a
+    Where the loss does not rise by three quarters of its fall but by one, and stays there for two
+    decades, the valley ends with that quarter: training began at a loss far worse than that of a
     guess, to which a model goes back that is destroyed.
     """
     index = jnp.arange(_GRID_SIZE)
@@ -375,7 +383,7 @@ def _valley_of(average: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Arra
     upper = jnp.min(index, initial=_GRID_SIZE, where=is_high & (index > lowest)) - 1
     quarter = jnp.max(index, initial=0, where=average <= 0.75 * average[lowest])
     highest = jnp.max(average, initial=-jnp.inf, where=index > lowest)
-    stays = (highest < 0.25 * average[lowest]) & (grid[-1] - grid[quarter] > 0.5)
+    stays = (highest < 0.25 * average[lowest]) & (grid[-1] - grid[quarter] > 2)
     return lower, lowest, jnp.where(stays, jnp.minimum(quarter, upper), upper)
 
 
