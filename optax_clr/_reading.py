@@ -37,6 +37,7 @@ _MIN_WANDER_SIGNIFICANCE = 9.5
 # Of rows with others between them, how far apart they are over neighbours: where the second begins
 # to count, and where alone.
 _INDEPENDENT, _WALK = 1.2, 1.5
+_LEAST_ROWS_OF_WALK = 50
 # With fewer rows than this that is not well known, and it takes more to tell a fall from wandering.
 _ROWS_TO_KNOW_WANDER = 350
 # What is below so many times that is doubtful.
@@ -309,9 +310,11 @@ def _find_valley(
     first_end = jnp.max(position[begins], initial=-jnp.inf, where=valid[begins])
     after = grid[lowest] > first_end
     before = grid[lowest] < jnp.min(position[begins], initial=jnp.inf, where=valid[begins])
-    fall = _fall(rows, scales, average, lowest)
-    few_rows = max(1.0, _ROWS_TO_KNOW_WANDER / num_rows) ** 0.25
-    may_be = fall.far_over_near * few_rows**2
+    fall = _fall(rows, scales, lowest)
+    few_rows = max(1.0, _ROWS_TO_KNOW_WANDER / num_rows) ** 0.35
+    may_be = fall.far_over_near * few_rows**1.5
+    if num_rows < _LEAST_ROWS_OF_WALK:  # a grid of rates, each with a training of its own
+        may_be = jnp.zeros(())
     is_walk = jnp.clip((may_be - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
     least_wander = _MIN_SIGNIFICANCE + is_walk * (
         _MIN_WANDER_SIGNIFICANCE * few_rows - _MIN_SIGNIFICANCE
@@ -338,23 +341,23 @@ def _find_valley(
     return jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley), problem, doubts
 
 
-def _fall(rows: _Rows, scales: _Scale, average: jax.Array, lowest: jax.Array) -> Fall:
+def _fall(rows: _Rows, scales: _Scale, lowest: jax.Array) -> Fall:
     """Return how significant the fall to the lowest average is, of the losses as they are."""
     heights = jnp.minimum(rows.curves, scales.ceiling[:, None]) - scales.lowest[:, None]
-    losses = _mean(heights / scales.typical[:, None])
-    losses = jnp.where(rows.valid, losses, jnp.nan)
+    losses = jnp.where(rows.valid, _mean(heights / scales.typical[:, None]), jnp.nan)
     num_first = _num_first(losses.shape[0])
     order = jnp.arange(losses.shape[0])
     share = jnp.where(rows.valid, rows.weights[lowest], 0)
     share = share / jnp.maximum(share.sum(), 1e-30)
-    fall = jnp.nanmean(losses[:num_first]) - share @ jnp.where(rows.valid, losses, 0)
+    first = jnp.nanmean(losses[:num_first])
+    fall = first - share @ jnp.where(rows.valid, losses, 0)
     relative_error = jnp.sqrt(jnp.sum(share**2) + 1 / num_first)
     row = jnp.nanargmin(jnp.abs(rows.position - rows.grid[lowest]))
     is_before = order < jnp.maximum(row, num_first)
-    # In the order of the sweep, which may fall, the rows before a quarter of the fall was made.
-    at_row = jnp.interp(rows.position, rows.grid, average)
-    is_high = (at_row > average[lowest] / 4) & is_before
-    last_high = jnp.max(order, initial=-1, where=is_high)
+    # In the order of the sweep, which may be downward: before a quarter of the fall was made.
+    average = _average(rows.weights, losses, rows.valid)
+    is_high = jnp.interp(rows.position, rows.grid, average) > first - fall / 4
+    last_high = jnp.max(order, initial=-1, where=is_high & is_before)
     is_level = order <= last_high
     enough = is_level.sum() >= jnp.maximum(12, losses.shape[0] // 10)
     return fall_in_errors(

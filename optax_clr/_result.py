@@ -46,9 +46,9 @@ class RangeTestResult(NamedTuple):
       learning_rates: ``f32[n]`` value used at each row, in the order tried.
       losses: ``f32[n]`` raw batch loss, measured before that row's update.
       smoothed_losses: ``f32[n]`` bias-corrected moving average of ``losses``.
-      num_valid: ``i32[]`` rows recorded before divergence; ``n`` if there was none. The row whose
-        smoothed loss told of the divergence is the last of them; one whose loss is not finite is
-        not counted.
+      num_valid: ``i32[]`` rows recorded before divergence; ``n`` if there was none. The row that
+        told of the divergence is the last of them, if its loss is finite. A single row whose loss
+        is not finite counts, as a gap.
       metrics: what ``has_aux`` returned at each row, as floats, a pytree of ``[n, ...]``; ``()``
         without ``has_aux``.
       held_out_losses: ``f32[n]`` loss of the held-out batch after each row, which the readings
@@ -147,7 +147,7 @@ class RangeTestResult(NamedTuple):
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> result = RangeTestResult(rates, losses, losses, jnp.int32(100))
           >>> print(f"{result.one_cycle_peak():.2f}")
-          0.24
+          0.25
         """
         return _number(_reading.one_cycle_peak(_reading.read_valley(_curve(self))))
 
@@ -221,7 +221,7 @@ class RangeTestResult(NamedTuple):
           >>> result = RangeTestResult(rates, losses, losses, jnp.int32(100))
           >>> schedule = optax_clr.triangular_schedule(*result.bounds(), rise_steps=100)
           >>> print(f"{schedule(0):.3f} {schedule(100):.3f}")
-          0.042 0.169
+          0.041 0.165
 
         References:
           Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3.
@@ -242,10 +242,10 @@ class RangeTestResult(NamedTuple):
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> print(RangeTestResult(rates, losses, losses, jnp.int32(100)).summary())
           Range test: 100 rows, learning rate 0.001 to 10, ended at the last rate.
-          Loss: 7.28 at first; its average 6.56e-05 at the lowest.
+          Loss: 7.28 at first; its average 0.0774 at the lowest.
           suggest()         0.094  a constant rate
-          bounds()          0.0423 to 0.169  a cycle's base and peak
-          one_cycle_peak()  0.242  the peak of one cycle
+          bounds()          0.0413 to 0.165  a cycle's base and peak
+          one_cycle_peak()  0.248  the peak of one cycle
         """
         _refuse_traced(self, "summary")
         return _summary(self)

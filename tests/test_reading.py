@@ -171,7 +171,7 @@ def test_seeds_on_different_scales_count_alike():
 
 
 def test_first_losses_that_are_missing_count_for_nothing():
-    losses = valley(noise=0.1)
+    losses = valley(noise=0.05)
     expected = read(result_of(losses))
     losses[:12] = np.nan  # of the 15 that tell the loss before training
     np.testing.assert_allclose(read(result_of(losses)), expected, rtol=0.06)
@@ -246,8 +246,10 @@ def test_noise_alone_is_rarely_read(num_rows):
     curves = [2.3 + 0.1 * noise(rng, (200, num_rows)) for noise in NOISE.values()]
     results = result_of(np.concatenate(curves), rates=np.geomspace(1e-7, 10, num_rows))
     rates = jax.jit(jax.vmap(lambda lane: lane.suggest()))(results)
-    shares = np.isfinite(rates).reshape(len(NOISE), -1).mean(1)
-    assert dict(zip(NOISE, shares > 1 / 30, strict=True)) == dict.fromkeys(NOISE, False)
+    read = np.isfinite(rates).reshape(len(NOISE), -1).sum(1)
+    # 1 of 30 are some 7 of 200; 13 are two standard errors more.
+    assert dict(zip(NOISE, read > 13, strict=True)) == dict.fromkeys(NOISE, False)
+    assert (read[:4] == 0).sum() >= 3
 
 
 def test_batches_that_are_not_shuffled_are_refused_or_doubted():
@@ -270,7 +272,7 @@ def test_the_significance_of_a_fall_is_that_of_many_curves_of_noise():
     error = np.sqrt(np.sum(share**2) + 1 / 15)
     rows = jnp.arange(300) < 150
     significance = jax.vmap(_noise.fall_in_errors, (0, 0, None, None, None))
-    independent, wandering = significance(curves, falls, error, rows, rows)
+    independent, wandering, _ = significance(curves, falls, error, rows, rows)
     np.testing.assert_allclose(independent.std(), 1, rtol=0.06)
     # Rows that do not wander are told from a walk by some hundred of them.
     np.testing.assert_allclose(wandering.std(), 1, rtol=0.15)
@@ -309,7 +311,7 @@ DOUBTS = {
     "the end of the sweep cuts the valley": result_of(box(0.01, 20.0, 300)),
     "the test ended within the valley": result_of(box(0.01, 20.0, 300), num_valid=250),
     "the start of the sweep cuts the valley": result_of(box(1.2e-5, 0.01, 300)),
-    "the loss fell little": result_of(box(0.01, 1.0, 300, noise=0.5)),
+    "the loss fell little": result_of(box(0.01, 1.0, 300, noise=0.7, seed=4)),
 }
 
 
