@@ -46,12 +46,13 @@ def range_test(
 
     .. math:: s_i = \frac{1 - \beta}{1 - \beta^{i + 1}} \sum_{j \le i} \beta^{i - j} L_j
 
-    and the test has diverged when a loss is not finite, or when, after twenty rows,
+    and the test has diverged when three losses in a row are not finite, or when, after twenty rows,
 
     .. math:: s_i - \min_j s_j > \text{stop\_factor} \cdot \max(\text{fall}, 4 \, \text{noise})
 
-    where the fall is that of :math:`s` to its minimum and the noise is measured on moves downward,
-    which a divergence has none of. A constant in the loss, or a factor, changes nothing.
+    and the last three losses are as high. The fall is that of :math:`s` to its minimum; the noise is
+    measured on moves downward, of which a divergence has none. One bad batch does not end a test: a
+    loss that is not finite is a gap. A constant in the loss, or a factor, changes nothing.
 
     The rows are trained in chunks of at most 64, on an accelerator 128, and the rule looks at a
     chunk when it is trained: what is left of the chunk in which the loss diverges is trained, but
@@ -80,7 +81,7 @@ def range_test(
       has_aux: whether the step returns metrics beside the loss; see ``RangeTestResult.metrics``.
       smoothing: weight of the past in the moving average, from 0 up to but not including 1.
       stop_factor: rise of the smoothed loss, in units of its fall, that counts as divergence;
-        ``math.inf`` stops for a loss that is not finite only.
+        with ``math.inf`` only losses that are not finite end a test.
       steps_per_value: training steps for each value; the row has the mean of their losses and
         metrics.
       progress: whether to show a bar, with the value and the smoothed loss (needs tqdm). The test

@@ -53,8 +53,8 @@ class RangeTestResult(NamedTuple):
         without ``has_aux``.
       held_out_losses: ``f32[n]`` loss of the held-out batch after each row, which the readings
         then read; ``()`` without one.
-      equivalent_steps: ``f32[n]`` how many steps at its own rate all the training up to a row
-        amounts to, the sum of the rates so far over that rate; ``()`` means one step a row.
+      equivalent_steps: ``f32[n]`` sum of the rates up to a row, divided by its own rate; ``()``
+        means one step a row.
       ended_by: ``i32[]`` what ended the test: 0 the last value, 1 divergence, 2 the end of the
         data, 3 an interrupt or an exception of the data loader; ``()`` where it is not known.
       batch_size: ``i32[]`` examples in a batch, the length of the leading axis that its arrays
