@@ -50,9 +50,9 @@ def range_test(
 
     .. math:: s_i - \min_j s_j > \text{stop\_factor} \cdot \max(\text{fall}, 4 \, \text{noise})
 
-    and the last three losses are as high. The fall is that of :math:`s` to its minimum; the noise is
-    measured on moves downward, of which a divergence has none. One bad batch does not end a test: a
-    loss that is not finite is a gap. A constant in the loss, or a factor, changes nothing.
+    and the last three losses are as high. The fall is that of :math:`s` to its minimum; the noise
+    is measured on moves downward, of which a divergence has none. One bad batch does not end a
+    test: a loss that is not finite is a gap. A constant in the loss, or a factor, changes nothing.
 
     The rows are trained in chunks of at most 64, on an accelerator 128, and the rule looks at a
     chunk when it is trained: what is left of the chunk in which the loss diverges is trained, but

@@ -61,12 +61,12 @@ class RangeTestResult(NamedTuple):
         share; 0 where one of them is a scalar, ``()`` where they share none.
 
     Examples:
-      >>> inputs = jax.random.normal(jax.random.key(0), (200, 8))
+      >>> inputs = jax.random.normal(jax.random.key(0), (300, 32))
       >>> def loss_fn(weight, batch):
       ...     return jnp.mean((weight * batch - 3 * batch - 1) ** 2)
       >>> result = optax_clr.lr_range_test(loss_fn, jnp.float32(0.0), optax.sgd, inputs)
-      >>> result.losses.shape, bool(result.num_valid < 200)  # it diverged
-      ((200,), True)
+      >>> result.losses.shape, bool(result.num_valid < 300)  # it diverged
+      ((300,), True)
       >>> print(f"{result.suggest():.1f}")
       0.1
     """
