@@ -81,11 +81,10 @@ def fall_in_errors(
     is_slope = _median_distance(level, 4) > _SLOPE * near
     # Of independent rows all pairs are equally far apart. Those of a walk are the farther apart the
     # more rows are between them; a level part shorter than four times that says nothing of it.
-    far, lag = near, 4
-    while lag <= rows.shape[0] // 4:
+    far = near
+    for lag in (4, 16, 64):
         distance = _median_distance(level, lag)
         far = jnp.where(is_level.sum() >= 4 * lag, jnp.fmax(far, distance), far)
-        lag *= 4
     # Those of an AR(1) process are r times as far apart as neighbours where its correlation is
     # 1 - 1/r^2; the variance of an average is then 2 r^2 - 1 times that of independent rows.
     ratio = jnp.where(near > 0, far / jnp.where(near > 0, near, 1), 1)

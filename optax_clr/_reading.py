@@ -29,17 +29,16 @@ _GRID_SIZE = 256
 _LEAST_WEIGHT = 1e-20
 _MIN_ROWS = 6
 # How far below the first losses the lowest average must be, in standard errors of the two: if rows
-# are independent, and if they wander. Of 500 curves of noise each, normal, exponential, lognormal
-# or AR(1) with a correlation of .5, fewer than 1 in 100 are read; with one of .95, 5% of 100 rows,
-# 4% of 300, and 1 in 200 of 1,000. Of 63 real tests of 300 rows none is refused, of 150 rows 30%.
+# are independent, and if they wander. Of 500 curves of noise each, of 300 rows, fewer than 1 in 100
+# are read if normal, exponential, lognormal or AR(1) with a correlation of .5, and 4% with one of
+# .95; of 1,000 rows 1 in 200. Of 63 real tests of 300 rows none is refused.
 _MIN_SIGNIFICANCE = 4.0
 _MIN_WANDER_SIGNIFICANCE = 9.5
 # Of rows with others between them, how far apart they are over neighbours: where the second begins
 # to count, and where alone.
 _INDEPENDENT, _WALK = 1.2, 1.5
-_LEAST_ROWS_OF_WALK = 50
-# With fewer rows than this that is not well known, and it takes more to tell a fall from wandering.
-_ROWS_TO_KNOW_WANDER = 350
+# In fewer rows than this that is not known well enough.
+_ROWS_TO_KNOW_WANDER = 200
 # What is below so many times that is doubtful.
 _CLEAR = 1.15
 # Where there is no noise, the loss is told apart to this part of its fall.
@@ -311,24 +310,20 @@ def _find_valley(
     after = grid[lowest] > first_end
     before = grid[lowest] < jnp.min(position[begins], initial=jnp.inf, where=valid[begins])
     fall = _fall(rows, scales, lowest)
-    few_rows = max(1.0, _ROWS_TO_KNOW_WANDER / num_rows) ** 0.35
-    may_be = fall.far_over_near * few_rows
-    if num_rows < _LEAST_ROWS_OF_WALK:  # a grid of rates, each with a training of its own
-        may_be = jnp.zeros(())
-    is_walk = jnp.clip((may_be - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
-    least_wander = _MIN_SIGNIFICANCE + is_walk * (
-        _MIN_WANDER_SIGNIFICANCE * few_rows - _MIN_SIGNIFICANCE
-    )
-    problem = jnp.where(fall.wandering > least_wander, _READABLE, _WANDERS)
-    fell = (fall.independent > _MIN_SIGNIFICANCE) & (after | before)
+    is_walk = jnp.clip((fall.far_over_near - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
+    least_wander = _MIN_SIGNIFICANCE + is_walk * (_MIN_WANDER_SIGNIFICANCE - _MIN_SIGNIFICANCE)
+    # How many times each fall is as large as it has to be.
+    can_tell = num_rows >= _ROWS_TO_KNOW_WANDER
+    wandering = jnp.where(can_tell, fall.wandering / least_wander, jnp.inf)
+    independent = fall.independent / _MIN_SIGNIFICANCE
+    problem = jnp.where(wandering > 1, _READABLE, _WANDERS)
+    fell = (independent > 1) & (after | before)
     problem = jnp.where(fell, problem, _NEVER_FELL)
     few = _DIVERGED if num_rows >= _MIN_ROWS else _TOO_FEW
     problem = jnp.where(valid.sum() < _MIN_ROWS, few, problem)
     problem = jnp.where(rows.mixed, _MIXED, problem)
     is_cut = (upper == _GRID_SIZE - 1) & ~diverged.all()
-    is_clear = (fall.independent > _CLEAR * _MIN_SIGNIFICANCE) & (
-        fall.wandering > _CLEAR * least_wander
-    )
+    is_clear = jnp.minimum(independent, wandering) > _CLEAR
     doubts = jnp.stack(
         [
             is_cut & valid[-1],

@@ -465,7 +465,7 @@ def test_an_exception_before_the_first_row_is_raised():
 
 
 def test_an_exception_after_divergence_is_of_no_interest():
-    losses = [*np.linspace(2, 1, 20), math.nan, 1.0]
+    losses = [*np.linspace(2, 1, 20), math.nan, math.nan, math.nan, 1.0]
     stream = failing(np.float32(losses), OSError("disk"))
     step_fn = lambda state, batch, value: (state, batch + 0 * value)
     result = optax_clr.range_test(step_fn, 0.0, stream, np.ones(50))
