@@ -1,10 +1,33 @@
 """Cyclical learning rates and the learning-rate range test for JAX and Optax.
 
-The method in three lines: test, read, cycle::
+The method in three lines: test, read, train::
 
     result = optax_clr.lr_range_test(loss_fn, params, optax.adamw, batches)
     schedule = optax_clr.one_cycle_schedule(result.one_cycle_peak(), total_steps)
     optimizer = optax_clr.inject_schedules(optax.adamw)(learning_rate=schedule)
+
+Test:
+    lr_range_test       train for a few hundred steps while the rate climbs
+    range_test          the same with any training step, and any value
+    lr_grid_test        constant rates side by side
+Read, by the methods of RangeTestResult:
+    suggest()           a constant rate
+    one_cycle_peak()    the peak of one cycle
+    bounds()            the bounds of a cycle, LRBounds
+    peak_for()          the peak of any schedule
+    plot(), summary()   look at it
+    RangeTestError says why a curve cannot be read, RangeTestWarning what is doubtful;
+    peer_rules has the rules of other systems, plotting the figures
+Schedules, functions from the step to a value:
+    one_cycle_schedule, warmup_stable_decay_schedule, triangular_schedule, triangular2_schedule,
+    exp_range_schedule, warm_restarts_schedule, per_epoch_schedule, and cyclical_schedule with
+    waves, envelopes and lengths of your own; Cycles says where each cycle ends
+Train:
+    inject_schedules    put schedules into an optimizer of Optax
+    get_hyperparams, set_hyperparams, set_step
+                        read, change and resume what is in its state
+    average_at_cycle_ends, averaged_params
+                        average the weights over the ends of cycles
 """
 
 from importlib import metadata as _metadata

@@ -33,6 +33,11 @@ def test_the_public_names_are_listed_once_and_completed():
     assert everything.keys() - {"__builtins__"} == public
 
 
+def test_help_names_everything():
+    words = set(re.findall(r"\w+", optax_clr.__doc__))
+    assert words >= set(optax_clr.__all__)
+
+
 def test_the_version_stands_in_one_place():
     assert optax_clr.__version__ == importlib.metadata.version("optax-clr")
 
