@@ -823,6 +823,18 @@ READINGS = {
         for name in peer_rules.__all__
         for options in ({"interval": 9, "threshold": 0.1} if name == "slide" else {},)
     },
+    "RangeTestResult.peak_for": Entry(
+        lambda result, shape, num_steps: result.peak_for(shape, num_steps),
+        {"result": RESULT, "shape": SCHEDULE, "num_steps": 5},
+        counts=("num_steps",),
+        functions=("shape",),
+        wrong=(
+            Wrong({"shape": lambda step: 0.0 * step}, ValueError, "shape must be a schedule of"),
+            Wrong({"shape": lambda step: 1.0 - step}, ValueError, "none is negative"),
+            Wrong({"shape": lambda step: 1.0 / step}, ValueError, "finite values"),
+            Wrong({"result": RESULT._replace(losses=valley[:-1])}, ValueError, "the same shape"),
+        ),
+    ),
     "RangeTestResult.plot": Entry(
         lambda result, ax, rules: result.plot(ax, rules),
         {"result": RESULT, "ax": Figure().add_subplot(), "rules": [peer_rules.minimum]},
