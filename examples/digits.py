@@ -9,15 +9,15 @@ made for that length: one cycle that is cut off halfway is still near its peak.
 
 validation accuracy, % (mean ± sd)                100 steps      300 steps      900 steps
 constant 0.001, the default                    90.95 ± 1.21   95.75 ± 0.62   96.87 ± 0.62
-constant at suggest()                          93.05 ± 0.75   96.01 ± 0.92   97.19 ± 0.29
-triangular2 between bounds()                   93.84 ± 0.82   96.31 ± 0.51   97.39 ± 0.35
-one cycle to one_cycle_peak()                  94.97 ± 0.43   97.10 ± 0.37   97.76 ± 0.30
+constant at suggest()                          93.53 ± 0.69   96.08 ± 1.05   97.29 ± 0.23
+triangular2 between bounds()                   93.92 ± 0.81   96.40 ± 0.45   97.42 ± 0.35
+one cycle to one_cycle_peak()                  94.97 ± 0.46   97.19 ± 0.49   97.79 ± 0.36
 
 gained, points (mean ± 2 standard errors)
-suggest() over the default, both constant      +2.09 ± 0.74   +0.27 ± 0.48   +0.32 ± 0.42
-one cycle over constant 0.001, the default     +4.02 ± 0.93   +1.36 ± 0.40   +0.89 ± 0.40
-one cycle over constant at suggest()           +1.93 ± 0.58   +1.09 ± 0.46   +0.57 ± 0.26
-one cycle over triangular2 between bounds()    +1.14 ± 0.61   +0.79 ± 0.37   +0.37 ± 0.21
+suggest() over the default, both constant      +2.58 ± 0.78   +0.34 ± 0.61   +0.42 ± 0.40
+one cycle over constant 0.001, the default     +4.02 ± 0.83   +1.44 ± 0.46   +0.92 ± 0.44
+one cycle over constant at suggest()           +1.44 ± 0.66   +1.11 ± 0.66   +0.50 ± 0.32
+one cycle over triangular2 between bounds()    +1.06 ± 0.53   +0.79 ± 0.36   +0.37 ± 0.23
 At 100 steps one cycle is ahead of every other row.
 At 300 steps one cycle is ahead of every other row.
 At 900 steps one cycle is ahead of every other row.
