@@ -114,7 +114,7 @@ def averaged_params(opt_state: PyTree) -> PyTree:
       params until the first cycle ends.
 
     Raises:
-      ValueError: if there is no such state in it, or more than one.
+      ValueError: if it holds no such state, or more than one.
 
     Examples:
       >>> optimizer = optax.chain(optax.sgd(0.1), average_at_cycle_ends(Cycles(100)))

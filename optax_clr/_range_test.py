@@ -56,8 +56,8 @@ def range_test(
 
     The rows are trained in chunks of at most 64, on an accelerator 128, and the rule looks at a
     chunk when it is trained: what is left of the chunk in which the loss diverges is trained, but
-    not in the result. Under ``jax.vmap`` lanes share their steps, so the test ends with the last of
-    them, and lanes that have diverged are trained on with the others.
+    not in the result. Under ``jax.vmap`` the runs go in step: the test ends with the last
+    of them, and runs that have diverged train on with the others.
 
     A compiled program is kept while ``step_fn`` lives, and is used again while what the function
     refers to is the same; otherwise the step is traced again.
@@ -94,7 +94,7 @@ def range_test(
       with none, the exception is raised.
 
     Raises:
-      TypeError: if the step is no function, its result is not as above, the batches are none of
+      TypeError: if the step is not a function, its result is not as above, the batches are none of
         the above, or a stream or a bar is asked for inside ``jax.jit`` or ``jax.vmap``.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
         in length or shape, the loss is not a scalar, the step changes the shape of its state, its
