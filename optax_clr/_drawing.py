@@ -128,6 +128,8 @@ def limit_losses(ax: Axes, losses: np.ndarray, averages: np.ndarray) -> None:
 def add_legend(ax: Axes) -> None:
     """Name what is drawn, above the level part of the curve."""
     num_entries = len(ax.get_legend_handles_labels()[0])
+    if not num_entries:  # of several curves none has a row
+        return
     ax.legend(loc="upper left", ncols=1 + (num_entries > 5), edgecolor="none", framealpha=0.8)
 
 

@@ -387,6 +387,11 @@ def _reason(result: RangeTestResult) -> str:
     return "interrupted" if result.ended_by == EndedBy.INTERRUPT else "diverged"
 
 
+def _lowest(averages: jax.Array) -> str:
+    known = np.asarray(averages)[np.isfinite(averages)]
+    return f"its average {known.min():.3g} at the lowest" if known.size else "no average"
+
+
 def _summary(result: RangeTestResult) -> str:
     curve = _curve(result)
     rates = np.asarray(result.learning_rates)
@@ -412,7 +417,7 @@ def _summary(result: RangeTestResult) -> str:
     lines = [
         f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
         f"{end}.",
-        f"Loss: {np.nanmean(first):.3g} at first; its average {averages.min():.3g} at the lowest.",
+        f"Loss: {np.nanmean(first):.3g} at first; {_lowest(averages)}.",
     ]
     try:
         valley, doubts = _reading.find_valley(curve)
