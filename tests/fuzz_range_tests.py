@@ -38,38 +38,49 @@ def simulate(losses, smoothing, stop_factor, sizes=None):
     are known to some roundings of the largest of ``sizes`` so far. ``fall`` is then an interval.
     """
     smoothing = float(np.float32(smoothing))
-    smoothed, noises, allowed = [], [], []
+    known = np.isfinite(losses)
+    exact = np.where(known, losses, 0).astype(np.float64)
+    sizes = np.where(known, np.abs(losses) if sizes is None else sizes, 0)
+    smoothed, noises, allowed, alarms = [], [], [], []
     best, falls = math.inf, (0.0, 0.0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for row, loss in enumerate(losses.astype(np.float64)):
-            if not np.isfinite(loss):
-                return smoothed, [*allowed, row]
-            weights = smoothing ** np.arange(row, -1.0, -1.0)
-            weights /= weights.sum()
-            drop = max(smoothed[-1] - loss, 0.0) if row else 0.0
-            noises.append(drop)
-            smoothed.append(float(weights @ losses[: row + 1].astype(np.float64)))
-            noise = math.sqrt(2 * math.pi) * float(weights @ noises)
-            unsure = 1e-5 * (np.abs(losses) if sizes is None else sizes)[: row + 1].max()
-            if row < 19:
-                continue
-            fall = max(smoothed) - smoothed[-1]
+    for row in range(len(losses)):
+        weights = known[: row + 1] * smoothing ** np.arange(row, -1.0, -1.0)
+        weights = weights / max(weights.sum(), 1e-300)
+        drop = max(smoothed[-1] - exact[row], 0.0) if row and known[row] else 0.0
+        noises.append(0.0 if math.isnan(drop) else drop)
+        smoothed.append(float(weights @ exact[: row + 1]) if weights.any() else math.nan)
+        noise = math.sqrt(2 * math.pi) * float(weights @ noises)
+        unsure = 1e-5 * sizes[: row + 1].max()
+        least, most = math.inf, math.inf
+        if row >= 19 and not math.isnan(smoothed[-1]):
+            fall = np.nanmax(smoothed) - smoothed[-1]
             if smoothed[-1] < best - unsure:
                 falls = (fall, fall)
             elif smoothed[-1] < best + unsure:
                 falls = (min(falls[0], fall), max(falls[1], fall))
             best = min(best, smoothed[-1])
-            rise = smoothed[-1] - best
-            if math.isinf(stop_factor):
-                continue
-            least, most = (
-                stop_factor * max(fall + error, 4 * noise + error, 0.0)
-                for fall, error in zip(falls, (-unsure, unsure), strict=True)
-            )
-            if rise + unsure > least:
-                allowed.append(row + 1)
-            if rise - unsure > most:
-                return smoothed, allowed
+            if not math.isinf(stop_factor):
+                least, most = (
+                    stop_factor * max(fall + error, 4 * noise + error, 0.0)
+                    for fall, error in zip(falls, (-unsure, unsure), strict=True)
+                )
+        may_be, must_be = (
+            (smoothed[-1] - best + unsure > least, exact[row] - best + unsure > least),
+            (smoothed[-1] - best - unsure > most, exact[row] - best - unsure > most),
+        )
+        # Whether the row is one of three in a row that tell of divergence: it may be, it must be.
+        alarms.append([not known[row] or high for _, high in (may_be, must_be)])
+        last = slice(max(row - 2, 0), row + 1)
+        all_gaps = row >= 2 and not known[last].any()
+        ends = [
+            all_gaps or (row >= 2 and rises and all(alarm[which] for alarm in alarms[last]))
+            for which, (rises, _) in enumerate((may_be, must_be))
+        ]
+        num_gaps = next((age for age in range(3) if known[row - age]), 3) if row >= 2 else 0
+        if ends[0]:
+            allowed.append(row + 1 - num_gaps)
+        if ends[1]:
+            return smoothed, allowed
     return smoothed, [*allowed, len(losses)]
 
 
@@ -77,12 +88,15 @@ def assert_recorded(result, sizes, smoothed, allowed, values):
     """What every result promises; ``sizes`` are those of the losses of the rows."""
     num_valid = int(result.num_valid)
     assert num_valid in allowed, (num_valid, allowed)
-    columns = [*result[:3], *result.metrics.values(), result.equivalent_steps]
+    columns = [result.learning_rates, *result.metrics.values(), result.equivalent_steps]
     columns = [np.asarray(column) for column in columns]
-    assert all(np.isnan(column[num_valid:]).all() for column in columns)
+    assert all(np.isnan(column[num_valid:]).all() for column in [*columns, *result[1:3]])
     assert all(np.isfinite(column[:num_valid]).all() for column in columns)
     np.testing.assert_array_equal(columns[0][:num_valid], values[:num_valid])
-    error = np.abs(columns[2][:num_valid] - smoothed[:num_valid])
+    found, expected = np.asarray(result.smoothed_losses[:num_valid]), np.array(smoothed[:num_valid])
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    sizes = np.where(np.isfinite(sizes), sizes, 0)
+    error = np.nan_to_num(np.abs(found - expected))
     assert (error <= 1e-5 * np.maximum.accumulate(sizes[:num_valid])).all()
     return num_valid
 
@@ -109,8 +123,9 @@ def test_several_steps_a_value_are_one_row(losses, values, smoothing, stop_facto
     sizes = np.abs(groups).max(1)  # a float32 mean is rounded in units of what is added
     smoothed, allowed = simulate(means, smoothing, stop_factor, sizes)
     num_valid = assert_recorded(result, sizes, smoothed, allowed, values)
-    error = np.abs(result.losses - means)[:num_valid]
-    assert (error <= 1e-6 * sizes[:num_valid]).all()
+    finite = np.isfinite(means)
+    error = np.where(finite, np.abs(result.losses - np.where(finite, means, 0)), 0)[:num_valid]
+    assert (error <= 1e-6 * np.nan_to_num(sizes[:num_valid])).all()
     np.testing.assert_array_equal(result.metrics["count"][:num_valid], 3 * np.arange(num_valid) + 1)
 
 
