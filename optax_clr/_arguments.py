@@ -23,6 +23,11 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
+def any_traced(tree: Any) -> bool:
+    """Whether a leaf of a pytree is traced."""
+    return any(map(is_traced, jax.tree.leaves(tree)))
+
+
 def known_float(value: Any) -> float | None:
     """Return ``value`` as a Python float, or None where it is traced."""
     if is_traced(value):
@@ -35,7 +40,7 @@ def known_float(value: Any) -> float | None:
 
 def shown(value: Any) -> str:
     """Return how a message shows ``value``: JAX's own name for a traced one tells nothing."""
-    if any(map(is_traced, jax.tree.leaves(value))):
+    if any_traced(value):
         return "a traced value"
     return repr(value)
 

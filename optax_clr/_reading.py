@@ -162,8 +162,10 @@ def read_valley(curve: Curve) -> Valley:
 
 def find_valley(curve: Curve) -> tuple[Valley, list[str]]:
     """Return the valley of a curve and what is doubtful, or raise (NaN, and nothing, if traced)."""
-    losses, _ = _centred(curve.losses)
-    valley, problem, doubts = _find_valley(*curve._replace(losses=losses))
+    if isinstance(curve.losses, np.ndarray):
+        # Here, since a float64 would become a float32 on its way into the program.
+        curve = curve._replace(losses=_centred(curve.losses)[0])
+    valley, problem, doubts = _find_valley(*curve)
     if is_traced(problem):
         return valley, []
     if int(problem) != _READABLE:
@@ -345,12 +347,12 @@ def _fall(rows: _Rows, scales: _Scale, lowest: jax.Array) -> Fall:
     share = jnp.where(rows.valid, rows.weights[lowest], 0)
     share = share / jnp.maximum(share.sum(), 1e-30)
     first = jnp.nanmean(losses[:num_first])
-    fall = first - share @ jnp.where(rows.valid, losses, 0)
+    average = _average(rows.weights, losses, rows.valid)
+    fall = first - average[lowest]
     relative_error = jnp.sqrt(jnp.sum(share**2) + 1 / num_first)
     row = jnp.nanargmin(jnp.abs(rows.position - rows.grid[lowest]))
     is_before = order < jnp.maximum(row, num_first)
     # In the order of the sweep, which may be downward: before a quarter of the fall was made.
-    average = _average(rows.weights, losses, rows.valid)
     is_high = jnp.interp(rows.position, rows.grid, average) > first - fall / 4
     last_high = jnp.max(order, initial=-1, where=is_high & is_before)
     is_level = order <= last_high

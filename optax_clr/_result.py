@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from optax_clr import _drawing, _reading
-from optax_clr._arguments import function, is_traced, whole_number
+from optax_clr._arguments import any_traced, function, is_traced, whole_number
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
 from optax_clr._peak_ratio import peak_ratio
@@ -310,7 +310,7 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
 
 
 def _refuse_traced(result: RangeTestResult, method: str) -> None:
-    if any(map(is_traced, jax.tree.leaves(result))):
+    if any_traced(result):
         raise TypeError(
             f"{method}() shows values, and those of a traced result are not known yet. Return the "
             f"result from jax.jit or jax.vmap, and call {method}() there."
@@ -372,7 +372,7 @@ def _beginning(message: str) -> str:
 def _picture(result: RangeTestResult) -> str:
     """Return the figure as an image in HTML; nothing without Matplotlib, or for tracers."""
     figure = _drawing.hidden_figure()
-    if figure is None or any(map(is_traced, jax.tree.leaves(result))):
+    if figure is None or any_traced(result):
         return ""
     result.plot(figure.add_subplot())
     return _drawing.as_html(figure, alternative="The losses of a range test over its rates")

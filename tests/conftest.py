@@ -1,5 +1,6 @@
 """JAX made strict, for every test: what it would forgive in silence is an error here."""
 
+import builtins
 import functools
 import os
 import shutil
@@ -102,3 +103,16 @@ def sharded():
         return values
 
     return call
+
+
+@pytest.fixture
+def without_matplotlib(monkeypatch):
+    """As where Matplotlib is not installed."""
+    original = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)

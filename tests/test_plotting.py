@@ -1,7 +1,5 @@
 """Figures: what is on them, and that nothing is shown."""
 
-import builtins
-
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -163,14 +161,7 @@ def test_a_schedule_is_drawn_step_by_step(schedule):
     )
 
 
-def test_without_matplotlib_the_remedy_is_named(monkeypatch):
-    original = builtins.__import__
-
-    def without_matplotlib(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+@pytest.mark.usefixtures("without_matplotlib")
+def test_without_matplotlib_the_remedy_is_named():
     with pytest.raises(ImportError, match=r'pip install "optax-clr\[plot\]"'):
         plotting.plot_range_test(result_of(LOSSES))

@@ -1,7 +1,6 @@
 """Readings of curves whose answer is known, and curves that cannot be read."""
 
 import base64
-import builtins
 import io
 import json
 import math
@@ -413,15 +412,8 @@ def test_a_notebook_shows_the_summary_and_the_curve():
     assert np.ptp(pixels[..., :3]) > 0.9  # not blank
 
 
-def test_a_notebook_without_matplotlib_shows_the_summary(monkeypatch):
-    original = builtins.__import__
-
-    def without_matplotlib(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+@pytest.mark.usefixtures("without_matplotlib")
+def test_a_notebook_without_matplotlib_shows_the_summary():
     result = result_of(valley())
     assert result._repr_html_() == f"<pre>{result.summary()}</pre>"
 
