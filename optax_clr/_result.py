@@ -67,7 +67,7 @@ class RangeTestResult(NamedTuple):
       >>> result = optax_clr.lr_range_test(loss_fn, jnp.float32(0.0), optax.sgd, inputs)
       >>> result.losses.shape, bool(result.num_valid < 300)  # it diverged
       ((300,), True)
-      >>> print(f"{result.suggest():.1f}")
+      >>> print(f"{result.one_cycle_peak():.1f}")
       0.1
     """
 

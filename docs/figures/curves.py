@@ -42,7 +42,7 @@ FIGURES = {
     ),
     "too-few-steps": (
         "few",
-        "the loss fell little in comparison with its noise",
+        "the loss never fell",
         {"a fall,\nor noise?": (5e-2, 3.4)},
     ),
     "a-model-that-cannot-learn": (
