@@ -321,6 +321,7 @@ class StreamedBatches:
             raise
         except (Exception, KeyboardInterrupt) as error:
             self.ended_by = error  # whatever it is, the batches before it are good
+            self._next_batches = iter(())  # Ctrl-C may come between two batches, with more to come
             return None
         return None if batch is None else batch.leaves
 

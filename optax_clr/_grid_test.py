@@ -132,9 +132,8 @@ def lr_grid_test(
     try:
         for rate in rates:
             outcome, row = train_at(rate)
-            is_interrupted = outcome.ended_early
-            if is_interrupted:
-                break
+            if outcome.stopped_by is not None:
+                raise outcome.stopped_by  # Ctrl-C, since the batches are in memory
             rows.append(row)
     except KeyboardInterrupt:
         is_interrupted = True

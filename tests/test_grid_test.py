@@ -166,23 +166,36 @@ def test_a_stream_serves_all_lanes():
     np.testing.assert_allclose(lanes.losses[1], run().losses, rtol=1e-3)
 
 
-def test_ctrl_c_ends_the_whole_test_with_the_rates_that_are_done(monkeypatch):
-    """Where rates are run one by one, which is how a CPU runs convolutions."""
+def convolved(params, batch):
+    """Rates of a convolution are run one by one on a CPU."""
+    signal = jnp.convolve(batch[0][:, 0], params["weights"], mode="same")
+    return jnp.mean((signal + params["bias"] - batch[1]) ** 2)
 
-    def convolved(params, batch):
-        signal = jnp.convolve(batch[0][:, 0], params["weights"], mode="same")
-        return jnp.mean((signal + params["bias"] - batch[1]) ** 2)
 
-    whole, reads = run(loss_fn=convolved, held_out=HELD_OUT), []
-    read = HeldBatches.read
+def interrupt_at(monkeypatch, number):
+    """Return the reads so far, of which one is interrupted."""
+    reads, read = [], HeldBatches.read
 
     def interrupted(self, num_rows, room):
         reads.append(num_rows)
-        if len(reads) == 2 * (NUM_STEPS + 1) + 5:  # in the third rate
+        if len(reads) == number:
             raise KeyboardInterrupt
         return read(self, num_rows, room)
 
     monkeypatch.setattr(HeldBatches, "read", interrupted)
+    return reads
+
+
+@pytest.mark.parametrize("number", [1, 5])  # before the first row, and after some
+def test_ctrl_c_in_the_first_rate_leaves_nothing(monkeypatch, number):
+    interrupt_at(monkeypatch, number)
+    with pytest.raises(KeyboardInterrupt):
+        run(loss_fn=convolved)
+
+
+def test_ctrl_c_ends_the_whole_test_with_the_rates_that_are_done(monkeypatch):
+    whole = run(loss_fn=convolved, held_out=HELD_OUT)
+    reads = interrupt_at(monkeypatch, 2 * (NUM_STEPS + 1) + 5)  # in the third rate
     with pytest.warns(RuntimeWarning, match="interrupted after 2 of 11 rates") as caught:
         result = run(loss_fn=convolved, held_out=HELD_OUT)
     assert caught[0].filename == __file__

@@ -492,6 +492,35 @@ def test_ctrl_c_leaves_the_rows_so_far():
         assert_first_rows(run(read()), 40)
 
 
+class InterruptedBetweenBatches:
+    """An iterator that Ctrl-C stops once, and that has more to give."""
+
+    def __init__(self, batches, number):
+        self.batches, self.number, self.given = iter(batches), number, 0
+
+    def __next__(self):
+        self.given += 1
+        if self.given == self.number + 1:
+            raise KeyboardInterrupt
+        return next(self.batches)
+
+    def __iter__(self):
+        return self
+
+
+def test_ctrl_c_between_two_batches_ends_the_reading(monkeypatch):
+    """Python may raise it in the library's own frame, where no generator ends by it."""
+    build = StreamedBatches.__init__
+
+    def build_interrupted(self, *arguments):
+        build(self, *arguments)
+        self._next_batches = InterruptedBetweenBatches(self._next_batches, 40)
+
+    monkeypatch.setattr(StreamedBatches, "__init__", build_interrupted)
+    with pytest.warns(RuntimeWarning, match="after 40 of 60 rows.*interrupted"):
+        assert_first_rows(run(Loader(BATCHES)), 40)
+
+
 CTRL_C = """
 import itertools, signal, numpy as np, optax_clr
 
