@@ -38,19 +38,32 @@ def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
       theorem 10.
     """
     steps, counts = _blocks(num_steps)
-    values = jax.vmap(shape)(steps)
+    values = _values(shape, steps)
     constant = num_steps * (1 + _harmonic(num_steps - 1))
     if is_traced(values):
         heights = values / jnp.max(values)
         return jnp.sqrt(constant / _bound(jnp, heights, np.float32(counts)))
-    values = np.asarray(jax.device_get(values), np.float64)
-    lowest, highest = values.min(), values.max()
+    known = np.asarray(jax.device_get(values), np.float64)
+    lowest, highest = known.min(), known.max()
     if not (lowest >= 0 and 0 < highest < math.inf):
         raise ValueError(
             "shape must be a schedule of finite values of which none is negative and one is above "
             f"0; over {num_steps} steps it has values from {lowest:g} to {highest:g}."
         )
-    return math.sqrt(constant / _bound(np, values / highest, counts))
+    return math.sqrt(constant / _bound(np, known / highest, counts))
+
+
+def _values(shape: optax.Schedule, steps: np.ndarray) -> jax.Array:
+    """Return the value of a schedule at each of the steps."""
+    allowed = f"shape must be a schedule that jax.jit can trace, step -> number; {shape!r}"
+    try:
+        values = jax.vmap(shape)(steps)
+    except Exception as error:
+        raise ValueError(f"{allowed} failed: {error}") from error
+    if not isinstance(values, jax.Array) or values.shape != steps.shape:
+        one = jax.tree.map(lambda leaf: leaf[0], values)
+        raise ValueError(f"{allowed} returned {one!r} at step {steps[0]}.")
+    return values
 
 
 def _bound(numpy: Any, heights: Any, counts: Any) -> Any:

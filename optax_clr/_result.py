@@ -177,8 +177,8 @@ class RangeTestResult(NamedTuple):
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
           RangeTestWarning: a warning, as for :meth:`suggest`.
           TypeError: if ``shape`` is not a function, or ``num_steps`` not an integer.
-          ValueError: if ``num_steps`` is below 1, or a value of the schedule is negative, not
-            finite, or none is above 0.
+          ValueError: if ``num_steps`` is below 1, the schedule cannot be traced or does not give a
+            number, or if one of its values is negative or not finite, or none is above 0.
 
         Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
