@@ -12,4 +12,9 @@ def on_config(config):
     if names["REPOSITORY"]:
         config.repo_url = names["REPOSITORY"]
         config.repo_name = config.site_name
+        config.edit_uri = "edit/main/docs/pages/"
+    # For the links to source code (templates/python/material/source_link.html.jinja).
+    config.plugins["mkdocstrings"].config.handlers["python"]["options"]["extra"] = {
+        "repository": names["REPOSITORY"]
+    }
     return config
