@@ -1,4 +1,4 @@
-"""Turns formulas into MathML as the site is built: they need no script and no font in the browser."""
+"""Turns formulas into MathML as the site is built: a browser needs no script for them."""
 
 import html
 import re
@@ -15,8 +15,7 @@ def on_page_content(content, **_):
 
 def mathml(formula):
     tag, latex = formula[1], html.unescape(formula[2]).strip()
-    # Upright words are text to read, so that a name with underscores is one.
-    latex = latex.replace(r"\arg\,min", "argmin")
+    latex = latex.replace(r"\_", "_")  # in names, which stand in \text
     block = tag == "div"
     element = convert(latex, display="block" if block else "inline")
     return f'<{tag} class="formula">{element}</{tag}>'

@@ -117,7 +117,7 @@ class Cycles:
         return start + (cycle - first) * length
 
     def length(self, cycle: ArrayLike) -> jax.Array:
-        """Return the number of steps of ``cycle``, i32, at most ``2**31 - 1``; 0 after the last one.
+        """Return the steps of ``cycle``, i32, at most ``2**31 - 1``; 0 after the last one.
 
         If ``mult`` is not 1, it is ``2**31 - 1`` for every cycle that begins after that step.
         """

@@ -158,8 +158,8 @@ def cyclical_schedule(
       num_cycles: number of cycles, after which the last value is held; ``None``: without end.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer, a value not a real number, a function not callable.
@@ -221,8 +221,8 @@ def triangular_schedule(
       fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer or a value not a real number.
@@ -266,8 +266,8 @@ def triangular2_schedule(
       fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer or a value not a real number.
@@ -311,8 +311,8 @@ def exp_range_schedule(
         see ``envelopes.exponential``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer or a value not a real number.
@@ -368,8 +368,8 @@ def warm_restarts_schedule(
         without end.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer or a value not a real number.
@@ -449,8 +449,8 @@ def one_cycle_schedule(
         ``end_value``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if ``total_steps`` is not an integer or a value not a real number.
@@ -543,8 +543,8 @@ def warmup_stable_decay_schedule(
       decay_wave: the same for the decay, from the height 1 at its start down to 0.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer, a value not a real number, a wave not callable.

@@ -5,6 +5,7 @@ import importlib
 import pathlib
 import pkgutil
 import re
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def test_every_public_name_has_an_example(name, value):
     assert ">>>" in value.__doc__
 
 
-PAGES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/pages/*.md")]
+PAGES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/pages/**/*.md")]
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(PAGES)])
@@ -65,11 +66,12 @@ def test_the_code_blocks_of_pages_run_in_order(page, tmp_path, monkeypatch):
         assert blocks.pop(0) in blocks[0]
     names = {}
     for block in blocks:
-        exec(compile(block, str(page), "exec"), names)
+        exec(compile(textwrap.dedent(block), str(page), "exec"), names)
 
 
-def test_every_public_name_is_on_the_api_page():
-    page = (ROOT / "docs/pages/api.md").read_text()
-    documented = set(re.findall(r"::: optax_clr\.(\w+)", page))
+def test_every_public_name_is_on_an_api_page_and_listed():
     names = {name for name in vars(optax_clr) if not name.startswith("_")}
-    assert documented == names
+    pages = "".join(path.read_text() for path in (ROOT / "docs/pages/api").glob("*.md"))
+    assert set(re.findall(r"^::: optax_clr\.(\w+)", pages, re.MULTILINE)) == names
+    listed = (ROOT / "docs/pages/api.md").read_text()
+    assert set(re.findall(r"\[optax_clr\.(\w+)", listed)) == names

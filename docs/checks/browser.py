@@ -35,7 +35,7 @@ STICKING_OUT = """() => {
     return box.width && box.right > column.right + 1 && !scrolls(e.parentElement);
   });
   if (document.documentElement.scrollWidth > window.innerWidth) found.push(document.body);
-  return found.map(e => `${e.tagName} ${e.className}: ${(e.textContent || '').trim().slice(0, 60)}`);
+  return found.map(e => `${e.tagName} ${e.className}: ${e.textContent.trim().slice(0, 60)}`);
 }"""
 CUT_OFF = """() => [...document.querySelectorAll('.md-content pre > code')]
   .filter(e => e.scrollWidth > e.clientWidth + 1)
@@ -98,10 +98,35 @@ class Browsing:
         self.window.screenshot(path=folder / f"{file}.png", full_page=True, clip=size)
 
 
+def explorer_faults(window, address):
+    """Yield the controls of the explorer that do not move its curve."""
+    window.goto(f"{address}explorer/", wait_until="load")
+    curve = window.locator("#schedule-explorer .curve")
+    menu = window.locator("#schedule-explorer select.schedule")
+    for schedule in menu.locator("option").all_inner_texts():
+        menu.select_option(schedule)
+        for control in window.locator("#schedule-explorer label").all():
+            before = curve.get_attribute("d")
+            if control.locator("select").count():
+                control.locator("select").select_option(index=1)
+            else:
+                control.locator("input").focus()
+                for key in ("Home", "ArrowRight", "ArrowRight"):
+                    window.keyboard.press(key)
+            after = curve.get_attribute("d")
+            if after == before or "NaN" in after:
+                yield f"explorer: {control.inner_text()} of {schedule} does nothing, or gives NaN"
+
+
 def pages_found(window, address, word):
     """Return the pages that the search offers for a word, by their addresses in the site."""
     window.goto(f"{address}?q={word}", wait_until="load")
-    window.wait_for_selector(".md-search-result__link", state="attached")
+    window.wait_for_selector(".md-search-result__link")
+    results = window.locator(".md-search-result__item")
+    number = int(re.search(r"\d+", window.inner_text(".md-search-result__meta"))[0])
+    while results.count() < number:  # the rest is made as the list is scrolled
+        results.last.scroll_into_view_if_needed()
+        window.wait_for_timeout(50)
     links = window.eval_on_selector_all(
         ".md-search-result__link", "links => links.map(link => link.href)"
     )
@@ -112,16 +137,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("site", type=pathlib.Path)
     parser.add_argument("screenshots", type=pathlib.Path, nargs="?")
+    parser.add_argument("--browser", help="the program", default=shutil.which("chromium"))
+    parser.add_argument("--only", help="the pages to open, as a regular expression", default="")
     arguments = parser.parse_args()
-    site = arguments.site
-    pages = sorted(
-        path.parent.relative_to(site).as_posix().replace(".", "", 1) + "/"
-        for path in site.rglob("index.html")
-    )
-    pages = [page.lstrip("/") for page in pages]
+    pages = [page for page in pages_of(arguments.site) if re.search(arguments.only, page)]
     faults = []
-    with served(site) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+    with served(arguments.site) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=arguments.browser)
         for device, mode in itertools.product(WIDTHS, MODES):
             browsing = Browsing(browser, address, device, mode)
             for page in pages:
@@ -129,18 +151,25 @@ def main():
                 if arguments.screenshots:
                     browsing.photograph(arguments.screenshots)
             faults += browsing.faults
-        found = pages_found(browsing.window, address, "vmap")
-        wanted = {page for page in pages if "vmap" in text_of(site / page / "index.html")}
-        faults += [f"{page}: the search for vmap does not find it" for page in wanted - found]
+        faults += explorer_faults(browsing.window, address)
+        wanted = {page for page in pages if "vmap" in text_of(arguments.site, page)}
+        missed = wanted - pages_found(browsing.window, address, "vmap")
+        faults += [f"{page}: the search for vmap does not find it" for page in missed]
         browser.close()
     print(*faults, f"{len(pages)} pages in a browser: {len(faults)} faults", sep="\n")
     sys.exit(bool(faults))
 
 
-def text_of(file):
-    """Return the words of the page itself, without those of menus."""
-    article = re.search(r"<article.*?</article>", file.read_text(), re.DOTALL)[0]
-    return re.sub(r"<[^>]*>", "", article)
+def pages_of(site):
+    """Return the addresses of the pages in the site: "" is the first."""
+    parents = [path.parent.relative_to(site) for path in site.rglob("index.html")]
+    return sorted(f"{parent.as_posix()}/" if parent.name else "" for parent in parents)
+
+
+def text_of(site, page):
+    """Return the words of a page itself, without those of menus."""
+    whole = (site / page / "index.html").read_text()
+    return re.sub(r"<[^>]*>", "", re.search(r"<article.*?</article>", whole, re.DOTALL)[0])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checks the built site: links, anchors, what it would fetch from elsewhere, markup that stayed raw.
+"""Checks the built site: links, anchors, what it would fetch from elsewhere, raw markup.
 
     mkdocs build --strict --config-file docs/mkdocs.yml --site-dir FOLDER
     python docs/checks/built.py FOLDER
@@ -28,7 +28,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.anchors, self.links, self.sources = set(), [], []
+        self.anchors, self.repeated, self.links, self.sources = set(), set(), [], []
         self.text, self.code, self.open = [], {}, []
         self.name = None
         self.feed(text)
@@ -37,7 +37,10 @@ class Page(html.parser.HTMLParser):
         attributes = dict(attributes)
         if tag not in EMPTY:
             self.open.append(tag)
-        self.anchors |= {attributes[key] for key in ("id", "name") if attributes.get(key)}
+        if attributes.get("id") in self.anchors:
+            self.repeated.add(attributes["id"])
+        if attributes.get("id"):
+            self.anchors.add(attributes["id"])
         if "doc-heading" in (attributes.get("class") or ""):
             self.name = attributes["id"]
             self.code[self.name] = ""
@@ -87,6 +90,12 @@ def broken_links(site, pages):
                     yield f"{name}: no anchor at {link}"
 
 
+def repeated_anchors(pages):
+    for name, page in pages.items():
+        for anchor in page.repeated:
+            yield f"{name}: more than one element has the id {anchor}"
+
+
 def sources_elsewhere(pages):
     for name, page in pages.items():
         for source in page.sources:
@@ -132,6 +141,7 @@ def main():
     pages = pages_of(site)
     faults = [
         *broken_links(site, pages),
+        *repeated_anchors(pages),
         *sources_elsewhere(pages),
         *raw_markup(pages),
         *names_without_example(pages),
