@@ -24,6 +24,7 @@ def use():
             "axes.spines.right": False,
             "axes.titlesize": 10,
             "legend.frameon": False,
+            "path.simplify_threshold": 0.5,
             "savefig.transparent": True,
             "svg.fonttype": "none",
             "svg.hashsalt": "optax_clr",
