@@ -26,7 +26,7 @@ __all__ = ["minimum", "slide", "steepest", "valley"]
 def steepest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     r"""Return the rate at which the loss falls fastest, per factor of the rate.
 
-    $$\operatorname{arg\,min}_i \frac{L_{i+1} - L_i}{\log \eta_{i+1} - \log \eta_i}$$
+    $$\operatorname{argmin}_i \frac{L_{i+1} - L_i}{\log \eta_{i+1} - \log \eta_i}$$
 
     Args:
       learning_rates: ``f32[..., n]`` positive rates in the order of the sweep, ``n >= 2``.
@@ -56,7 +56,7 @@ def steepest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
 def minimum(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     r"""Return a tenth of the rate of the lowest loss.
 
-    $$\eta_{\operatorname{arg\,min}_i L_i} / 10$$
+    $$\eta_{\operatorname{argmin}_i L_i} / 10$$
 
     Args:
       learning_rates: ``f32[..., n]`` positive rates in the order of the sweep.
