@@ -13,8 +13,7 @@ def on_config(config):
         config.repo_url = names["REPOSITORY"]
         config.repo_name = config.site_name
         config.edit_uri = "edit/main/docs/pages/"
-    # For the links to source code (templates/python/material/source_link.html.jinja).
-    config.plugins["mkdocstrings"].config.handlers["python"]["options"]["extra"] = {
-        "repository": names["REPOSITORY"]
-    }
+        # For the links to the code: templates/python/material/source_link.html.jinja.
+        options = config.plugins["mkdocstrings"].config.handlers["python"]["options"]
+        options["extra"] = {"repository": names["REPOSITORY"]}
     return config

@@ -123,10 +123,17 @@ def test_the_site_has_its_addresses(tmp_path, monkeypatch, documentation, reposi
     addresses.write_text(f"DOCUMENTATION = {documentation!r}\nREPOSITORY = {repository!r}\n")
     on_config = runpy.run_path(str(ROOT / "docs/addresses.py"))["on_config"]
     monkeypatch.setitem(on_config.__globals__, "ADDRESSES", addresses)
-    config = types.SimpleNamespace(site_name="optax_clr", site_url=None, repo_url=None)
+    handlers = {"python": {"options": {}}}
+    mkdocstrings = types.SimpleNamespace(config=types.SimpleNamespace(handlers=handlers))
+    config = types.SimpleNamespace(
+        site_name="optax_clr", site_url=None, repo_url=None, plugins={"mkdocstrings": mkdocstrings}
+    )
     on_config(config)
     assert config.site_url == documentation
     assert config.repo_url == (repository or None)
+    assert handlers["python"]["options"] == (
+        {"extra": {"repository": repository}} if repository else {}
+    )
     assert not re.search(r"^(site|repo)_url", (ROOT / "docs/mkdocs.yml").read_text(), re.MULTILINE)
 
 
