@@ -5,6 +5,7 @@ import importlib
 import pathlib
 import pkgutil
 import re
+import runpy
 import textwrap
 
 import jax
@@ -75,3 +76,12 @@ def test_every_public_name_is_on_an_api_page_and_listed():
     assert set(re.findall(r"^::: optax_clr\.(\w+)", pages, re.MULTILINE)) == names
     listed = (ROOT / "docs/pages/api.md").read_text()
     assert set(re.findall(r"\[optax_clr\.(\w+)", listed)) == names
+
+
+def test_the_notebooks_are_those_of_the_pages():
+    folder = ROOT / "docs/notebooks"
+    made = runpy.run_path(str(folder / "make.py"))
+    assert {path.name for path in folder.glob("*.ipynb")} == set(made["NOTEBOOKS"])
+    for name, page in made["NOTEBOOKS"].items():
+        expected = made["notebook"]((ROOT / "docs/pages" / page).read_text())
+        assert (folder / name).read_text() == expected, "run docs/notebooks/make.py"

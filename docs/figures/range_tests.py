@@ -112,7 +112,7 @@ def animate(path):
 def sweep(page):
     """Draw the band of eight seeds."""
     keys = jax.random.split(jax.random.key(0), 8)
-    result = jax.vmap(page["test"], in_axes=(0, None))(keys, 1e-2)
+    result = jax.vmap(page["run"], in_axes=(0, None))(keys, 1e-2)
     figure, axes = rate_axes()
     result.plot(axes)
     axes.set(xlabel="learning rate", ylabel="loss", xlim=(3e-9, 3), ylim=(-0.05, 1.45))
