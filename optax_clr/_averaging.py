@@ -16,7 +16,7 @@ PyTree = Any
 
 
 class AveragingState(NamedTuple):
-    """The state of :func:`average_at_cycle_ends`."""
+    """The state of ``average_at_cycle_ends``."""
 
     step: jax.Array  # i32[], steps so far
     num_averaged: jax.Array  # i32[], cycles that have ended so far
@@ -26,16 +26,16 @@ class AveragingState(NamedTuple):
 def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
     r"""Average the params at the ends of cycles, as the last transformation of a chain.
 
-    .. math:: \bar w_n = \bar w_{n - 1} + (w_{t_n} - \bar w_{n - 1}) / n
+    $$\bar w_n = \bar w_{n - 1} + (w_{t_n} - \bar w_{n - 1}) / n$$
 
-    where :math:`w_{t_n}` are the params after the last step of cycle :math:`n`. Updates pass
+    where $w_{t_n}$ are the params after the last step of cycle $n$. Updates pass
     unchanged, so the training is not affected. Averages are kept in float32 (float64 for float64
-    params), also if the params have a lower precision. Read them with :func:`averaged_params`.
+    params), also if the params have a lower precision. Read them with [`averaged_params`][].
 
     BatchNorm statistics are not averaged. Recompute them with one pass over the training data.
 
     Args:
-      cycles: the :class:`Cycles` of the schedule, so that both agree on where a cycle ends.
+      cycles: the [`Cycles`][] of the schedule, so that both agree on where a cycle ends.
 
     Returns:
       ``optax.GradientTransformation``, whose update needs the params. Its state takes as much
@@ -43,7 +43,7 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
       has its own buffer, so that a training step may donate it.
 
     Raises:
-      TypeError: if ``cycles`` is not a :class:`Cycles`.
+      TypeError: if ``cycles`` is not a [`Cycles`][].
       ValueError: from the update, if the params are not passed to it.
 
     Examples:
@@ -58,8 +58,8 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
       4.0
 
     References:
-      Izmailov et al., `Averaging Weights Leads to Wider Optima and Better Generalization
-      <https://arxiv.org/abs/1803.05407>`_, 2018.
+      Izmailov et al., [Averaging Weights Leads to Wider Optima and Better
+      Generalization](https://arxiv.org/abs/1803.05407), 2018.
     """
     if not isinstance(cycles, Cycles):
         raise TypeError(
@@ -105,7 +105,7 @@ def averaged_params(opt_state: PyTree) -> PyTree:
     """Return the mean of the params at the ends of the cycles so far.
 
     Args:
-      opt_state: the state of an optimizer with :func:`average_at_cycle_ends` anywhere in it, such
+      opt_state: the state of an optimizer with [`average_at_cycle_ends`][] anywhere in it, such
         as that of ``optax.chain``, ``optax.MultiSteps`` or a Flax ``TrainState``, also as dicts
         and lists that a checkpoint gave back.
 

@@ -26,11 +26,11 @@ _MAX_GROWTH_BITS = 960
 class Cycles:
     r"""Consecutive cycles, of equal or geometrically changing length.
 
-    Cycle :math:`i`, counted from 0, lasts
+    Cycle $i$, counted from 0, lasts
 
-    .. math:: \max(1, \operatorname{round}(\text{steps} \cdot \text{mult}^i))
+    $$\max(1, \operatorname{round}(\text{steps} \cdot \text{mult}^i))$$
 
-    steps. All arithmetic is in integers, exact at every step from 0 to 2**31 - 1. Instances are
+    steps. All arithmetic is in integers, exact at every step from 0 to ``2**31 - 1``. Instances are
     frozen, hashable and picklable, so they can be static arguments of ``jax.jit``.
 
     Args:
@@ -102,7 +102,7 @@ class Cycles:
         return position + 1 == (self.steps if row is None else pick(table(self).lengths, row))
 
     def start(self, cycle: ArrayLike) -> jax.Array:
-        """Return the first step of ``cycle``, i32, at most 2**31 - 1.
+        """Return the first step of ``cycle``, i32, at most ``2**31 - 1``.
 
         For ``num_cycles`` and any later cycle this is ``total_steps``.
         """
@@ -117,9 +117,9 @@ class Cycles:
         return start + (cycle - first) * length
 
     def length(self, cycle: ArrayLike) -> jax.Array:
-        """Return the number of steps of ``cycle``, i32, at most 2**31 - 1; 0 after the last one.
+        """Return the steps of ``cycle``, i32, at most ``2**31 - 1``; 0 after the last one.
 
-        If ``mult`` is not 1, it is 2**31 - 1 for every cycle that begins after that step.
+        If ``mult`` is not 1, it is ``2**31 - 1`` for every cycle that begins after that step.
         """
         cycle = self._existing(cycle)
         if self.mult != 1:

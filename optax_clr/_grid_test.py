@@ -49,11 +49,13 @@ def lr_grid_test(
     Each of the ``num_values`` rates trains from the same ``params`` on the same batches for
     ``num_steps`` steps. Its loss is the mean of the last quarter of them,
 
-    .. math:: L(\eta) = \frac{1}{q} \sum_{t = T - q}^{T - 1} L_t(\eta),
-        \quad q = \lceil T / 4 \rceil
+    $$
+    L(\eta) = \frac{1}{q} \sum_{t = T - q}^{T - 1} L_t(\eta),
+    \quad q = \lceil T / 4 \rceil
+    $$
 
     and the curve of these losses, or of those of a held-out batch after the training, is read like
-    that of :func:`lr_range_test`. It costs ``num_values * num_steps`` training steps, and the
+    that of [`lr_range_test`][]. It costs ``num_values * num_steps`` training steps, and the
     memory of ``num_values`` models.
 
     Args:
@@ -75,7 +77,7 @@ def lr_grid_test(
       has_aux: whether the loss comes with metrics.
 
     Returns:
-      A :class:`RangeTestResult` with a row for each rate; ``smoothed_losses`` are the ``losses``,
+      A [`RangeTestResult`][] with a row for each rate; ``smoothed_losses`` are the ``losses``,
       and ``metrics`` has the loss of every training step, ``f32[num_values, num_steps]``, or with
       ``has_aux`` a pair of that and the metrics. Rows from the first rate on whose loss was not
       finite are NaN, and not counted in ``num_valid``.

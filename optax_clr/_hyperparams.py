@@ -39,7 +39,7 @@ def inject_schedules(
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
     """Wrap an optimizer factory so that any of its hyperparameters may be a schedule.
 
-    This is a thin layer over :func:`optax.inject_hyperparams`. Only what varies becomes a
+    This is a thin layer over ``optax.inject_hyperparams``. Only what varies becomes a
     hyperparameter, that is schedules and arrays of numbers, and it is kept in float32 whatever the
     dtype of the params. Numbers, dtypes, flags, names and tuples stay constants of the program.
     So a float32 run of Adam, AdamW, Lion or SGD with a scheduled learning rate is bit-identical to
@@ -60,7 +60,7 @@ def inject_schedules(
     Returns:
       A function with the factory's arguments, each of which may be a schedule
       (``step -> scalar``) or an array, that returns the ``GradientTransformationExtraArgs``. Its
-      state holds the values used in the last update; see :func:`get_hyperparams`.
+      state holds the values used in the last update; see [`get_hyperparams`][].
 
     Raises:
       TypeError: if ``factory`` is not callable; when it is called, if an argument is a function
@@ -78,8 +78,9 @@ def inject_schedules(
       {'learning_rate': '0.50', 'momentum': '0.85'}
 
     References:
-      ``optax.inject_hyperparams``; Smith, `A disciplined approach
-      <https://arxiv.org/abs/1803.09820>`_, 2018, on cycling the momentum with the rate.
+      ``optax.inject_hyperparams``; Smith,
+      [A disciplined approach](https://arxiv.org/abs/1803.09820), 2018, on cycling the momentum
+      with the rate.
     """
     if isinstance(factory, optax.GradientTransformation):
         raise TypeError(
@@ -118,7 +119,7 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
     """Return the live hyperparameters found anywhere in an optimizer's or trainer's state.
 
     Args:
-      state: any pytree that holds states of :func:`inject_schedules` or
+      state: any pytree that holds states of [`inject_schedules`][] or
         ``optax.inject_hyperparams``, such as that of ``optax.chain``, ``optax.partition``,
         ``optax.MultiSteps`` or a Flax ``TrainState``, or an ``nnx.Optimizer``; also one that a
         checkpoint gave back as dicts and lists.
@@ -159,8 +160,8 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
     """Return the state with new values for hyperparameters that no schedule drives.
 
     Args:
-      state: as for :func:`get_hyperparams`; not changed.
-      **values: scalars by name, or by path where :func:`get_hyperparams` gives paths. A name that
+      state: as for [`get_hyperparams`][]; not changed.
+      **values: scalars by name, or by path where [`get_hyperparams`][] gives paths. A name that
         occurs several times is set everywhere. Values are converted to the dtype in the state.
 
     Returns:

@@ -23,18 +23,20 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
     r"""Return the best peak of a schedule of this form, over the best constant rate.
 
-    For a convex loss whose gradients have norm at most :math:`G`, begun at distance :math:`D` from
-    the best params, the last params after rates :math:`\gamma s_1, \dots, \gamma s_T` are within
+    For a convex loss whose gradients have norm at most $G$, begun at distance $D$ from
+    the best params, the last params after rates $\gamma s_1, \dots, \gamma s_T$ are within
 
-    .. math:: \frac{D^2}{2 \gamma S_1} + \frac{\gamma G^2}{2} \Big( \frac{Q_1}{S_1}
-        + \sum_{k=1}^{T-1} \frac{s_k}{S_{k+1}} \frac{Q_k}{S_k} \Big), \quad
-        S_k = \sum_{t \ge k} s_t, \quad Q_k = \sum_{t \ge k} s_t^2
+    $$
+    \frac{D^2}{2 \gamma S_1} + \frac{\gamma G^2}{2} \Big( \frac{Q_1}{S_1}
+    + \sum_{k=1}^{T-1} \frac{s_k}{S_{k+1}} \frac{Q_k}{S_k} \Big), \quad
+    S_k = \sum_{t \ge k} s_t, \quad Q_k = \sum_{t \ge k} s_t^2
+    $$
 
-    of the least loss. The :math:`\gamma` for which this is least is a constant over the root of
-    :math:`S_1` times the bracket; a constant rate has :math:`T (1 + H_{T-1})` there.
+    of the least loss. The $\gamma$ for which this is least is a constant over the root of
+    $S_1$ times the bracket; a constant rate has $T (1 + H_{T-1})$ there.
 
     References:
-      Defazio et al., `When, Why and How Much? <https://arxiv.org/abs/2310.07831>`_, 2023,
+      Defazio et al., [When, Why and How Much?](https://arxiv.org/abs/2310.07831), 2023,
       theorem 10.
     """
     steps, counts = _blocks(num_steps)

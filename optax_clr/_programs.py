@@ -76,7 +76,7 @@ class Programs:
         return self._facts[key]
 
     def loop(self, **shape: Any) -> CompiledLoop:
-        """Return the loop of that shape: see :class:`Loop`."""
+        """Return the loop of that shape: see ``Loop``."""
         key = tuple(sorted(shape.items()))
         if key not in self._loops:
             loop = Loop(

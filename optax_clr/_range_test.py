@@ -41,16 +41,16 @@ def range_test(
     r"""Run any training step while a value changes, as one XLA program; record the loss.
 
     The value need not be a learning rate, and the values may come in any order. The loss
-    :math:`L_i` of row :math:`i` is smoothed with weight :math:`\beta` = ``smoothing`` and its bias
+    $L_i$ of row $i$ is smoothed with weight $\beta$ = ``smoothing`` and its bias
     corrected,
 
-    .. math:: s_i = \frac{1 - \beta}{1 - \beta^{i + 1}} \sum_{j \le i} \beta^{i - j} L_j
+    $$s_i = \frac{1 - \beta}{1 - \beta^{i + 1}} \sum_{j \le i} \beta^{i - j} L_j$$
 
     and the test has diverged when three losses in a row are not finite, or when, after twenty rows,
 
-    .. math:: s_i - \min_j s_j > \text{stop\_factor} \cdot \max(\text{fall}, 4 \, \text{noise})
+    $$s_i - \min_j s_j > \text{stop\_factor} \cdot \max(\text{fall}, 4 \, \text{noise})$$
 
-    and the last three losses are as high. The fall is that of :math:`s` to its minimum; the noise
+    and the last three losses are as high. The fall is that of $s$ to its minimum; the noise
     is measured on moves downward, of which a divergence has none. One bad batch does not end a
     test: a loss that is not finite is a gap. A constant in the loss, or a factor, changes nothing.
 
@@ -88,7 +88,7 @@ def range_test(
         is then run in chunks of about half a second, by Python.
 
     Returns:
-      A :class:`RangeTestResult` with ``n`` rows. Where a test with a stream or a bar ends early,
+      A [`RangeTestResult`][] with ``n`` rows. Where a test with a stream or a bar ends early,
       because an iterator runs out, reading raises an exception, or Ctrl-C is pressed, it has the
       rows so far, padded as after divergence, and a ``RuntimeWarning`` says how many and why;
       with none, the exception is raised.
@@ -111,7 +111,7 @@ def range_test(
       True
 
     References:
-      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3;
+      Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3.3;
       the smoothing is fastai's.
     """
     step_fn = function("step_fn", step_fn, form="(state, batch, value) -> (state, loss)")
@@ -149,12 +149,12 @@ def lr_range_test(
 ) -> RangeTestResult:
     r"""Sweep the learning rate once over a short training run, as one XLA program.
 
-    Of ``n = num_steps / steps_per_value`` rows, row :math:`i` trains with the rate
+    Of ``n = num_steps / steps_per_value`` rows, row $i$ trains with the rate
 
-    .. math:: \text{min\_lr} \cdot (\text{max\_lr} / \text{min\_lr})^{i / (n - 1)}
+    $$\text{min\_lr} \cdot (\text{max\_lr} / \text{min\_lr})^{i / (n - 1)}$$
 
     or the linear interpolation. For anything more than a loss, parameters and an Optax optimizer,
-    such as batch statistics or dropout, see :func:`range_test`.
+    such as batch statistics or dropout, see [`range_test`][].
 
     Args:
       loss_fn: ``(params, batch) -> loss``, a scalar; with ``has_aux``, ``(loss, metrics)``.
@@ -163,25 +163,25 @@ def lr_range_test(
         ``lambda rate: optax.chain(optax.clip(1.0), optax.sgd(rate))``.
       batches: pytree of arrays with a leading axis of at least ``num_steps``; or a function from
         the step, ``i32[]``, to a batch, which is traced into the program; or a Python iterable of
-        batches, such as a data loader, which is streamed. See :func:`range_test`.
+        batches, such as a data loader, which is streamed. See [`range_test`][].
       min_lr: positive rate of the first row, may be traced.
       max_lr: rate of the last row, larger than ``min_lr``, may be traced.
       num_steps: training steps; ``None`` means as many as there are batches (the largest multiple
         of ``steps_per_value``), or 300 if ``batches`` is a function or an iterable.
       spacing: ``"log"`` or ``"linear"`` spacing of the rates.
       has_aux: whether the loss comes with metrics; see ``RangeTestResult.metrics``.
-      smoothing: weight of the past in the moving average, as in :func:`range_test`.
-      stop_factor: when the test stops, as in :func:`range_test`.
+      smoothing: weight of the past in the moving average, as in [`range_test`][].
+      stop_factor: when the test stops, as in [`range_test`][].
       steps_per_value: training steps at each rate; the row has their mean loss.
       held_out: a batch that is not trained on, of any size; its loss after each row is recorded
         too, and the readings then read that. Training loss cannot see overfitting. ``None`` means
         none.
-      progress: whether to show a bar, as in :func:`range_test`.
+      progress: whether to show a bar, as in [`range_test`][].
 
     Returns:
-      A :class:`RangeTestResult` with ``n`` rows, of which ``bounds()``, ``suggest()`` and
+      A [`RangeTestResult`][] with ``n`` rows, of which ``bounds()``, ``suggest()`` and
       ``one_cycle_peak()`` read rates to train with. One that ends early has the rows so far, as
-      in :func:`range_test`.
+      in [`range_test`][].
 
     Raises:
       TypeError: if a function is missing or returns something else, the optimizer is one already
@@ -203,7 +203,7 @@ def lr_range_test(
       True
 
     References:
-      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3.
+      Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3.3.
     """
     step = optimizer_step(loss_fn, optimizer, has_aux)
     steps_per_value = whole_number("steps_per_value", steps_per_value)

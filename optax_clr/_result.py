@@ -97,11 +97,11 @@ class RangeTestResult(NamedTuple):
     def suggest(self) -> float | jax.Array:
         r"""Return one rate to train with throughout.
 
-        .. math:: \sqrt{N \eta_1 \eta_2} / 18
+        $$\sqrt{N \eta_1 \eta_2} / 18$$
 
-        The valley of the curve reaches from the rate :math:`\eta_1`, at which the loss has made
-        half of its fall, to :math:`\eta_2`, at which it has lost half of that again. :math:`N` are
-        the ``equivalent_steps`` at :math:`\eta_1`: the longer the test, the lower it is. Losses
+        The valley of the curve reaches from the rate $\eta_1$, at which the loss has made
+        half of its fall, to $\eta_2$, at which it has lost half of that again. $N$ are
+        the ``equivalent_steps`` at $\eta_1$: the longer the test, the lower it is. Losses
         are averaged over 0.3 decades of the rate, and counted logarithmically above their noise.
         With leading axes all the curves are read together. After training with it the validation
         loss of 14 small tasks was 9% above that with the best rate, in the mean; after a test of
@@ -129,9 +129,9 @@ class RangeTestResult(NamedTuple):
     def one_cycle_peak(self) -> float | jax.Array:
         r"""Return the peak of a one-cycle run, which may be higher than a constant rate.
 
-        .. math:: 2.64 \, \eta
+        $$2.64 \, \eta$$
 
-        with :math:`\eta` from :meth:`suggest`: what :meth:`peak_for` gives for one cycle of 1,000
+        with $\eta$ from [`suggest`][]: what [`peak_for`][] gives for one cycle of 1,000
         steps.
 
         Returns:
@@ -140,7 +140,7 @@ class RangeTestResult(NamedTuple):
 
         Raises:
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
-          RangeTestWarning: a warning, as for :meth:`suggest`.
+          RangeTestWarning: a warning, as for [`suggest`][].
 
         Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
@@ -155,12 +155,14 @@ class RangeTestResult(NamedTuple):
     def peak_for(self, shape: optax.Schedule, num_steps: int) -> float | jax.Array:
         r"""Return the peak of any schedule: the best constant rate, times what its form allows.
 
-        .. math:: \eta \sqrt{\frac{T (1 + H_{T-1})}{S_1 B}}, \quad
-            B = \frac{Q_1}{S_1} + \sum_{k=1}^{T-1} \frac{s_k}{S_{k+1}} \frac{Q_k}{S_k}
+        $$
+        \eta \sqrt{\frac{T (1 + H_{T-1})}{S_1 B}}, \quad
+        B = \frac{Q_1}{S_1} + \sum_{k=1}^{T-1} \frac{s_k}{S_{k+1}} \frac{Q_k}{S_k}
+        $$
 
-        with :math:`\eta` from :meth:`suggest`, the schedule :math:`s_1 \dots s_T` over its highest
-        value, :math:`S_k` and :math:`Q_k` the sums of :math:`s_t` and of :math:`s_t^2` from step
-        :math:`k` on, and :math:`H` the harmonic numbers. This is the peak for which the bound of
+        with $\eta$ from [`suggest`][], the schedule $s_1 \dots s_T$ over its highest
+        value, $S_k$ and $Q_k$ the sums of $s_t$ and of $s_t^2$ from step
+        $k$ on, and $H$ the harmonic numbers. This is the peak for which the bound of
         convex optimisation on the last loss is least, over the constant rate for which it is.
         Nothing in it is fitted.
 
@@ -175,7 +177,7 @@ class RangeTestResult(NamedTuple):
 
         Raises:
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
-          RangeTestWarning: a warning, as for :meth:`suggest`.
+          RangeTestWarning: a warning, as for [`suggest`][].
           TypeError: if ``shape`` is not a function, or ``num_steps`` not an integer.
           ValueError: if ``num_steps`` is below 1, the schedule cannot be traced or does not give a
             number, or if one of its values is negative or not finite, or none is above 0.
@@ -190,7 +192,7 @@ class RangeTestResult(NamedTuple):
           >>> schedule = optax.cosine_decay_schedule(peak, 5000)
 
         References:
-          Defazio et al., `When, Why and How Much? <https://arxiv.org/abs/2310.07831>`_, 2023,
+          Defazio et al., [When, Why and How Much?](https://arxiv.org/abs/2310.07831), 2023,
           theorem 10.
         """
         function("shape", shape, form="step -> value")
@@ -201,10 +203,12 @@ class RangeTestResult(NamedTuple):
     def bounds(self) -> _reading.LRBounds:
         r"""Return the bounds of a cycle: its peak, and a quarter of it.
 
-        .. math:: \eta_\text{peak} = 1.76 \, \eta, \quad
-            \eta_\text{base} = \eta_\text{peak} / 4
+        $$
+        \eta_\text{peak} = 1.76 \, \eta, \quad
+        \eta_\text{base} = \eta_\text{peak} / 4
+        $$
 
-        with :math:`\eta` from :meth:`suggest`: what :meth:`peak_for` gives for four such cycles in
+        with $\eta$ from [`suggest`][]: what [`peak_for`][] gives for four such cycles in
         1,000 steps.
 
         Returns:
@@ -213,7 +217,7 @@ class RangeTestResult(NamedTuple):
 
         Raises:
           RangeTestError: outside of them, if the curve cannot be read; it says what to change.
-          RangeTestWarning: a warning, as for :meth:`suggest`.
+          RangeTestWarning: a warning, as for [`suggest`][].
 
         Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
@@ -224,7 +228,7 @@ class RangeTestResult(NamedTuple):
           0.041 0.165
 
         References:
-          Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3.
+          Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3.3.
         """
         base_value, peak_value = _reading.bounds(_reading.read_valley(_curve(self)))
         return _reading.LRBounds(_number(base_value), _number(peak_value))
@@ -257,13 +261,13 @@ class RangeTestResult(NamedTuple):
         The losses of a single test are drawn faintly, and strongly their average, which is what
         the methods read: of the held-out losses, where there are any. Of several curves (leading
         axes, such as seeds) the median of their averages is drawn, in a band from the lowest to
-        the highest. :meth:`bounds` is shaded, :meth:`suggest` and :meth:`one_cycle_peak` are
+        the highest. [`bounds`][] is shaded, [`suggest`][] and [`one_cycle_peak`][] are
         lines. Where the curve cannot be read the title says why.
 
         Args:
           ax: Matplotlib Axes to draw on; ``None`` makes a new figure. Nothing is shown or saved.
           rules: functions ``(learning_rates, losses) -> rate`` whose answers are drawn too, such as
-            those of :mod:`optax_clr.peer_rules`. They are given the smoothed losses.
+            those of [`optax_clr.peer_rules`][]. They are given the smoothed losses.
 
         Returns:
           The Axes.

@@ -136,12 +136,14 @@ def cyclical_schedule(
 ) -> optax.Schedule:
     r"""Return a schedule that cycles between two values, with any wave, envelope and cycle length.
 
-    In each cycle the height :math:`h` climbs linearly from 0 to 1 during the first
+    In each cycle the height $h$ climbs linearly from 0 to 1 during the first
     ``rise_steps / (rise_steps + fall_steps)`` of its steps, and falls back to 0 during the rest.
-    The value in cycle :math:`i` at step :math:`t` is
+    The value in cycle $i$ at step $t$ is
 
-    .. math:: \text{base} + (\text{peak} - \text{base}) \cdot \text{wave}(h)
-              \cdot \text{envelope}(i, t)
+    $$
+    \text{base} + (\text{peak} - \text{base}) \cdot \text{wave}(h)
+    \cdot \text{envelope}(i, t)
+    $$
 
     Args:
       base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
@@ -152,12 +154,12 @@ def cyclical_schedule(
         ``waves.cosine``, ``waves.welch`` or your own.
       envelope: pure function ``(cycle, step) -> scale`` of the amplitude: ``envelopes.halving``,
         ``envelopes.exponential(gamma)`` or your own; ``None`` leaves it at 1.
-      mult: how many times longer each cycle is than the one before, as in :class:`Cycles`.
+      mult: how many times longer each cycle is than the one before, as in [`Cycles`][].
       num_cycles: number of cycles, after which the last value is held; ``None``: without end.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer, a value not a real number, a function not callable.
@@ -172,7 +174,7 @@ def cyclical_schedule(
        0.75   0.4375 0.     0.    ]
 
     References:
-      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+      Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3.
     """
     base_value = real_scalar("base_value", base_value)
     peak_value = real_scalar("peak_value", peak_value)
@@ -203,11 +205,13 @@ def triangular_schedule(
 ) -> optax.Schedule:
     r"""Return a schedule that climbs linearly from base to peak and back, without end.
 
-    In a cycle of :math:`r` steps up and :math:`f` steps down, at the position
-    :math:`p = t \bmod (r + f)`, the value is
+    In a cycle of $r$ steps up and $f$ steps down, at the position
+    $p = t \bmod (r + f)$, the value is
 
-    .. math:: \text{base} + (\text{peak} - \text{base}) \cdot
-              \min\left(\frac{p}{r}, \frac{r + f - p}{f}\right)
+    $$
+    \text{base} + (\text{peak} - \text{base}) \cdot
+    \min\left(\frac{p}{r}, \frac{r + f - p}{f}\right)
+    $$
 
     Args:
       base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
@@ -217,8 +221,8 @@ def triangular_schedule(
       fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer or a value not a real number.
@@ -236,7 +240,7 @@ def triangular_schedule(
       ['0.95', '0.90', '0.85', '0.90', '0.95']
 
     References:
-      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3;
+      Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3;
       the values are those of ``torch.optim.lr_scheduler.CyclicLR(mode="triangular")``.
     """
     return cyclical_schedule(base_value, peak_value, rise_steps, fall_steps)
@@ -250,9 +254,9 @@ def triangular2_schedule(
 ) -> optax.Schedule:
     r"""Return a triangular schedule whose height halves after every cycle.
 
-    With :math:`h` the height of the triangle at step :math:`t` and :math:`i` the cycle, from 0,
+    With $h$ the height of the triangle at step $t$ and $i$ the cycle, from 0,
 
-    .. math:: \text{base} + (\text{peak} - \text{base}) \cdot h \cdot 2^{-i}
+    $$\text{base} + (\text{peak} - \text{base}) \cdot h \cdot 2^{-i}$$
 
     Args:
       base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
@@ -262,8 +266,8 @@ def triangular2_schedule(
       fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer or a value not a real number.
@@ -275,7 +279,7 @@ def triangular2_schedule(
       ['0.1', '0.5', '0.1', '0.3', '0.1', '0.2']
 
     References:
-      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3;
+      Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3;
       the values are those of ``torch.optim.lr_scheduler.CyclicLR(mode="triangular2")``.
     """
     return cyclical_schedule(
@@ -293,9 +297,9 @@ def exp_range_schedule(
 ) -> optax.Schedule:
     r"""Return a triangular schedule whose height decays a little with every step.
 
-    With :math:`h` the height of the triangle at step :math:`t`, counted from 0 over all cycles,
+    With $h$ the height of the triangle at step $t$, counted from 0 over all cycles,
 
-    .. math:: \text{base} + (\text{peak} - \text{base}) \cdot h \cdot \gamma^t
+    $$\text{base} + (\text{peak} - \text{base}) \cdot h \cdot \gamma^t$$
 
     Args:
       base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
@@ -307,8 +311,8 @@ def exp_range_schedule(
         see ``envelopes.exponential``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer or a value not a real number.
@@ -320,7 +324,7 @@ def exp_range_schedule(
       ['0.000', '0.900', '0.000', '0.729', '0.000', '0.590']
 
     References:
-      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3;
+      Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3;
       the values are those of ``torch.optim.lr_scheduler.CyclicLR(mode="exp_range")``.
     """
     return cyclical_schedule(
@@ -340,21 +344,23 @@ def warm_restarts_schedule(
 ) -> optax.Schedule:
     r"""Return SGDR: in every cycle fall from the peak along a cosine, then restart at the peak.
 
-    At position :math:`p` of cycle :math:`i`, of length :math:`T_i`, after :math:`w` steps of
+    At position $p$ of cycle $i$, of length $T_i$, after $w$ steps of
     warm-up, the value is
 
-    .. math:: \text{base} + (\text{peak}_i - \text{base}) \cdot
-              \tfrac12 \left(1 + \cos \pi \frac{p - w}{T_i - w}\right), \quad
-              \text{peak}_i = \max(\text{peak} \cdot \text{peak\_decay}^i, \text{base})
+    $$
+    \text{base} + (\text{peak}_i - \text{base}) \cdot
+    \tfrac12 \left(1 + \cos \pi \frac{p - w}{T_i - w}\right), \quad
+    \text{peak}_i = \max(\text{peak} \cdot \text{peak\_decay}^i, \text{base})
+    $$
 
-    During the warm-up it climbs linearly from the base to :math:`\text{peak}_i`.
+    During the warm-up it climbs linearly from the base to $\text{peak}_i$.
 
     Args:
       peak_value: scalar at the start of cycle 0 (after its warm-up), may be traced.
       steps: optimizer steps (not epochs) of cycle 0, warm-up included, a Python integer.
       base_value: scalar that every cycle falls to, may be traced.
       mult: how many times longer each cycle is than the one before; may be a float, and below 1,
-        as in :class:`Cycles`.
+        as in [`Cycles`][].
       peak_decay: positive scalar by which the peak is multiplied at each restart, may be traced.
         A peak never falls below ``base_value``; unless it is 1, ``peak_value >= base_value``.
       warmup_steps: steps of linear climb at the start of each cycle, fewer than in any cycle.
@@ -362,8 +368,8 @@ def warm_restarts_schedule(
         without end.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer or a value not a real number.
@@ -375,7 +381,7 @@ def warm_restarts_schedule(
       ['1.000', '0.500', '0.500', '0.427', '0.250', '0.073', '0.250']
 
     References:
-      Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, 2017; with
+      Loshchilov and Hutter, [SGDR](https://arxiv.org/abs/1608.03983), 2017; with
       ``peak_decay=1, warmup_steps=0`` the values are those that
       ``torch.optim.lr_scheduler.CosineAnnealingWarmRestarts`` reaches step by step.
     """
@@ -420,10 +426,10 @@ def one_cycle_schedule(
 ) -> optax.Schedule:
     r"""Return one cycle over the whole run: up to the peak, then down to a much lower end.
 
-    With :math:`N` = ``total_steps`` the peak is at :math:`m = \text{rise\_fraction} \cdot N - 1`.
-    The value goes from ``init_value`` to ``peak_value`` at :math:`m`, and on to ``end_value`` at
-    step :math:`N - 1`, the last that a run of :math:`N` steps uses; both along ``wave``. With
-    ``three_phase`` it returns to ``init_value`` at :math:`2m` and goes to ``end_value`` from there.
+    With $N$ = ``total_steps`` the peak is at $m = \text{rise\_fraction} \cdot N - 1$.
+    The value goes from ``init_value`` to ``peak_value`` at $m$, and on to ``end_value`` at
+    step $N - 1$, the last that a run of $N$ steps uses; both along ``wave``. With
+    ``three_phase`` it returns to ``init_value`` at $2m$ and goes to ``end_value`` from there.
 
     Args:
       peak_value: scalar at the peak, may be traced.
@@ -443,8 +449,8 @@ def one_cycle_schedule(
         ``end_value``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if ``total_steps`` is not an integer or a value not a real number.
@@ -462,7 +468,7 @@ def one_cycle_schedule(
       ['0.950', '0.900', '0.850', '0.911', '0.950', '0.950']
 
     References:
-      Smith and Topin, `Super-Convergence <https://arxiv.org/abs/1708.07120>`_, 2018; the values
+      Smith and Topin, [Super-Convergence](https://arxiv.org/abs/1708.07120), 2018; the values
       are those of ``torch.optim.lr_scheduler.OneCycleLR``, whose phases end at the same moments
       and whose ``div_factor`` and ``final_div_factor`` are the defaults here.
     """
@@ -503,19 +509,21 @@ def warmup_stable_decay_schedule(
 ) -> optax.Schedule:
     r"""Return WSD: rise from zero to the peak, stay there, and decay at the end of the run.
 
-    With :math:`N` = ``total_steps``, :math:`w` = ``warmup_steps`` and :math:`d` = ``decay_steps``
-    the value at step :math:`t` is
+    With $N$ = ``total_steps``, $w$ = ``warmup_steps`` and $d$ = ``decay_steps``
+    the value at step $t$ is
 
-    .. math:: \begin{cases}
-        \text{peak} \cdot \text{warmup\_wave}(t / w) & t < w \\
-        \text{peak} & w \le t < N - d \\
-        \text{end} + (\text{peak} - \text{end}) \cdot \text{decay\_wave}((N - t) / d)
-            & N - d \le t < N \\
-        \text{end} & N \le t
-        \end{cases}
+    $$
+    \begin{cases}
+    \text{peak} \cdot \text{warmup\_wave}(t / w) & t < w \\
+    \text{peak} & w \le t < N - d \\
+    \text{end} + (\text{peak} - \text{end}) \cdot \text{decay\_wave}((N - t) / d)
+    & N - d \le t < N \\
+    \text{end} & N \le t
+    \end{cases}
+    $$
 
     So step 0 of a warm-up has the value 0, and ``end_value`` comes one step after the last that a
-    run of :math:`N` steps uses. With linear waves this is ``optax.join_schedules`` of
+    run of $N$ steps uses. With linear waves this is ``optax.join_schedules`` of
     ``linear_schedule``, ``constant_schedule`` and ``linear_schedule``.
 
     The decay can begin at any checkpoint of a run on the stable part: restore the state, and go on
@@ -535,8 +543,8 @@ def warmup_stable_decay_schedule(
       decay_wave: the same for the decay, from the height 1 at its start down to 0.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value: same shape,
-      float32 (float64 where the values are float64 arrays).
+      A pure function from the step, an integer of any dtype and shape, to the value, of the same
+      shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
       TypeError: if a count is not an integer, a value not a real number, a wave not callable.
@@ -558,9 +566,9 @@ def warmup_stable_decay_schedule(
       ['1.000', '0.500', '0.293', '0.134', '0.000']
 
     References:
-      Hu et al., `MiniCPM <https://arxiv.org/abs/2404.06395>`_, 2024, section 4; Hägele et al.,
-      `Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations
-      <https://arxiv.org/abs/2405.18392>`_, 2024.
+      Hu et al., [MiniCPM](https://arxiv.org/abs/2404.06395), 2024, section 4; Hägele et al.,
+      [Scaling Laws and Compute-Optimal Training Beyond Fixed Training
+      Durations](https://arxiv.org/abs/2405.18392), 2024.
     """
     peak_value = real_scalar("peak_value", peak_value)
     end_value = real_scalar("end_value", end_value)
@@ -589,7 +597,7 @@ def warmup_stable_decay_schedule(
 def per_epoch_schedule(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedule:
     r"""Return a schedule that sees the epoch number instead of the step.
 
-    .. math:: t \mapsto \text{schedule}(\lfloor t / \text{steps\_per\_epoch} \rfloor)
+    $$t \mapsto \text{schedule}(\lfloor t / \text{steps\_per\_epoch} \rfloor)$$
 
     Args:
       schedule: pure function of an integer, from this library, Optax or your own.

@@ -94,12 +94,12 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
     - Any other counter, such as that of your own transformation, raises an error that names it.
 
     Args:
-      state: an optimizer's or trainer's state, as for :func:`get_hyperparams`; not changed.
+      state: an optimizer's or trainer's state, as for [`get_hyperparams`][]; not changed.
       step: integer scalar, optimizer steps done so far; the next update uses ``schedule(step)``.
 
     Returns:
       A new state of the same structure, all of whose arrays are copies. Until the next update
-      :func:`get_hyperparams` still reads the values of the last one.
+      [`get_hyperparams`][] still reads the values of the last one.
 
     Raises:
       TypeError: if ``step`` is not an integer, or ``state`` is an ``nnx.Optimizer`` in a version
@@ -129,7 +129,7 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
 
 
 class _Move:
-    """One call of :func:`set_step`: the step, and how many counters have been moved to it."""
+    """One call of ``set_step``: the step, and how many counters have been moved to it."""
 
     def __init__(self, step: jax.Array) -> None:
         self.step = step

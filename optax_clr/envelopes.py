@@ -24,7 +24,7 @@ Envelope = Callable[[jax.Array, jax.Array], ArrayLike]
 def halving(cycle: jax.Array, step: jax.Array) -> jax.Array:
     r"""Return the amplitude that halves after every cycle, the envelope of ``triangular2``.
 
-    .. math:: e(i, t) = 2^{-i}
+    $$e(i, t) = 2^{-i}$$
 
     Args:
       cycle: int32 of any shape, the cycle counted from 0.
@@ -38,7 +38,7 @@ def halving(cycle: jax.Array, step: jax.Array) -> jax.Array:
       [1.    0.5   0.25  0.125]
 
     References:
-      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+      Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3.
     """
     del step
     # The bits of the float with that exponent: exact, where XLA's exp2 is not.
@@ -49,7 +49,7 @@ def halving(cycle: jax.Array, step: jax.Array) -> jax.Array:
 def exponential(gamma: ArrayLike) -> Envelope:
     r"""Return the envelope that decays with every step, as in ``exp_range``.
 
-    .. math:: e(i, t) = \gamma^t
+    $$e(i, t) = \gamma^t$$
 
     If ``gamma`` is known when the object is built, its logarithm is computed in float64, and the
     power is right to a few float32 roundings at every step. If it is traced, its logarithm is a
@@ -71,13 +71,13 @@ def exponential(gamma: ArrayLike) -> Envelope:
       ['1.000', '0.900', '0.810', '0.729']
 
     References:
-      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+      Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3.
     """
     return Exponential(real_scalar("gamma", gamma, positive=True))
 
 
 class Exponential:
-    """The envelope that :func:`exponential` returns, which also computes its complement."""
+    """The envelope that ``exponential`` returns, which also computes its complement."""
 
     def __init__(self, gamma: ArrayLike) -> None:
         self.gamma = gamma

@@ -3,10 +3,10 @@
 Each takes the rates and the losses of one sweep (smoothed ones, where the other system smooths),
 works under ``jax.jit`` and ``jax.vmap``, and never draws. Curves with leading axes, such as one per
 seed, are averaged first. Rows from the first NaN on are left out, as
-:class:`optax_clr.RangeTestResult` pads them. fastai also leaves out the first tenth of the rows and
+[`optax_clr.RangeTestResult`][] pads them. fastai also leaves out the first tenth of the rows and
 the last five before it applies its rules; slice them off to do the same.
 
-The readings of this library, :meth:`optax_clr.RangeTestResult.suggest` and its neighbours, are
+The readings of this library, [`optax_clr.RangeTestResult.suggest`][] and its neighbours, are
 others.
 """
 
@@ -26,7 +26,7 @@ __all__ = ["minimum", "slide", "steepest", "valley"]
 def steepest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     r"""Return the rate at which the loss falls fastest, per factor of the rate.
 
-    .. math:: \operatorname{arg\,min}_i \frac{L_{i+1} - L_i}{\log \eta_{i+1} - \log \eta_i}
+    $$\operatorname{argmin}_i \frac{L_{i+1} - L_i}{\log \eta_{i+1} - \log \eta_i}$$
 
     Args:
       learning_rates: ``f32[..., n]`` positive rates in the order of the sweep, ``n >= 2``.
@@ -56,7 +56,7 @@ def steepest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
 def minimum(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     r"""Return a tenth of the rate of the lowest loss.
 
-    .. math:: \eta_{\operatorname{arg\,min}_i L_i} / 10
+    $$\eta_{\operatorname{argmin}_i L_i} / 10$$
 
     Args:
       learning_rates: ``f32[..., n]`` positive rates in the order of the sweep.

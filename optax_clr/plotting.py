@@ -23,12 +23,12 @@ __all__ = ["plot_range_test", "plot_schedule"]
 def plot_range_test(
     result: RangeTestResult, ax: Axes | None = None, rules: Sequence[Rule] = ()
 ) -> Axes:
-    """Draw a range test and what it reads as: :meth:`optax_clr.RangeTestResult.plot`.
+    """Draw a range test and what it reads as: [`optax_clr.RangeTestResult.plot`][].
 
     Args:
-      result: what :func:`optax_clr.lr_range_test` or :func:`optax_clr.range_test` returned.
+      result: what [`optax_clr.lr_range_test`][] or [`optax_clr.range_test`][] returned.
       ax: Matplotlib Axes to draw on; ``None`` makes a new figure. Nothing is shown or saved.
-      rules: functions such as those of :mod:`optax_clr.peer_rules`, whose answers are drawn too.
+      rules: functions such as those of [`optax_clr.peer_rules`][], whose answers are drawn too.
 
     Returns:
       The Axes.

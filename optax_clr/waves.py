@@ -21,7 +21,7 @@ Wave = Callable[[jax.Array], ArrayLike]
 def linear(height: jax.Array) -> jax.Array:
     r"""Return the height itself: Smith's triangle.
 
-    .. math:: w(h) = h
+    $$w(h) = h$$
 
     Args:
       height: float of any shape in [0, 1]; 0 at the base, 1 at the peak, linear in steps.
@@ -34,7 +34,7 @@ def linear(height: jax.Array) -> jax.Array:
       [0.  0.5 1. ]
 
     References:
-      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+      Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3.
     """
     return height
 
@@ -42,7 +42,7 @@ def linear(height: jax.Array) -> jax.Array:
 def cosine(height: jax.Array) -> jax.Array:
     r"""Return the height along half a cosine; up and down together are the Hann window.
 
-    .. math:: w(h) = \tfrac12 (1 - \cos \pi h) = \sin^2 (\pi h / 2)
+    $$w(h) = \tfrac12 (1 - \cos \pi h) = \sin^2 (\pi h / 2)$$
 
     Args:
       height: float of any shape in [0, 1]; 0 at the base, 1 at the peak, linear in steps.
@@ -55,7 +55,7 @@ def cosine(height: jax.Array) -> jax.Array:
       ['0.000', '0.146', '0.500', '1.000']
 
     References:
-      Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, 2017, equation 5.
+      Loshchilov and Hutter, [SGDR](https://arxiv.org/abs/1608.03983), 2017, equation 5.
     """
     # 1 - cos would lose digits near the base, where the rate is small.
     return jnp.square(jnp.sin(height * (math.pi / 2)))
@@ -64,7 +64,7 @@ def cosine(height: jax.Array) -> jax.Array:
 def welch(height: jax.Array) -> jax.Array:
     r"""Return the height along a parabola, steep at the base and flat at the peak.
 
-    .. math:: w(h) = 1 - (1 - h)^2 = h (2 - h)
+    $$w(h) = 1 - (1 - h)^2 = h (2 - h)$$
 
     Args:
       height: float of any shape in [0, 1]; 0 at the base, 1 at the peak, linear in steps.
@@ -77,6 +77,6 @@ def welch(height: jax.Array) -> jax.Array:
       [0.   0.75 1.  ]
 
     References:
-      Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.
+      Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3.
     """
     return height * (2 - height)

@@ -123,11 +123,31 @@ def test_the_site_has_its_addresses(tmp_path, monkeypatch, documentation, reposi
     addresses.write_text(f"DOCUMENTATION = {documentation!r}\nREPOSITORY = {repository!r}\n")
     on_config = runpy.run_path(str(ROOT / "docs/addresses.py"))["on_config"]
     monkeypatch.setitem(on_config.__globals__, "ADDRESSES", addresses)
-    config = types.SimpleNamespace(site_name="optax_clr", site_url=None, repo_url=None)
+    handlers = {"python": {"options": {}}}
+    mkdocstrings = types.SimpleNamespace(config=types.SimpleNamespace(handlers=handlers))
+    config = types.SimpleNamespace(
+        site_name="optax_clr", site_url=None, repo_url=None, plugins={"mkdocstrings": mkdocstrings}
+    )
     on_config(config)
     assert config.site_url == documentation
     assert config.repo_url == (repository or None)
+    assert handlers["python"]["options"] == (
+        {"extra": {"repository": repository}} if repository else {}
+    )
     assert not re.search(r"^(site|repo)_url", (ROOT / "docs/mkdocs.yml").read_text(), re.MULTILINE)
+
+
+def test_a_notebook_can_be_opened_in_colab_once_it_is_on_github():
+    add_link = runpy.run_path(str(ROOT / "docs/addresses.py"))["on_page_markdown"]
+    page = "This page is also a notebook, `docs/notebooks/a.ipynb` in the repository."
+    added = {
+        url: add_link(page, types.SimpleNamespace(repo_url=url)).removeprefix(page)
+        for url in (None, "https://repository.example/project/", "https://github.com/a/b/")
+    }
+    assert added.pop("https://github.com/a/b/").strip() == (
+        "[Open it in Colab](https://colab.research.google.com/github/a/b/blob/main/docs/notebooks/a.ipynb)."
+    )
+    assert set(added.values()) == {""}
 
 
 # What a package index shows. .ci/run renders it; here is what it is made of.

@@ -5,6 +5,8 @@ import importlib
 import pathlib
 import pkgutil
 import re
+import runpy
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +56,7 @@ def test_every_public_name_has_an_example(name, value):
     assert ">>>" in value.__doc__
 
 
-PAGES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/pages/*.md")]
+PAGES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/pages/**/*.md")]
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(PAGES)])
@@ -65,11 +67,21 @@ def test_the_code_blocks_of_pages_run_in_order(page, tmp_path, monkeypatch):
         assert blocks.pop(0) in blocks[0]
     names = {}
     for block in blocks:
-        exec(compile(block, str(page), "exec"), names)
+        exec(compile(textwrap.dedent(block), str(page), "exec"), names)
 
 
-def test_every_public_name_is_on_the_api_page():
-    page = (ROOT / "docs/pages/api.md").read_text()
-    documented = set(re.findall(r"::: optax_clr\.(\w+)", page))
+def test_every_public_name_is_on_an_api_page_and_listed():
     names = {name for name in vars(optax_clr) if not name.startswith("_")}
-    assert documented == names
+    pages = "".join(path.read_text() for path in (ROOT / "docs/pages/api").glob("*.md"))
+    assert set(re.findall(r"^::: optax_clr\.(\w+)", pages, re.MULTILINE)) == names
+    listed = (ROOT / "docs/pages/api.md").read_text()
+    assert set(re.findall(r"\[optax_clr\.(\w+)", listed)) == names
+
+
+def test_the_notebooks_are_those_of_the_pages():
+    folder = ROOT / "docs/notebooks"
+    made = runpy.run_path(str(folder / "make.py"))
+    assert {path.name for path in folder.glob("*.ipynb")} == set(made["NOTEBOOKS"])
+    for name, page in made["NOTEBOOKS"].items():
+        expected = made["notebook"]((ROOT / "docs/pages" / page).read_text())
+        assert (folder / name).read_text() == expected, "run docs/notebooks/make.py"

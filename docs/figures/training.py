@@ -9,11 +9,11 @@ Drawn from what docs/study/training.py has stored; nothing is trained.
 import pathlib
 import sys
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("agg")
+import style
+from curves import save
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator, NullFormatter
 
 DOCS = pathlib.Path(__file__).parents[1]
 POLICIES = {
@@ -28,17 +28,18 @@ TESTED = 1  # among the ways to choose a peak
 
 def draw(folder):
     files = sorted((DOCS / "study/training").glob("*.npz"))
-    figure, grid = pyplot.subplots(3, 3, figsize=(9, 7.8), layout="constrained")
-    for axes in grid.flat[len(files) :]:
-        axes.remove()
+    style.use()
+    figure, grid = pyplot.subplots(5, 2, figsize=(style.WIDTH, 9), layout="constrained")
     for axes, file in zip(grid.flat, files, strict=False):
         draw_task(axes, np.load(file))
-        axes.set_title(file.stem.replace("-", " "), fontsize=9)
+        axes.set_title(file.stem.replace("-", " "))
     lines = axes.get_legend_handles_labels()
-    figure.legend(*lines, loc="outside upper center", ncols=5, fontsize=9)
-    figure.supxlabel("peak of the schedule; dots: as one range test suggests it", fontsize=9)
-    figure.supylabel("loss after training, on the rows to tune by", fontsize=9)
-    figure.savefig(folder / "training.png", dpi=80)
+    for axes in grid.flat[len(files) :]:
+        axes.axis("off")
+    axes.legend(*lines, loc="center")
+    figure.supxlabel("peak of the schedule; dots: as one range test suggests it", fontsize=10)
+    figure.supylabel("loss after training, on the rows to tune by", fontsize=10)
+    save(figure, folder / "training.png")
 
 
 def draw_task(axes, table):
@@ -50,7 +51,10 @@ def draw_task(axes, table):
         axes.plot(peak, height, "o", color=line.get_color(), markersize=5)
     best, start = np.nanmin(losses), np.nanmax(losses[:, 0])
     axes.set_ylim(0.9 * best, 1.5 * max(start, 2 * best))
-    axes.tick_params(labelsize=7, which="both")
+    axes.xaxis.set_major_locator(LogLocator(numticks=4))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 if __name__ == "__main__":
