@@ -85,3 +85,33 @@ def test_the_notebooks_are_those_of_the_pages():
     for name, page in made["NOTEBOOKS"].items():
         expected = made["notebook"]((ROOT / "docs/pages" / page).read_text())
         assert (folder / name).read_text() == expected, "run docs/notebooks/make.py"
+
+
+FAULTS = {
+    "broken_links": '<a href="missing/">',
+    "repeated_anchors": '<p id="a"></p><p id="a"></p>',
+    "sources_elsewhere": '<script src="https://cdn.example/a.js"></script>',
+    "raw_markup": "<p>The rate :math:`h` of :func:`f`.</p>",
+}
+
+
+@pytest.mark.parametrize("check", FAULTS)
+def test_the_check_of_the_built_site_finds(check, tmp_path):
+    checks = runpy.run_path(str(ROOT / "docs/checks/built.py"))
+    site_too = [tmp_path] if check == "broken_links" else []
+    whole = '<h1 id="top">Page</h1><a href="#top"></a><code>:math:`h`</code>'
+    for text, expected in ((whole, 0), (whole + FAULTS[check], 1)):
+        (tmp_path / "index.html").write_text(text)
+        found = list(checks[check](*site_too, checks["pages_of"](tmp_path)))
+        assert bool(found) == expected
+
+
+def test_the_check_of_the_built_site_finds_names_without_an_example():
+    checks = runpy.run_path(str(ROOT / "docs/checks/built.py"))
+    found = list(checks["names_without_example"]({}))
+    assert "no page documents optax_clr.lr_range_test" in found
+    assert "no page documents optax_clr.waves.cosine" in found
+    page = checks["Page"]('<h2 id="optax_clr.lr_range_test" class="doc doc-heading">a</h2><p>b</p>')
+    assert "optax_clr.lr_range_test has no example that is shown as code" in list(
+        checks["names_without_example"]({"": page})
+    )

@@ -64,9 +64,7 @@ class Browsing:
     def __init__(self, browser, address, device, mode):
         self.address, self.device, self.faults = address, device, []
         size = {"width": WIDTHS[device], "height": 900}
-        self.window = browser.new_context(
-            viewport=size, color_scheme=mode, reduced_motion="reduce"
-        ).new_page()
+        self.window = browser.new_context(viewport=size, color_scheme=mode).new_page()
         self.window.on("request", self.check_request)
         self.window.on("pageerror", lambda error: self.note(f"script: {error}"))
         self.window.on("console", self.check_message)
