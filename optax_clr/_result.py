@@ -102,10 +102,10 @@ class RangeTestResult(NamedTuple):
         The valley of the curve reaches from the rate $\eta_1$, at which the loss has made
         half of its fall, to $\eta_2$, at which it has lost half of that again. $N$ are
         the ``equivalent_steps`` at $\eta_1$: the longer the test, the lower it is. Losses
-        are averaged over 0.3 decades of the rate, and counted logarithmically above their noise.
-        With leading axes all the curves are read together. After training with it the validation
-        loss of 14 small tasks was 9% above that with the best rate, in the mean; after a test of
-        1,200 steps 5%.
+        are averaged by a Gaussian whose standard deviation is 0.3 decades of the rate, and counted
+        logarithmically above their noise. With leading axes all the curves are read together. On
+        22 small tasks that no choice was made on the validation loss after training was 4% above
+        that with the best rate, in the median, and 12% in the mean.
 
         Returns:
           The rate, a float; inside ``jax.jit`` or ``jax.vmap`` ``f32[]``, and NaN if the curve

@@ -1,21 +1,23 @@
 """How good are the rates that a range test suggests? Ours, and every other system's, on real tasks.
 
-    python docs/study/suggestions.py --quick     # four small tasks, a minute
-    python docs/study/suggestions.py scores      # from the stored suggestions, a minute
-    python docs/study/suggestions.py measure     # makes them anew, half an hour
-    python docs/study/suggestions.py stability bounds
+    python docs/study/suggestions.py --quick       # four small tasks, a minute
+    python docs/study/suggestions.py read FOLDER   # from curves that record_curves.py recorded
+    python docs/study/suggestions.py scores        # from the stored suggestions, a minute
+    python docs/study/suggestions.py stability bounds cost
 
-What training with each rate comes to was measured once (suggestion_truth.py, which also says what a
-regret is), on the tasks of suggestion_tasks.py. The rules of others (suggestion_peers.py) read the
-same sweeps as ours without this library's early stop: they have their own.
+What training with each rate comes to was measured once, on the earlier tasks (suggestion_truth.py,
+which also says what a regret is) and on those of today (modern_truth.py). The rules of others
+(suggestion_peers.py) read the same sweeps as ours without this library's early stop: they have
+their own.
 
-    measure    what each method suggests after tests of 300, 600 and 1,200 training steps
-    scores     the regret of each method, as published and with a factor for each use that is
-               fitted to the "dev" tasks, and the difference to this library's reading of a sweep,
-               with an interval of 95% by drawing tasks
+    read       what each rule suggests for the recorded tests of 300, 600 and 1,000 steps, and which
+               of our readings are in doubt, into suggestions.npz
+    scores     the regret of each rule on each task, as published and with a factor for each use
+               that is fitted to the "dev" tasks, into regrets.npz; suggestion_tables.py makes the
+               tables of the documentation from it
+    stability  how far our suggestion moves with the seed, the range and the length of the test
+    bounds     what other lower bounds of a cycle come to; this trains
     cost       of a reading
-    stability  how far a suggestion moves with the seed, the range and the length of the sweep
-    bounds     what other lower bounds of a cycle come to
 """
 
 from __future__ import annotations
@@ -26,134 +28,151 @@ import importlib.metadata
 import pathlib
 import time
 import warnings
-from typing import NamedTuple
 
 import jax
+import modern_truth
 import numpy as np
 import optax
+import peaks
+import suggestion_truth
+from modern_tasks import LONG_STEPS, MODERN_OPTIMIZERS, MODERN_TASKS, SHORT_STEPS
+from record_curves import SEEDS
 from suggestion_peers import PEERS, Suggestion
+from suggestion_tables import DEFAULT, LENGTHS, OURS, OURS_HELD_OUT, TUNED, stability
 from suggestion_tasks import OPTIMIZERS, TASKS
-from suggestion_truth import USES, noise_floor, regret
+from suggestion_truth import USES, noise_floor
 
 import optax_clr
 
-SEEDS = tuple(range(100, 105))  # other starts and batches than those of the ground truth
-LENGTHS = (300, 600, 1200)
 RANGE = (1e-7, 10.0)
-GRID_VALUES = {300: 12, 600: 15, 1200: 20}
+WIDE_RANGE = (1e-8, 100.0)
 HELD_OUT_SIZE = 200
 QUICK = ("digits MLP sgd", "digits MLP adam", "diabetes MLP adam", "mileage MLP momentum")
-# Their 44 validation rows are learned to the last: regrets are of losses that are next to nothing.
+# Their 44 validation rows are memorised, so losses are next to nothing and regrets without meaning.
 SATURATED = ("wine MLP lion", "wine raw features adamw")
 NOTHING = Suggestion(np.nan, np.nan, np.nan, np.nan)
-OURS = "optax_clr sweep"
 FACTORS = np.logspace(-2, 2, 161)
+FOLDER = pathlib.Path(__file__).parent
+ALL_TASKS = TASKS | MODERN_TASKS
 
 
-# -------------------------------------------------------------------------------- methods, measured
+# ------------------------------------------------------------------------------------- suggestions
 
 
 def reading(result):
-    """Return what this library reads from a test."""
-    try:
-        base_value, peak_value = result.bounds()
+    """Return what this library reads from a test, and whether it leaves a doubt."""
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always", optax_clr.RangeTestWarning)
+        try:
+            base_value, peak_value = result.bounds()
+        except optax_clr.RangeTestError:
+            return NOTHING, False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optax_clr.RangeTestWarning)
         rates = result.suggest(), result.one_cycle_peak(), base_value, peak_value
-    except optax_clr.RangeTestError:
-        return NOTHING
-    return Suggestion(*map(float, rates))
+    return Suggestion(*map(float, rates)), bool(doubts)
 
 
-def held_out_batch(task):
-    return jax.tree.map(lambda leaf: leaf[:HELD_OUT_SIZE], task.validation)
+def recorded(folder, task, num_steps, value_range, seed):
+    """Return a recorded test as ``lr_range_test`` has it, and the losses without an early stop."""
+    low, high = value_range
+    with np.load(folder / f"{task.name.replace(' ', '-')}.npz") as file:
+        key = f"{num_steps}/{low:g}..{high:g}/{seed}"
+        losses, held_out = file[f"{key}/losses"], file[f"{key}/held_out_losses"]
+        num_valid = int(file[f"{key}/num_valid_default_stop"])
+    rates = np.geomspace(low, high, num_steps)
+    is_valid = np.arange(num_steps) < num_valid
+    stopped = [
+        np.where(is_valid, column, np.nan).astype(np.float32)
+        for column in (rates, losses, held_out)
+    ]
+    ended_by = 1 if num_valid < num_steps else 0
+    result = optax_clr.RangeTestResult(
+        stopped[0], stopped[1], stopped[1], np.int32(num_valid),
+        held_out_losses=stopped[2], equivalent_steps=(np.cumsum(rates) / rates).astype(np.float32),
+        ended_by=np.int32(ended_by),
+    )  # fmt: skip
+    return result, rates, losses
+
+
+def by_rules(result, rates, losses):
+    """Return the suggestion of each rule, and the names of our readings that are in doubt."""
+    ours = {
+        OURS: reading(result._replace(held_out_losses=())),
+        OURS_HELD_OUT: reading(result),
+    }
+    found = {name: suggestion for name, (suggestion, _) in ours.items()}
+    found |= {name: rule(rates, losses) for name, rule in PEERS.items()}
+    return found, {name for name, (_, is_doubtful) in ours.items() if is_doubtful}
+
+
+def read(folder):
+    """Return the arrays to store: ``[task, seed, 4]`` a rule, and bool ``[task, seed]`` doubts."""
+    tests = [(num_steps, RANGE) for num_steps in (150, *LENGTHS)] + [(300, WIDE_RANGE)]
+    arrays = {"tasks": np.array(list(ALL_TASKS))}
+    for num_steps, value_range in tests:
+        key = f"{num_steps}{' wide' if value_range == WIDE_RANGE else ''}"
+        for task in ALL_TASKS.values():
+            for seed in SEEDS:
+                found, doubtful = by_rules(*recorded(folder, task, num_steps, value_range, seed))
+                for name, suggestion in found.items():
+                    if num_steps in LENGTHS or name in (OURS, OURS_HELD_OUT):
+                        arrays.setdefault(f"{key}/{name}", []).append(suggestion)
+                for name in (OURS, OURS_HELD_OUT):
+                    arrays.setdefault(f"{key}/{name}/doubts", []).append(name in doubtful)
+    shape = len(ALL_TASKS), len(SEEDS)
+    return arrays | {
+        key: np.array(rows, bool if key.endswith("doubts") else np.float32).reshape(*shape, -1)
+        for key, rows in arrays.items()
+        if key != "tasks"
+    }
+
+
+def by_task(table):
+    """Return ``{task: [a suggestion for each seed]}``."""
+    return {
+        task: [Suggestion(*row) for row in rows.tolist()]
+        for task, rows in zip(ALL_TASKS, table, strict=True)
+    }
 
 
 @functools.cache
-def sweep(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, stops=True, held_out=False):
+def sweep(task, seed, num_steps):
     return optax_clr.lr_range_test(
         task.loss_fn,
         task.start(seed),
         task.make_optimizer,
         task.batches(seed, num_steps),
-        min_lr=low,
-        max_lr=high,
-        stop_factor=1.0 if stops else np.inf,
-        held_out=held_out_batch(task) if held_out else None,
+        min_lr=RANGE[0],
+        max_lr=RANGE[1],
     )
-
-
-def grid(task, seed, num_steps, low=RANGE[0], high=RANGE[1], *, num_values, held_out=False):
-    return optax_clr.lr_grid_test(
-        task.loss_fn,
-        task.start(seed),
-        task.make_optimizer,
-        task.batches(seed, num_steps // num_values),
-        min_lr=low,
-        max_lr=high,
-        num_values=num_values,
-        held_out=held_out_batch(task) if held_out else None,
-    )
-
-
-def sweep_then_grid(task, seed, num_steps):
-    """Half of the steps for a sweep, half for ten rates around the peak that it suggests."""
-    peak = reading(sweep(task, seed, num_steps // 2)).one_cycle_peak
-    if not np.isfinite(peak):
-        return NOTHING
-    near = grid(task, seed, num_steps // 2, peak / 30, peak * 10, num_values=10)
-    return reading(near)
-
-
-def methods(task, seed, num_steps):
-    """Return what each method suggests after a test of so many steps."""
-    num_values = GRID_VALUES[num_steps]
-    unstopped = sweep(task, seed, num_steps, stops=False)
-    # A sweep without a stop ends with a loss that is not finite, and peers' go on: NaN there.
-    rates = np.geomspace(*RANGE, num_steps)
-    losses = np.asarray(unstopped.losses)
-    return {
-        OURS: reading(sweep(task, seed, num_steps)),
-        "optax_clr sweep, held out": reading(sweep(task, seed, num_steps, held_out=True)),
-        "optax_clr grid": reading(grid(task, seed, num_steps, num_values=num_values)),
-        "optax_clr grid, held out": reading(
-            grid(task, seed, num_steps, num_values=num_values, held_out=True)
-        ),
-        "optax_clr sweep, then grid": sweep_then_grid(task, seed, num_steps),
-    } | {name: rule(rates, losses) for name, rule in PEERS.items()}
-
-
-def measure(tasks, num_steps):
-    """Return ``{method: {task: [a suggestion for each seed]}}``."""
-    found = {}
-    for task in tasks:
-        for seed in SEEDS:
-            for name, suggestion in methods(task, seed, num_steps).items():
-                found.setdefault(name, {}).setdefault(task.name, []).append(suggestion)
-        sweep.cache_clear()
-    return found
-
-
-def stored(num_steps):
-    return pathlib.Path(__file__).with_name(f"suggestions_{num_steps}.npz")
-
-
-def store(found, num_steps):
-    tables = {
-        f"{name}/{task}": np.array(suggestions, np.float32)
-        for name, by_task in found.items()
-        for task, suggestions in by_task.items()
-    }
-    np.savez_compressed(stored(num_steps), **tables)
-
-
-def recall(num_steps):
-    found = {}
-    for key, table in np.load(stored(num_steps)).items():
-        name, task = key.split("/")
-        found.setdefault(name, {})[task] = [Suggestion(*row.tolist()) for row in table]
-    return found
 
 
 # -------------------------------------------------------------------------------------- scores
+
+
+@functools.cache
+def modern_log_losses(task, use, num_steps):
+    return peaks.log_losses(modern_truth.stored(), task, use, num_steps)
+
+
+def regret(task, use, rate, ratio, num_steps):
+    """Return the regret of a rate, after training for ``num_steps`` where a task has two lengths.
+
+    The cycles of a task of today have a base of a quarter, whatever the rule suggests.
+    """
+    if task.name in TASKS:
+        return suggestion_truth.regret(task, use, rate, ratio)
+    if not (np.isfinite(rate) and rate > 0):
+        return suggestion_truth.WORST
+    return float(peaks.regret(*modern_log_losses(task, use, num_steps), np.log(rate)))
+
+
+def best_rate(task, use):
+    """Return the rate of the grid with the least regret, the shorter training of a task's two."""
+    is_earlier = task.name in TASKS
+    rates = task.rates if is_earlier else np.exp(modern_log_losses(task, use, SHORT_STEPS)[0])
+    return min(rates, key=lambda rate: regret(task, use, rate, 0.25, SHORT_STEPS))
 
 
 def rates_of(suggestion):
@@ -166,56 +185,108 @@ def refused(suggestion):
     return not np.isfinite(suggestion.constant)
 
 
-def score(task, use, suggestions, factor=1.0):
+def score(task, use, suggestions, factor=1.0, num_steps=SHORT_STEPS):
     """Return the mean regret over the seeds.
 
-    Where a method gives no answer its user takes the customary rate, and so does the score.
+    Where a rule gives no answer its user takes the default rate, and so does the score.
     """
-    instead = customary()[task.optimizer]
-    instead = Suggestion(*(rate / factor for rate in instead))
+    rate = default_rate(task)
+    instead = Suggestion(*(part / factor for part in (rate, rate, rate / 4, rate)))
     entries = [rates_of(instead if refused(entry) else entry) for entry in suggestions]
-    return np.mean([regret(task, use, factor * rates[use], ratio) for rates, ratio in entries])
+    return np.mean(
+        [regret(task, use, factor * rates[use], ratio, num_steps) for rates, ratio in entries]
+    )
 
 
-def scores(tasks, use, suggestions, factor=1.0):
-    return np.array([score(task, use, suggestions[task.name], factor) for task in tasks])
+def scores(tasks, use, suggestions, factor=1.0, num_steps=SHORT_STEPS):
+    return np.array([score(task, use, suggestions[task.name], factor, num_steps) for task in tasks])
 
 
 def fitted_factor(tasks, use, suggestions):
     return min(FACTORS, key=lambda factor: scores(tasks, use, suggestions, factor).mean())
 
 
-def interval(differences):
-    """Return the 95% interval of a mean over tasks, by drawing the tasks anew."""
-    draws = np.random.default_rng(0).integers(0, len(differences), (4000, len(differences)))
-    return np.quantile(differences[draws].mean(1), (0.025, 0.975))
+def default_rate(task):
+    """Return what users of the task's optimizer begin with."""
+    optimizers = OPTIMIZERS if task.name in TASKS else MODERN_OPTIMIZERS
+    return optimizers[task.optimizer].customary_rate
 
 
-def fixed_rates(tasks, rates):
-    """Return suggestions that are one rate for each optimizer and use."""
-    entry = lambda task: [rates[task.optimizer]] * len(SEEDS)
-    return {task.name: entry(task) for task in tasks}
+def default_rates(tasks):
+    every = {task.name: default_rate(task) for task in tasks}
+    return {name: [Suggestion(rate, rate, rate / 4, rate)] for name, rate in every.items()}
 
 
-@functools.cache
-def customary():
-    every = {name: optimizer.customary_rate for name, optimizer in OPTIMIZERS.items()}
-    return {name: Suggestion(rate, rate, rate / 4, rate) for name, rate in every.items()}
+def development(tasks):
+    return [task for task in tasks if task.group == "dev"]
 
 
-def tuned(tasks):
-    """Return the best rate for each optimizer and use, on these tasks."""
-    grid = np.logspace(-6, 1.5, 151)
-    found = {}
-    for name in OPTIMIZERS:
-        mine = [task for task in tasks if task.optimizer == name]
-        best = {
-            use: min(grid, key=lambda rate, use=use: sum(regret(t, use, rate) for t in mine))
-            for use in USES
+def tuned_rates(tasks):
+    """Return, for each task, the rates that are best for its optimizer on the development tasks.
+
+    For an optimizer that none of them has it is the default rate.
+    """
+    grid, found = np.logspace(-6, 1.5, 76), {}
+    for name in {task.optimizer for task in tasks}:
+        mine = [task for task in development(tasks) if task.optimizer == name]
+
+        def best(use, mine=mine):
+            total = lambda rate: sum(regret(task, use, rate, 0.25, SHORT_STEPS) for task in mine)
+            return min(grid, key=total)
+
+        if mine:
+            constant, peak, triangular = map(best, USES)
+            found[name] = Suggestion(constant, peak, triangular / 4, triangular)
+    defaults = default_rates(tasks)
+    return {
+        task.name: [found[task.optimizer]] if task.optimizer in found else defaults[task.name]
+        for task in tasks
+    }
+
+
+def regrets_of(stored, tasks):
+    """Return what the tables are made of: ``f32[task]`` under "test/rule/use" and so on."""
+    modern = [task for task in tasks if task.name in MODERN_TASKS]
+    arrays = {
+        "tasks": np.array([task.name for task in tasks]),
+        "is modern": np.array([task.name in MODERN_TASKS for task in tasks]),
+        "is held-out": np.array([task.group != "dev" for task in tasks]),
+        "is well scaled": np.array([task.well_scaled for task in tasks]),
+        "is saturated": np.array([task.name in SATURATED for task in tasks]),
+    }
+    arrays |= {f"best rate/{use}": [best_rate(task, use) for task in tasks] for use in USES}
+    arrays = {key: np.asarray(array) for key, array in arrays.items()}
+    fixed = {DEFAULT: default_rates(tasks), TUNED: tuned_rates(tasks)}
+    for length in LENGTHS:
+        found = {
+            name: by_task(stored[f"{length}/{name}"]) for name in (OURS, OURS_HELD_OUT, *PEERS)
         }
-        constant, peak, triangular = (best[use] for use in USES)
-        found[name] = Suggestion(constant, peak, triangular / 4, triangular)
-    return found
+        for name, suggestions in (found | fixed).items():
+            key = f"{length}/{name}"
+            no_answer = [[refused(entry) for entry in suggestions[task.name]] for task in tasks]
+            arrays[f"{key}/no answer"] = np.mean(no_answer, 1)
+            for use in USES:
+                arrays[f"{key}/{use}"] = scores(tasks, use, suggestions)
+                long = scores(modern, use, suggestions, num_steps=LONG_STEPS)
+                arrays[f"{key}/{use}/{LONG_STEPS}"] = long
+                if name not in fixed:
+                    factor = fitted_factor(development(tasks), use, suggestions)
+                    arrays[f"{key}, fitted/{use}/factor"] = np.array([factor])
+                    arrays[f"{key}, fitted/{use}"] = scores(tasks, use, suggestions, factor)
+        for name in (OURS, OURS_HELD_OUT):
+            doubts = stored[f"{length}/{name}/doubts"][..., 0]
+            arrays[f"{length}/{name}/in doubt"] = doubts.mean(1)
+            for use in USES:  # of each single test, beside its doubt
+                each = [
+                    [score(task, use, [entry]) for entry in found[name][task.name]]
+                    for task in tasks
+                ]
+                arrays[f"{length}/{name}/{use}/each"] = np.array(each)
+            arrays[f"{length}/{name}/doubts"] = doubts
+    return {
+        key: array.astype(np.float32) if array.dtype == np.float64 else array
+        for key, array in arrays.items()
+    }
 
 
 # ----------------------------------------------------------------------- the lower bound of a cycle
@@ -278,7 +349,7 @@ def print_lower_bounds(tasks, num_steps):
     found = {}
     for task in tasks:
         for seed in SEEDS:
-            peak = reading(sweep(task, seed, num_steps)).peak_value
+            peak = reading(sweep(task, seed, num_steps))[0].peak_value
             if not np.isfinite(peak):
                 continue
             bases = {
@@ -290,7 +361,7 @@ def print_lower_bounds(tasks, num_steps):
                 "where it stagnates on the way down": stagnates(task, seed, num_steps, peak),
             }
             for name, base in bases.items():
-                entry = regret(task, "triangular", peak, min(base / peak, 1.0))
+                entry = suggestion_truth.regret(task, "triangular", peak, min(base / peak, 1.0))
                 found.setdefault(name, {}).setdefault(task.name, []).append(entry)
     for name, by_task in found.items():
         means = np.array([np.mean(entries) for entries in by_task.values()])
@@ -300,98 +371,62 @@ def print_lower_bounds(tasks, num_steps):
 # -------------------------------------------------------------------------------------- stability
 
 
-def print_stability(tasks):
-    """How many tasks have the same answer, to a factor of 1.5, in another test of the same task."""
-    low, high = RANGE
-    changes = {
-        "range a decade wider at both ends": (300, low / 10, high * 10),
-        "half the steps": (150, low, high),
-        "twice the steps": (600, low, high),
-    }
-
-    def answers(task, *test):
-        return np.log([reading(sweep(task, seed, *test)).constant for seed in SEEDS])
-
-    same, others = [], {name: [] for name in changes}
-    for task in tasks:
-        plain = answers(task, 300, low, high)
-        same.append(np.quantile(np.abs(plain - np.median(plain)), 0.8))
-        for name, test in changes.items():
-            others[name].append(np.abs(np.nanmedian(answers(task, *test) - plain)))
-    for name, moves in {"another seed": same, **others}.items():
-        close = np.mean(np.array(moves) <= np.log(1.5))
-        print(f"{name:36} {close:4.0%} of tasks within 1.5; largest {np.exp(np.nanmax(moves)):.2f}")
+def print_stability(stored):
+    names = stored["tasks"].tolist()
+    held_out = np.array([ALL_TASKS[name].group != "dev" for name in names])
+    for title, chosen in {"development": ~held_out, "held-out": held_out}.items():
+        print(f"\nsuggest() of a test of 300 steps when this is changed, {title} tasks")
+        for name, moves in stability(stored).items():
+            known = np.isfinite(moves) & chosen
+            far = np.flatnonzero(known & (moves > np.log(1.5)))
+            print(
+                f"{name:36}{np.mean(moves[known] <= np.log(1.5)):4.0%} of {known.sum()} tasks "
+                f"within 1.5; largest {np.exp(moves[known].max()):.2f}"
+                + "".join(f"; {names[task]} {np.exp(moves[task]):.2f}" for task in far)
+            )
 
 
 # ----------------------------------------------------------------------------------------- printing
 
 
-def row(name, tasks, found, factors=(1.0, 1.0, 1.0), ours=None):
-    """Return a line: mean, median and worst regret for each use, and what is added to ours."""
-    cells = []
-    for use, factor in zip(USES, factors, strict=True):
-        values = scores(tasks, use, found, factor)
-        cell = f"{values.mean():4.2f} {np.median(values):4.2f} {values.max():4.2f}"
-        if ours is not None:
-            differences = values - scores(tasks, use, ours)
-            low, high = interval(differences)
-            cell += f" {differences.mean():+.2f} ({low:+.2f} to {high:+.2f})"
-        if factor != 1:
-            cell += f" x{factor:.3g}"
-        cells.append(f"{cell:44}")
-    refusals = np.mean([refused(entry) for task in tasks for entry in found[task.name]])
-    name += f" ({refusals:.0%} no answer)" if refusals else ""
-    return f"{name:50}" + " | ".join(cells).rstrip()
-
-
-class Group(NamedTuple):
-    title: str
-    tasks: list
-
-
-def groups(tasks):
-    split = {
-        "dev, well scaled": lambda task: task.group == "dev" and task.well_scaled,
-        "dev, badly scaled": lambda task: task.group == "dev" and not task.well_scaled,
-        "held-out, well scaled": lambda task: task.group != "dev" and task.well_scaled,
-        "held-out, badly scaled": lambda task: task.group != "dev" and not task.well_scaled,
-        "held-out, all but the saturated": (
-            lambda task: task.group != "dev" and task.name not in SATURATED
+def print_scores(regrets, length):
+    """Print the mean, median and worst regret of each rule for each use, by groups of tasks."""
+    modern, held_out = regrets["is modern"], regrets["is held-out"]
+    usual = ~regrets["is saturated"]
+    groups = {
+        "dev, earlier": ~held_out & ~modern,
+        "dev, of today": ~held_out & modern,
+        "held-out, earlier, all but the saturated": held_out & ~modern & usual,
+        "held-out, of today": held_out & modern,
+        "badly scaled, dev": ~held_out & ~regrets["is well scaled"],
+        "badly scaled, held-out, all but the saturated": (
+            held_out & ~regrets["is well scaled"] & usual
         ),
+        "saturated": ~usual,
     }
-    found = [Group(title, list(filter(rule, tasks))) for title, rule in split.items()]
-    return [group for group in found if group.tasks]
-
-
-def print_scores(tasks, num_steps, found):
-    dev = [task for task in tasks if task.group == "dev"]
-    factors = {
-        name: [fitted_factor(dev, use, suggestions) for use in USES]
-        for name, suggestions in found.items()
-        if dev
-    }
-    fixed = {"customary rate": customary()} | (
-        {"rate per optimizer, tuned": tuned(dev)} if dev else {}
+    rules = list(
+        dict.fromkeys(key.split("/")[1] for key in regrets if key.split("/")[0] == str(length))
     )
-    for title, members in groups(tasks):
-        print(f"\n{title}: {len(members)} tasks, {num_steps} steps. Mean, median and worst "
-              f"regret, and how much more than {OURS!r}")  # fmt: skip
-        print(f"{'':50}" + " | ".join(f"{use:44}" for use in USES).rstrip())
-        ours = found[OURS]
-        print(row(OURS, members, ours))
-        for name, suggestions in found.items():
-            if name != OURS:
-                print(row(name, members, suggestions, ours=ours))
-        for name in factors:
-            print(row(f"{name}, fitted", members, found[name], factors[name], ours))
-        for name, rates in fixed.items():
-            print(row(name, members, fixed_rates(members, rates), ours=ours))
+    for title, chosen in groups.items():
+        if not chosen.any():
+            continue
+        print(f"\n{title}: {chosen.sum()} tasks, tests of {length} steps. Mean, median and worst "
+              "regret")  # fmt: skip
+        print(f"{'':44}" + "   ".join(f"{use:20}" for use in USES).rstrip())
+        for rule in rules:
+            cells = []
+            for use in USES:
+                values = regrets[f"{length}/{rule}/{use}"][chosen]
+                cell = f"{values.mean():4.2f} {np.median(values):4.2f} {values.max():4.2f}"
+                factor = regrets.get(f"{length}/{rule}/{use}/factor")
+                cells.append(f"{cell}{'' if factor is None else f' x{factor[0]:.3g}':6}")
+            print(f"{rule:44}" + "   ".join(cells).rstrip())
 
 
 def print_noise(tasks):
-    for title, members in groups(tasks):
-        floors = [np.mean([noise_floor(task, use) for task in members]) for use in USES]
-        print(f"noise floor, {title:34}" + "".join(f"{floor:6.2f}" for floor in floors))
+    for use in USES:
+        floors = [noise_floor(task, use) for task in tasks]
+        print(f"noise floor of the ground truth, {use}: {np.mean(floors):.2f}")
 
 
 # -------------------------------------------------------------------------------------------- cost
@@ -414,45 +449,56 @@ def print_cost(num_rows=1000):
     )
 
 
-SECTIONS = ("measure", "scores", "stability", "bounds", "cost")
+SECTIONS = ("read", "scores", "stability", "bounds", "cost")
 
 
 def main():
-    warnings.simplefilter("ignore", optax_clr.RangeTestWarning)  # what is read is scored as it is
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all unless given")
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--quick", action="store_true", help="four small tasks, one length")
-    parser.add_argument("--lengths", nargs="*", type=int, default=LENGTHS)
     arguments = parser.parse_args()
     started = time.perf_counter()
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax", "flax"))
     print(f"{', '.join(versions)}, {jax.default_backend()}; seeds {SEEDS}")
     if arguments.quick:
-        tasks = [TASKS[name] for name in QUICK]
-        print_scores(tasks, LENGTHS[0], measure(tasks, LENGTHS[0]))
+        print_quick([TASKS[name] for name in QUICK])
     else:
-        run_sections(arguments.sections or SECTIONS, arguments.lengths)
+        run_sections(arguments.sections)
     print(f"\n{time.perf_counter() - started:.0f} s")
 
 
-def run_sections(sections, lengths):
-    tasks = list(TASKS.values())
-    well_scaled = [task for task in tasks if task.well_scaled]
-    if "measure" in sections:
-        for num_steps in lengths:
-            store(measure(tasks, num_steps), num_steps)
+def print_quick(tasks, num_steps=300):
+    """Print what our reading of new tests comes to."""
+    for use in USES:
+        found = {
+            task.name: [reading(sweep(task, seed, num_steps))[0] for seed in SEEDS]
+            for task in tasks
+        }
+        print(use, *(f"{name} {score(TASKS[name], use, found[name]):.2f};" for name in found))
+
+
+def run_sections(sections):
+    file = FOLDER / "suggestions.npz"
+    if "read" in sections:
+        folder = pathlib.Path(sections[sections.index("read") + 1])
+        np.savez_compressed(file, **read(folder))
+    stored = dict(np.load(file))
     if "scores" in sections:
-        print_noise(tasks)
-        for num_steps in lengths:
-            print_scores(tasks, num_steps, recall(num_steps))
+        regrets = regrets_of(stored, list(ALL_TASKS.values()))
+        np.savez_compressed(FOLDER / "regrets.npz", **regrets)
+        print_noise(list(TASKS.values()))
+        for length in LENGTHS:
+            print_scores(regrets, length)
     if "stability" in sections:
-        print("\nThe same answer of a sweep of 300 steps, when this is changed:")
-        print_stability(well_scaled)
+        print_stability(stored)
     if "cost" in sections:
         print_cost()
     if "bounds" in sections:
         print("\nRegret of a triangular cycle to our peak, by its base (sweeps of 300 steps):")
-        print_lower_bounds([task for task in well_scaled if task.name not in SATURATED], 300)
+        print_lower_bounds(
+            [task for task in TASKS.values() if task.well_scaled and task.name not in SATURATED],
+            300,
+        )
 
 
 if __name__ == "__main__":
