@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -63,3 +64,33 @@ def test_a_shift_that_all_tasks_share_is_told_from_chance(stored):
     )
     assert row.count("**") == 2 * 6
     assert "+.10 ± .01" in row
+
+
+def held_out_peaks():
+    """``{schedule: [a row of peaks.txt for each length]}`` of the held-out tasks.
+
+    The numbers of a row are predicted, observed, its two quartiles, and mean, median and worst
+    regret.
+    """
+    text = (ROOT / "docs" / "study" / "peaks.txt").read_text()
+    rows = {}
+    for line in text[text.index("held-out") :].splitlines():
+        name, *numbers = re.split(r"\s{2,}", line.strip())
+        found = re.findall(r"\d+\.\d+", " ".join(numbers))
+        if len(found) == 7:
+            rows.setdefault(name, []).append([float(number) for number in found])
+    return rows
+
+
+def test_the_page_has_the_peaks_that_the_study_printed():
+    text = (ROOT / "docs" / "pages" / "suggestions.md").read_text()
+    section = text[text.index("## Any schedule") : text.index("## Longer trainings")]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
+    renamed = {"cosine, warm-up": "cosine", "linear decay": "linear"}
+    known = held_out_peaks()
+    assert {renamed.get(name, name) for name, *_ in rows} == set(known)
+    for name, *cells in rows:
+        short, long = known[renamed.get(name, name)]
+        found = [float(number) for number in re.findall(r"\d*\.\d+", " ".join(cells))]
+        expected = [short[0], long[0], short[1], long[1], short[4], short[6], long[4], long[6]]
+        assert found == expected, name
