@@ -253,14 +253,24 @@ def test_noise_alone_is_rarely_read(num_rows):
     assert is_often == dict.fromkeys(is_often, False)
 
 
-def test_batches_that_are_not_shuffled_are_refused_or_doubted():
+def sorted_by_class(rng):
     """A model that learns nothing, and data sorted by class: every class has a loss of its own."""
+    levels = np.tile(np.repeat(2.3 + 0.3 * rng.normal(size=10), 10), 3)
+    losses = levels + 0.05 * rng.normal(size=300)
+    return result_of(losses, rates=np.geomspace(1e-7, 10, 300))
+
+
+def test_a_loss_that_wanders_says_what_to_change():
+    result = sorted_by_class(np.random.default_rng(0))
+    with pytest.raises(RangeTestError, match=r"wanders: .* shuffle the data; .* \(held_out\)"):
+        result.suggest()
+
+
+def test_batches_that_are_not_shuffled_are_refused_or_doubted():
     rng = np.random.default_rng(0)
     count = 0
     for _ in range(60):
-        levels = np.tile(np.repeat(2.3 + 0.3 * rng.normal(size=10), 10), 3)
-        losses = levels + 0.05 * rng.normal(size=300)
-        first_line = result_of(losses, rates=np.geomspace(1e-7, 10, 300)).summary()
+        first_line = sorted_by_class(rng).summary()
         count += "Cannot be read" in first_line or "In doubt" in first_line
     assert count >= 58
 

@@ -46,7 +46,6 @@ import optax_clr
 
 RANGE = (1e-7, 10.0)
 WIDE_RANGE = (1e-8, 100.0)
-HELD_OUT_SIZE = 200
 QUICK = ("digits MLP sgd", "digits MLP adam", "diabetes MLP adam", "mileage MLP momentum")
 # Their 44 validation rows are memorised, so losses are next to nothing and regrets without meaning.
 SATURATED = ("wine MLP lion", "wine raw features adamw")
