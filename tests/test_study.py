@@ -1,0 +1,73 @@
+"""The pages show what the study has stored: every part that a script makes is made again here."""
+
+import importlib
+import pathlib
+
+import numpy as np
+import pytest
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "study")
+    return importlib.import_module
+
+
+def test_the_parts_of_training_and_schedules_are_made_from_what_is_stored(study):
+    training, pages = study("training"), study("pages")
+    sections = training.sections_of(training.load())
+    for page, names in training.PARTS.items():
+        text = (DOCS / "pages" / page).read_text()
+        assert all(f"<!-- training: {name} -->" in text for name in names)
+        assert pages.filled(text, "training", sections) == text
+
+
+def test_the_parts_of_alternatives_are_made_from_what_is_stored(study):
+    rivals, pages = study("rivals"), study("pages")
+    sections = rivals.sections_of(rivals.loaded(rivals.TASKS), rivals.loaded(rivals.BADLY_SCALED))
+    text = (DOCS / "pages" / "alternatives.md").read_text()
+    assert all(f"<!-- rivals: {name} -->" in text for name in sections)
+    assert pages.filled(text, "rivals", sections) == text
+
+
+def test_a_part_that_differs_is_noticed(study):
+    pages = study("pages")
+    text = (
+        "# A\n\n<!-- study: one -->\n\n1.00\n\n<!-- end -->\n\n<!-- other: one -->\n<!-- end -->\n"
+    )
+    assert pages.filled(text, "study", {"one": ["1.00"]}) == text
+    assert pages.filled(text, "study", {"one": ["1.01"]}) == text.replace("1.00", "1.01")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.01, 0.02, 0.03, 0.02], "equal"),  # 2% worse, and certain to be within 5%
+        ([0.30, 0.31, 0.29, 0.30], "worse"),
+        ([-0.30, -0.31, -0.29, -0.30], "better"),
+        ([-0.30, 0.31, 0.05, -0.02], "open"),
+    ],
+)
+def test_a_verdict_is_of_the_interval_and_the_margin(study, values, expected):
+    comparisons = study("comparisons")
+    assert comparisons.verdict(np.array(values), 1, comparisons.RATIO_MARGIN) == expected
+
+
+def test_intervals_are_wider_for_more_comparisons_and_a_run_that_diverged_is_ten_times_worse(study):
+    comparisons = study("comparisons")
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    # Student's t with three degrees of freedom: 3.182 at 97.5% (from a printed table), and
+    # 4.857 at 99.17%, which is 5% on both sides of three intervals.
+    error = values.std(ddof=1) / 2
+    np.testing.assert_allclose(comparisons.half_interval(values), 3.182 * error, rtol=1e-3)
+    np.testing.assert_allclose(comparisons.half_interval(values, 3), 4.857 * error, rtol=1e-3)
+    ratios = comparisons.log_ratios([np.nan, 2.0, np.inf], [1.0, 1.0, np.nan])
+    np.testing.assert_allclose(ratios, [np.log(10), np.log(2), 0.0], rtol=1e-12)
+
+
+def test_holm_rejects_the_smallest_until_one_is_too_large(study):
+    # Of four at 5%: .0125, .0167, .025, .05; the third is above, so the fourth is kept as well.
+    rejected = study("comparisons").holm([0.04, 0.001, 0.03, 0.01])
+    assert rejected.tolist() == [False, True, False, True]
