@@ -6,10 +6,18 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run(tmp_path, name, *arguments, xla_flags="--xla_backend_optimization_level=0"):
@@ -37,9 +45,7 @@ def test_digits_prints_its_tables_and_writes_its_figure(tmp_path):
 
 
 def test_digits_says_which_differences_are_within_the_noise(capsys):
-    spec = importlib.util.spec_from_file_location("digits", EXAMPLES / "digits.py")
-    digits = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(digits)
+    digits = example("digits")
     # By length and seed; the seeds differ more than the schedules do, but alike in every row.
     above_the_seeds = {
         "low": [[-3, -3, -3], [-3, -3, -3]],
@@ -59,6 +65,20 @@ def test_digits_says_which_differences_are_within_the_noise(capsys):
     )
     # The mean of 3.0, 3.1 and 3.2, and twice 0.1 / sqrt(3).
     assert any(line.split()[-6:-3] == ["+3.10", "±", "0.12"] for line in output)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_tiny_language_model_trains_better_at_the_tested_peak_than_at_customary_ones(capsys):
+    language_model = example("language_model")
+    size = language_model.Size(16, 1, 2, 16, 8, 2, 40, 200_000, 16)
+    with jax.numpy_rank_promotion("allow"):  # Flax relies on it
+        language_model.compare(language_model.Task(size), test_batches=120, peaks=(1e-4,))
+    table = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" s")]
+    losses = [float(line.split()[-3]) for line in table]
+    assert len(losses) == 6
+    tested, customary, lowest_of_grid = losses[:3], losses[3:5], losses[5]
+    assert max(tested) < min(customary) < lowest_of_grid < 1.1 * np.log(256)  # guessing
 
 
 @pytest.mark.slow

@@ -1,96 +1,73 @@
-"""The tables about suggestions in the documentation are those of what the study stored."""
+"""The pages show what the study has stored: every part that a script makes is made again here."""
 
-import importlib.util
-import itertools
+import importlib
 import pathlib
-import re
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
 
-def load_tables():
-    """The script that makes the tables; it needs NumPy and SciPy alone."""
-    path = ROOT / "docs" / "study" / "suggestion_tables.py"
-    spec = importlib.util.spec_from_file_location("suggestion_tables", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "study")
+    return importlib.import_module
 
 
-TABLES = load_tables()
+def test_the_parts_of_training_and_schedules_are_made_from_what_is_stored(study):
+    training, pages = study("training"), study("pages")
+    sections = training.sections_of(training.load())
+    for page, names in training.PARTS.items():
+        text = (DOCS / "pages" / page).read_text()
+        assert all(f"<!-- training: {name} -->" in text for name in names)
+        assert pages.filled(text, "training", sections) == text
 
 
-@pytest.fixture(scope="module")
-def stored():
-    return TABLES.load()
+def test_the_parts_of_alternatives_are_made_from_what_is_stored(study):
+    rivals, pages = study("rivals"), study("pages")
+    sections = rivals.sections_of(rivals.loaded(rivals.TASKS), rivals.loaded(rivals.BADLY_SCALED))
+    text = (DOCS / "pages" / "alternatives.md").read_text()
+    assert all(f"<!-- rivals: {name} -->" in text for name in sections)
+    assert pages.filled(text, "rivals", sections) == text
 
 
-@pytest.mark.parametrize("page", TABLES.PAGES)
-def test_a_page_has_the_tables_of_what_is_stored(page, stored):
-    text = (ROOT / page).read_text()
-    missing = [table.__name__ for table in TABLES.PAGES[page] if table(*stored) not in text]
-    assert not missing
-
-
-def test_every_table_of_suggestions_changes_with_what_is_stored(stored):
-    moved = [
-        {
-            key: 1.7 * value if value.dtype == np.float32 and "/range test" in key else value
-            for key, value in part.items()
-        }
-        for part in stored
-    ]
-    moved[1]["150/range test"] = stored[1]["150/range test"]  # or all lengths move alike
-    moved[1]["600/range test"] = 2.5 * stored[1]["600/range test"]
-    for table in itertools.chain(*TABLES.PAGES.values()):
-        assert table(*moved) != table(*stored)
-
-
-def test_a_shift_that_all_tasks_share_is_told_from_chance(stored):
-    """Wide intervals of the paired differences hide a mean; equal ones do not."""
-    regrets, suggestions = stored
-    rule = "fastai minimum"
-    shifted = dict(regrets)
-    for length in TABLES.LENGTHS:
-        for use in TABLES.USES:
-            ours = regrets[f"{length}/{TABLES.OURS}/{use}"]
-            noise = 0.01 * (-1.0) ** np.arange(len(ours))
-            shifted[f"{length}/{rule}/{use}"] = ours + 0.1 + noise
-    row = next(
-        line for line in TABLES.differences_table(shifted, suggestions).splitlines() if rule in line
+def test_a_part_that_differs_is_noticed(study):
+    pages = study("pages")
+    text = (
+        "# A\n\n<!-- study: one -->\n\n1.00\n\n<!-- end -->\n\n<!-- other: one -->\n<!-- end -->\n"
     )
-    assert row.count("**") == 2 * 6
-    assert "+.10 ± .01" in row
+    assert pages.filled(text, "study", {"one": ["1.00"]}) == text
+    assert pages.filled(text, "study", {"one": ["1.01"]}) == text.replace("1.00", "1.01")
 
 
-def held_out_peaks():
-    """``{schedule: [a row of peaks.txt for each length]}`` of the held-out tasks.
-
-    The numbers of a row are predicted, observed, its two quartiles, and mean, median and worst
-    regret.
-    """
-    text = (ROOT / "docs" / "study" / "peaks.txt").read_text()
-    rows = {}
-    for line in text[text.index("held-out") :].splitlines():
-        name, *numbers = re.split(r"\s{2,}", line.strip())
-        found = re.findall(r"\d+\.\d+", " ".join(numbers))
-        if len(found) == 7:
-            rows.setdefault(name, []).append([float(number) for number in found])
-    return rows
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.01, 0.02, 0.03, 0.02], "equal"),  # 2% worse, and certain to be within 5%
+        ([0.30, 0.31, 0.29, 0.30], "worse"),
+        ([-0.30, -0.31, -0.29, -0.30], "better"),
+        ([-0.30, 0.31, 0.05, -0.02], "open"),
+    ],
+)
+def test_a_verdict_is_of_the_interval_and_the_margin(study, values, expected):
+    comparisons = study("comparisons")
+    assert comparisons.verdict(np.array(values), 1, comparisons.RATIO_MARGIN) == expected
 
 
-def test_the_page_has_the_peaks_that_the_study_printed():
-    text = (ROOT / "docs" / "pages" / "suggestions.md").read_text()
-    section = text[text.index("## Any schedule") : text.index("## Longer trainings")]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
-    renamed = {"cosine, warm-up": "cosine", "linear decay": "linear"}
-    known = held_out_peaks()
-    assert {renamed.get(name, name) for name, *_ in rows} == set(known)
-    for name, *cells in rows:
-        short, long = known[renamed.get(name, name)]
-        found = [float(number) for number in re.findall(r"\d*\.\d+", " ".join(cells))]
-        expected = [short[0], long[0], short[1], long[1], short[4], short[6], long[4], long[6]]
-        assert found == expected, name
+def test_intervals_are_wider_for_more_comparisons_and_a_run_that_diverged_is_ten_times_worse(study):
+    comparisons = study("comparisons")
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    # Student's t with three degrees of freedom: 3.182 at 97.5% (from a printed table), and
+    # 4.857 at 99.17%, which is 5% on both sides of three intervals.
+    error = values.std(ddof=1) / 2
+    np.testing.assert_allclose(comparisons.half_interval(values), 3.182 * error, rtol=1e-3)
+    np.testing.assert_allclose(comparisons.half_interval(values, 3), 4.857 * error, rtol=1e-3)
+    ratios = comparisons.log_ratios([np.nan, 2.0, np.inf], [1.0, 1.0, np.nan])
+    np.testing.assert_allclose(ratios, [np.log(10), np.log(2), 0.0], rtol=1e-12)
+
+
+def test_holm_rejects_the_smallest_until_one_is_too_large(study):
+    # Of four at 5%: .0125, .0167, .025, .05; the third is above, so the fourth is kept as well.
+    rejected = study("comparisons").holm([0.04, 0.001, 0.03, 0.01])
+    assert rejected.tolist() == [False, True, False, True]

@@ -3,28 +3,33 @@
     python docs/study/training.py --quick          # two small tasks, a minute; stores nothing
     python docs/study/training.py measure          # tasks that are not stored yet, an hour
     python docs/study/training.py measure "mnist CNN"
+    python docs/study/training.py tested           # the tested peaks of stored tasks anew
     python docs/study/training.py                  # the tables, from what is stored
+    python docs/study/training.py page             # the same, into the pages
 
 Every schedule has one number to choose, its peak. It is chosen in three ways:
 
 - **tuned**: that of 17, four to a decade, with the lowest loss on rows apart, over three starts;
-- **tested**: read from one range test of 300 steps, for each start anew, by one of the library's
-  three readings. A test that cannot be read is followed by the customary rate;
+- **tested**: what `peak_for` gives for the schedule after one range test of 300 steps, for each
+  start anew. A test that cannot be read is followed by the customary rate;
 - **customary**: the rate at which users of the optimizer begin (1e-2 for SGD with momentum, 1e-3
   for AdamW).
 
 What is reported is the loss (and accuracy) on a third set of rows, over ten other starts, each with
-batches of its own, the same for all schedules. Runs with tuned and tested peaks are repeated in
-shorter budgets, to find how many steps a schedule needs to come to what the tuned constant rate has
-at the end.
+batches of its own, the same for all schedules. Runs with tuned peaks are repeated in shorter
+budgets, to find how many steps a schedule needs to come to what the tuned constant rate has at the
+end. `comparisons` says how intervals and verdicts are made.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib.metadata
 import pathlib
+import textwrap
 import time
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,7 +37,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy import stats
+from comparisons import POINTS_MARGIN, compare, half_interval, holm, log_ratios
+from pages import fill
 from training_tasks import TASKS
 
 import optax_clr
@@ -45,7 +51,6 @@ SOURCES = ("tuned", "tested", "customary")
 TEST_STEPS = 300
 NUM_CYCLES = 4
 BASE_OF_PEAK = 0.25  # as bounds() has it
-WORST = float(np.log(10.0))  # the most that a log loss may be worse: ten times, or diverged
 CHUNK = 24  # runs in one call of the program, so that it can be seen to move
 
 
@@ -98,19 +103,17 @@ def one_cycle(peak, num_steps):
 class Policy(NamedTuple):
     name: str
     schedule: Callable  # of peak and num_steps
-    reading: Callable  # of a range test: its peak
 
 
-peak_of_bounds = lambda result: result.bounds().peak_value
 POLICIES = (
-    Policy("constant", constant, optax_clr.RangeTestResult.suggest),
-    Policy("step decay", step_decay, optax_clr.RangeTestResult.suggest),
-    Policy("cosine", cosine, peak_of_bounds),
-    Policy("warm-up, stable, decay", warmup_stable_decay, peak_of_bounds),
-    Policy("triangular", triangular, peak_of_bounds),
-    Policy("triangular2", triangular2, peak_of_bounds),
-    Policy("SGDR", warm_restarts, peak_of_bounds),
-    Policy("one cycle", one_cycle, optax_clr.RangeTestResult.one_cycle_peak),
+    Policy("constant", constant),
+    Policy("step decay", step_decay),
+    Policy("cosine", cosine),
+    Policy("warm-up, stable, decay", warmup_stable_decay),
+    Policy("triangular", triangular),
+    Policy("triangular2", triangular2),
+    Policy("SGDR", warm_restarts),
+    Policy("one cycle", one_cycle),
 )
 NAMES = tuple(policy.name for policy in POLICIES)
 
@@ -193,19 +196,25 @@ def step_of(task):
     return functools.partial(training_step, task)
 
 
-@jax.jit  # where what cannot be read is NaN
-def read(result):
-    return jnp.stack([policy.reading(result) for policy in POLICIES])
+def read(result, policies, num_steps, default_rate):
+    """Return the peak of each policy, and whether the curve was refused, or in doubt."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", optax_clr.RangeTestWarning)
+        try:
+            peaks = [result.peak_for(policy.schedule(1.0, num_steps), num_steps)
+                     for policy in policies]  # fmt: skip
+        except optax_clr.RangeTestError:
+            return [default_rate] * len(policies), True, False
+    return peaks, False, bool(caught)
 
 
-def tested_peaks(task, seed):
-    """Return the peak of each policy as one range test suggests it."""
+def tested_peaks(task, seed, num_steps):
+    """Return the peak of each policy as one range test suggests it, refused, in doubt."""
     rows = jnp.asarray(task.batch_rows(seed + 1000, TEST_STEPS))
     batches = jax.tree.map(lambda column: column[rows], task.train_data)
     values = jnp.geomspace(1e-7, 10.0, TEST_STEPS)
     result = optax_clr.range_test(step_of(task), start(task, seed), batches, values)
-    peaks = np.asarray(read(result))
-    return np.where(np.isfinite(peaks), peaks, task.customary_rate)
+    return read(result, POLICIES, num_steps, task.customary_rate)
 
 
 def measure(task, num_steps, rates, tuning_seeds, seeds, budgets):
@@ -224,26 +233,46 @@ def measure(task, num_steps, rates, tuning_seeds, seeds, budgets):
     best = np.where(np.isfinite(tuning), tuning, np.inf).mean(2).argmin(1)
     peaks = np.zeros((len(SOURCES), len(policies), len(seeds)))
     peaks[0] = rates[best][:, None]
-    peaks[1] = np.stack([tested_peaks(task, seed) for seed in seeds], 1)
     peaks[2] = task.customary_rate
-
-    budgets_of = {"tuned": budgets, "tested": budgets, "customary": (1.0,)}
-    places, runs = [], []
-    for source, name in enumerate(SOURCES):
-        for budget in budgets_of[name]:
-            for policy in policies:
-                for number, seed in enumerate(seeds):
-                    places.append((source, budgets.index(budget), policy, number))
-                    peak = peaks[source, policy, number]
-                    runs.append(Run(seed, policy, peak, round(budget * num_steps)))
-    results = np.full((len(SOURCES), len(budgets), len(policies), len(seeds), 2), np.nan)
-    results[tuple(np.transpose(places))] = outcomes(task, runs, num_steps)[:, 1]
-    return {
+    table = {
         "tuning": tuning.astype(np.float32),  # [policy, rate, start]
         "rates": rates,
         "peaks": peaks.astype(np.float32),  # [source, policy, start]
-        "results": results.astype(np.float32),  # [source, budget, policy, start, (loss, accuracy)]
+        # [source, budget, policy, start, (loss, accuracy)]
+        "results": np.full((*peaks.shape[:1], len(budgets), *peaks.shape[1:], 2), np.nan, "f4"),
     }
+    for source in ("tuned", "customary"):
+        measure_source(task, num_steps, table, source, seeds, budgets)
+    return measure_tested(task, num_steps, table, seeds, budgets)
+
+
+def measure_source(task, num_steps, table, source, seeds, budgets):
+    """Train with the peaks of a source, and put what comes of it into the table."""
+    number = SOURCES.index(source)
+    places, runs = [], []
+    for budget in budgets if source == "tuned" else (1.0,):
+        for policy in range(len(POLICIES)):
+            for column, seed in enumerate(seeds):
+                places.append((budgets.index(budget), policy, column))
+                peak = table["peaks"][number, policy, column]
+                runs.append(Run(seed, policy, peak, round(budget * num_steps)))
+    table["results"][number] = np.nan
+    table["results"][number][tuple(np.transpose(places))] = outcomes(task, runs, num_steps)[:, 1]
+
+
+def measure_tested(task, num_steps, table, seeds, budgets):
+    """Return a table with the tested peaks measured anew."""
+    found = [tested_peaks(task, seed, num_steps) for seed in seeds]
+    table["peaks"][SOURCES.index("tested")] = np.transpose([peaks for peaks, *_ in found])
+    measure_source(task, num_steps, table, "tested", seeds, budgets)
+    problems = np.array([found for _, *found in found], bool)  # [start, (refused, in doubt)]
+    return {**table, "problems": problems, "versions": np.array(versions())}
+
+
+def versions():
+    packages = ("jax", "optax", "flax", "numpy")
+    named = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    return ", ".join([*named, jax.devices()[0].platform])
 
 
 def stored(name):
@@ -259,155 +288,297 @@ def build(names):
         print(f"{name:24} {time.perf_counter() - began:6.0f} s", flush=True)
 
 
+def test_again(names):
+    for name in names:
+        began, task = time.perf_counter(), TASKS[name]
+        table = dict(np.load(stored(name)))
+        table = measure_tested(task, task.num_steps, table, SEEDS, BUDGETS)
+        np.savez_compressed(stored(name), **table)
+        print(f"{name:24} {time.perf_counter() - began:6.0f} s", flush=True)
+
+
 # -------------------------------------------------------------------------------------- tables
+# In Markdown, as docs/pages/training.md has them.
+
+CONSTANT, COSINE, STABLE, ONE_CYCLE = map(
+    NAMES.index, ("constant", "cosine", "warm-up, stable, decay", "one cycle")
+)
+OVERFITS = "mnist1d MLP few rows"
 
 
-def log_losses(table):
-    """Return the log of the reported losses, ``[source, budget, policy, start]``; inf: diverged."""
-    losses = table["results"][..., 0].astype(float)
-    return np.log(np.where(np.isfinite(losses), losses, np.inf))
+def final(table, source, policy):
+    """Return loss and accuracy after all steps, ``[start, 2]``."""
+    return table["results"][SOURCES.index(source), -1, policy].astype(float)
 
 
-def error_rates(table):
-    """Return the share of wrong answers in %, of a classification."""
-    return 100 * (1 - table["results"][..., 1].astype(float))
+def ratios(tables, row, reference):
+    """Return the comparison of two ``(source, policy)``: ratios of losses."""
+    pairs = [(final(table, *row), final(table, *reference)) for table in tables.values()]
+    return compare([log_ratios(ours[:, 0], theirs[:, 0]) for ours, theirs in pairs])
 
 
-def half_interval(values):
-    """Return half the 95% interval of the mean over the starts, the first axis."""
-    quantile = stats.t.ppf(0.975, len(values) - 1)
-    return quantile * values.std(0, ddof=1) / np.sqrt(len(values))
+def points(tables, row, reference):
+    """Return the comparison of two in points of the error rate, on classification tasks."""
+    chosen = [table for name, table in tables.items() if TASKS[name].is_classification]
+    pairs = [(final(table, *row)[:, 1], final(table, *reference)[:, 1]) for table in chosen]
+    return compare([100 * (theirs - ours) for ours, theirs in pairs], POINTS_MARGIN)
 
 
-def difference(values, reference, worst=WORST):
-    """Return the mean of a paired difference, at most ``worst``, and half its 95% interval."""
-    with np.errstate(invalid="ignore"):
-        pairs = np.nan_to_num(values - reference, nan=0.0)
-    pairs = np.clip(pairs, -worst, worst)
-    return pairs.mean(), half_interval(pairs)
+def cells_of(comparison, mark=""):
+    return f"{comparison.as_ratio(mark)}, {comparison.verdicts}"
 
 
-def verdict(values, reference, worst=WORST):
-    """Return -1 where ``values`` are lower than the reference, 1 where higher, else 0 (a draw)."""
-    mean, half_width = difference(values, reference, worst)
-    return int(np.sign(mean)) if abs(mean) > half_width else 0
+def against(tables, reference):
+    """Return a table of every policy against one whose peak was chosen in the same way."""
+    policies = [policy for policy in range(len(NAMES)) if policy != reference]
+    found = {
+        (policy, source): ratios(tables, (source, policy), (source, reference))
+        for policy in policies
+        for source in SOURCES
+    }
+    kept = dict(zip(found, holm([one.p_value for one in found.values()]), strict=True))
+    lines = [
+        f"| against {NAMES[reference]} | tuned | tested | customary | points of accuracy, tuned |",
+        "|---" * 5 + "|",
+    ]
+    for policy in policies:
+        cells = [
+            cells_of(found[policy, source], "*" * int(kept[policy, source])) for source in SOURCES
+        ]
+        accuracy = points(tables, ("tuned", policy), ("tuned", reference))
+        cells.append(f"{-accuracy.mean:+.1f}, {accuracy.verdicts}")
+        lines.append(f"| {NAMES[policy]} | {' | '.join(cells)} |")
+    return lines
 
 
-def print_losses(name, table):
-    task, losses = TASKS[name], table["results"][:, -1]
-    what = "loss, accuracy in %" if task.is_classification else "loss"
-    print(f"\n{name} ({task.optimizer}, {task.num_steps} steps): {what}, mean and 95% interval")
-    print(f"{'':22}", *(f"{source:>32}" for source in SOURCES))
-    for policy, policy_name in enumerate(NAMES):
-        cells = []
-        for source in range(len(SOURCES)):
-            means = losses[source, policy].mean(0)
-            halves = half_interval(losses[source, policy])
-            cell = f"{means[0]:.4f} ± {halves[0]:.4f}"
-            if task.is_classification:
-                cell += f", {100 * means[1]:.2f} ± {100 * halves[1]:.2f}"
-            cells.append(f"{cell:>32}")
-        print(f"{policy_name:22}", *cells)
-    for source in range(2):
-        peaks = ", ".join(
-            f"{name} {np.median(peaks):.2g}"
-            for name, peaks in zip(NAMES, table["peaks"][source], strict=True)
-        )
-        print(f"peaks, {SOURCES[source]}: {peaks}")
+def tested_against_tuned(tables):
+    """Return a table of what a tested peak is worth, against tuned ones."""
+    lines = [
+        "| tested | against its own tuned peak | worst task | without the task that overfits "
+        "| against a tuned cosine | against a tuned constant rate | points, own tuned |",
+        "|---" * 7 + "|",
+    ]
+    others = {name: table for name, table in tables.items() if name != OVERFITS}
+    for policy, name in enumerate(NAMES):
+        row, own = ("tested", policy), ("tuned", policy)
+        found = ratios(tables, row, own)
+        cells = [
+            cells_of(found),
+            f"{found.worst_ratio:.2f}",
+            cells_of(ratios(others, row, own)),
+            cells_of(ratios(tables, row, ("tuned", COSINE))),
+            cells_of(ratios(tables, row, ("tuned", CONSTANT))),
+            f"{-points(tables, row, own).mean:+.1f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
-def print_counts(tables, reference, name, values_of, worst=WORST):
-    """Print how often each schedule wins, draws and loses against one with the same choice."""
-    print(f"\n{name}: tasks of {len(tables)} won / drawn / lost against {NAMES[reference]}")
-    print("with a peak chosen in the same way, and the mean difference")
-    print(f"{'':22}", *(f"{source:>24}" for source in SOURCES))
-    for policy, policy_name in enumerate(NAMES):
-        if policy == reference:
-            continue
-        cells = []
-        for source in range(len(SOURCES)):
-            pairs = [values_of(table)[source, -1][[policy, reference]] for table in tables.values()]
-            verdicts = [verdict(*pair, worst) for pair in pairs]
-            mean = np.mean([difference(*pair, worst)[0] for pair in pairs])
-            counts = " / ".join(str(verdicts.count(sign)) for sign in (-1, 0, 1))
-            cells.append(f"{counts:>14} {mean:+.3f}   ")
-        print(f"{policy_name:22}", *(f"{cell:>24}" for cell in cells))
-
-
-def print_choices(tables):
-    """Print what it costs to test for a peak, or to take the customary one, and not to tune it."""
-    print("\nChange of the log loss against the same schedule with its tuned peak, mean over tasks")
-    print("(without the worst task; the worst task; runs that diverged), and the width in decades")
-    print("of the peaks whose loss is within 10% of the best when tuning")
-    print(f"{'':22} {'tested':>32} {'customary':>32} {'width':>8}")
-    for policy, policy_name in enumerate(NAMES):
-        cells = []
-        for source in (1, 2):
-            changes, diverged = [], 0
-            for table in tables.values():
-                logs = log_losses(table)[:, -1, policy]
-                changes.append(difference(logs[source], logs[0])[0])
-                diverged += int(np.isinf(logs[source]).sum())
-            *others, worst = sorted(changes)
-            means = f"{np.mean(changes):+.3f} ({np.mean(others):+.3f}; "
-            cells.append(f"{means}{worst:+.3f}; {diverged})")
+def customary_against_tuned(tables):
+    lines = [
+        "| customary | against its own tuned peak | worst task | width of the valley, decades |",
+        "|---" * 4 + "|",
+    ]
+    for policy, name in enumerate(NAMES):
+        found = ratios(tables, ("customary", policy), ("tuned", policy))
         width = np.mean([width_within(table, policy) for table in tables.values()])
-        print(f"{policy_name:22}", *(f"{cell:>32}" for cell in cells), f"{width:8.2f}")
+        lines.append(f"| {name} | {cells_of(found)} | {found.worst_ratio:.2f} | {width:.1f} |")
+    return lines
 
 
 def width_within(table, policy):
+    """Return the decades of peaks whose loss is within 10% of the best when tuning."""
     losses = np.where(np.isfinite(table["tuning"][policy]), table["tuning"][policy], np.inf).mean(1)
     step = np.log10(table["rates"][1] / table["rates"][0])
     return step * np.sum(losses <= 1.1 * losses.min())
 
 
-def print_budgets(tables):
-    """Print the shortest budget with which a schedule has the tuned constant's final loss."""
-    print(
-        "\nThe least part of the steps with which a schedule comes to the final loss of the tuned"
-    )
-    print(f"constant rate, of {', '.join(map(str, BUDGETS))}; - is none of them. By task, and how")
-    print("many tasks in half the steps or fewer")
-    for source in range(2):
-        print(f"{SOURCES[source]:22}", *(f"{name.split()[0][:9]:>9}" for name in tables))
-        for policy, policy_name in enumerate(NAMES):
-            least = [least_budget(table, source, policy) for table in tables.values()]
-            cells = [f"{budget:9.3f}" if np.isfinite(budget) else f"{'-':>9}" for budget in least]
-            print(f"{policy_name:22}", *cells, f"{np.sum(np.array(least) <= 0.5):6d}")
+def budgets_table(tables):
+    lines = [f"| | {' | '.join(NAMES)} |", "|---" * (1 + len(NAMES)) + "|"]
+    counts = [
+        sum(least_budget(table, policy) <= 0.5 for table in tables.values())
+        for policy in range(len(NAMES))
+    ]
+    return [*lines, f"| tasks of {len(tables)} | {' | '.join(map(str, counts))} |"]
 
 
-def least_budget(table, source, policy):
-    logs = log_losses(table)
-    target = logs[0, -1, NAMES.index("constant")].mean()
-    reached = logs[source, :, policy].mean(1) <= target
+def least_budget(table, policy):
+    """Return the least budget with the tuned constant's final loss (geometric mean), or inf."""
+    losses = table["results"][SOURCES.index("tuned"), :, policy, :, 0].astype(float)
+    target = np.log(final(table, "tuned", CONSTANT)[:, 0]).mean()
+    with np.errstate(invalid="ignore"):
+        reached = np.log(losses).mean(1) <= target  # NaN is not
     return BUDGETS[int(reached.argmax())] if reached.any() else np.inf
 
 
-def print_costs(tables):
-    print(
-        "\nTraining steps that the choice of a peak takes, the last training included, in trainings"
+def losses_table(name, table):
+    """Return the losses, and accuracies in %, of a task: mean and 95% interval."""
+    task = TASKS[name]
+    lines = [
+        f"{name} ({task.optimizer}, {task.num_steps} steps)",
+        f"{'':22} {'tuned':>32} {'tested':>32} {'customary':>32}",
+    ]
+    for policy, policy_name in enumerate(NAMES):
+        cells = []
+        for source in SOURCES:
+            found = final(table, source, policy)
+            cell = f"{found[:, 0].mean():.4f} ± {half_interval(found[:, 0]):.4f}"
+            if task.is_classification:
+                rates = 100 * found[:, 1]
+                cell += f", {rates.mean():.2f} ± {half_interval(rates):.2f}"
+            cells.append(f"{cell:>32}")
+        lines.append(f"{policy_name:22} {' '.join(cells)}")
+    for number, source in enumerate(SOURCES[:2]):
+        peaks = [f"{name} {np.median(peak):.2g}"
+                 for name, peak in zip(NAMES, table["peaks"][number], strict=True)]  # fmt: skip
+        lines.append(f"peaks, {source}: {', '.join(peaks)}")
+    return [*lines, ""]
+
+
+def percent(ratio):
+    return f"{100 * abs(ratio - 1):.0f}%"
+
+
+def headlines(tables):
+    """Return the page's first sentences, each from a row of the tables below."""
+    decaying = [policy for policy in range(len(NAMES)) if NAMES[policy] not in CYCLING]
+    gains = [ratios(tables, ("tuned", policy), ("tuned", CONSTANT)).ratio for policy in decaying]
+    cycles = ratios(tables, ("tuned", NAMES.index("triangular")), ("tuned", COSINE))
+    tuned = ratios(tables, ("tuned", ONE_CYCLE), ("tuned", COSINE))
+    tested = ratios(tables, ("tested", ONE_CYCLE), ("tuned", ONE_CYCLE))
+    others = {name: table for name, table in tables.items() if name != OVERFITS}
+    without = ratios(others, ("tested", ONE_CYCLE), ("tuned", ONE_CYCLE))
+    to_cosine = ratios(tables, ("tested", ONE_CYCLE), ("tuned", COSINE))
+    customary = ratios(tables, ("customary", ONE_CYCLE), ("tuned", ONE_CYCLE))
+    stable = ratios(tables, ("tuned", STABLE), ("tuned", COSINE))
+    cost = [TEST_STEPS / TASKS[name].num_steps for name in tables]
+    refused, doubted = np.concatenate([table["problems"] for table in tables.values()]).sum(0)
+    num_tests = sum(len(table["problems"]) for table in tables.values())
+    num_tuned = len(TUNING_SEEDS) * len(next(iter(TASKS.values())).rates)
+    bullets = [
+        "**Falling helps, cycling does not by itself.** With tuned peaks, schedules that end near "
+        f"zero have {percent(max(gains))} to {percent(min(gains))} less loss than the best "
+        f"constant rate. Triangular cycles have {percent(cycles.ratio)} more than a cosine decay "
+        f"({cycles.verdicts}).",
+        f"**Both tuned, one cycle over cosine** is {tuned.as_ratio()} ({tuned.verdicts}); warm-up, "
+        f"stable, decay over cosine is {stable.as_ratio()} ({stable.verdicts}).",
+        f"**Tested against tuned:** one cycle with the peak of one range test has "
+        f"{tested.as_ratio()} times the loss of one cycle with its tuned peak "
+        f"({tested.verdicts}; worst task {tested.worst_ratio:.2f}), {without.as_ratio()} without "
+        f"the task that overfits, and {to_cosine.as_ratio()} times that of a tuned cosine "
+        f"({to_cosine.verdicts}). The test costs {min(cost):.1f} to {max(cost):.1f} trainings, "
+        f"tuning {num_tuned}.",
+        f"**A customary peak** has {customary.as_ratio()} times the loss of the tuned one for one "
+        f"cycle ({customary.verdicts}).",
+        f"Of {num_tests} range tests {refused} were refused and {doubted} in doubt.",
+    ]
+    wrap = functools.partial(textwrap.wrap, width=116, initial_indent="- ", subsequent_indent="  ")
+    return [line for bullet in bullets for line in wrap(bullet, break_on_hyphens=False)]
+
+
+CYCLING = ("constant", "triangular", "triangular2")
+
+
+def advice(tables):
+    """Return the table of docs/pages/schedules.md: which schedule when, and what it is worth."""
+
+    def over(source, name, other_source, other):
+        return cells_of(ratios(tables, (source, NAMES.index(name)), (other_source, other)))
+
+    stable, triangular = "warm-up, stable, decay", "triangular"
+    rows = [
+        (
+            "you know the length of the run",
+            "`one_cycle_schedule`, with the peak `one_cycle_peak()`",
+            f"both tuned, over a cosine decay {over('tuned', 'one cycle', 'tuned', COSINE)}; its "
+            f"peak tested, over a tuned cosine {over('tested', 'one cycle', 'tuned', COSINE)}",
+        ),
+        (
+            "you know it, and want Optax alone",
+            "`optax.warmup_cosine_decay_schedule`, with its `peak_for`",
+            f"its peak tested, over its own tuned peak {over('tested', 'cosine', 'tuned', COSINE)}",
+        ),
+        (
+            "you will decide later when to stop, or want finished models at several times",
+            "`warmup_stable_decay_schedule`, with its `peak_for`",
+            f"both tuned, over a cosine decay {over('tuned', stable, 'tuned', COSINE)}; tested, "
+            f"over a tuned cosine {over('tested', stable, 'tuned', COSINE)}; [the decay can begin "
+            "at any checkpoint](recipes.md#decay-from-any-checkpoint)",
+        ),
+        (
+            "you want good models at several times from one uninterrupted run",
+            "`warm_restarts_schedule`",
+            "every cycle is a cosine decay: both tuned, over a single one "
+            f"{over('tuned', 'SGDR', 'tuned', COSINE)}",
+        ),
+        (
+            "you do not know when the run ends, and want no checkpoints",
+            "`triangular_schedule`, between `bounds()`",
+            "both tuned, over a constant rate "
+            f"{over('tuned', triangular, 'tuned', CONSTANT)}; tested, over a tuned constant rate "
+            f"{over('tested', triangular, 'tuned', CONSTANT)}",
+        ),
+        (
+            "you want snapshots, averages, samples",
+            "`warm_restarts_schedule`, `cyclical_schedule`",
+            "[What cycles are for](cycles.md)",
+        ),
+        ("you want another shape, or cycles that lengthen", "`cyclical_schedule`", "below"),
+        (
+            "you reproduce the paper",
+            "`triangular2_schedule`, `exp_range_schedule`",
+            "the first, both tuned, over a cosine decay "
+            f"{over('tuned', 'triangular2', 'tuned', COSINE)}; the second was not tried",
+        ),
+    ]
+    table = [("when", "use", "because"), ("---",) * 3, *rows]
+    return [f"| {' | '.join(row)} |" for row in table]
+
+
+def sections_of(tables):
+    return {
+        "headlines": headlines(tables),
+        "against constant": against(tables, CONSTANT),
+        "against cosine": against(tables, COSINE),
+        "tested": tested_against_tuned(tables),
+        "customary": customary_against_tuned(tables),
+        "budgets": budgets_table(tables),
+        "versions": [versions_of(tables)],
+        "advice": advice(tables),
+    }
+
+
+PARTS = {
+    "training.md": (
+        "headlines",
+        "against constant",
+        "against cosine",
+        "tested",
+        "customary",
+        "budgets",
+        "versions",
+    ),
+    "schedules.md": ("advice",),
+}
+
+
+def versions_of(tables):
+    found = sorted({str(table["versions"]) for table in tables.values()})
+    return (
+        f"Tested peaks: {'; '.join(found)}; seeds {SEEDS[0]} to {SEEDS[-1]}, tuned with "
+        f"{TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]}."
     )
-    for name in tables:
-        num_steps = TASKS[name].num_steps
-        tuned = len(TASKS[name].rates) * len(TUNING_SEEDS) + 1
-        print(f"{name:22} tuned {tuned}, tested {1 + TEST_STEPS / num_steps:.2f}, customary 1")
 
 
 def report(tables):
     for name, table in tables.items():
-        print_losses(name, table)
-    classifications = {
-        name: table for name, table in tables.items() if TASKS[name].is_classification
-    }
-    for reference in map(NAMES.index, ("constant", "cosine")):
-        print_counts(tables, reference, "log loss", log_losses)
-        print_counts(classifications, reference, "error rate in %", error_rates, 100.0)
-    print_choices(tables)
-    print_budgets(tables)
-    print_costs(tables)
-    device = jax.devices()[0].platform
-    print(f"\njax {jax.__version__}, optax {optax.__version__}, {device}", end="")
-    print(f"; starts {SEEDS[0]} to {SEEDS[-1]}, tuned with {TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]}")
+        print(*losses_table(name, table), sep="\n")
+    for name, lines in sections_of(tables).items():
+        print(name, "", *lines, "", sep="\n")
+
+
+def load():
+    return {name: dict(np.load(stored(name))) for name in TASKS if stored(name).exists()}
 
 
 def quick():
@@ -417,7 +588,7 @@ def quick():
         task = TASKS[name]
         rates = task.rates[::4]
         tables[name] = measure(task, task.num_steps // 8, rates, (0,), SEEDS[:3], BUDGETS)
-    report(tables)
+        print(*losses_table(name, tables[name]), sep="\n")
     # A tenth of the customary rate trains worse than the best of the grid in so few steps.
     for name, table in tables.items():
         slowest, best = table["tuning"][:, 0].mean(), np.nanmin(table["tuning"])
@@ -429,7 +600,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", default="report", choices=("report", "measure"))
+    choices = ("report", "page", "measure", "tested")
+    parser.add_argument("what", nargs="?", default="report", choices=choices)
     parser.add_argument("tasks", nargs="*", help="those to measure; all that are not stored yet")
     parser.add_argument("--quick", action="store_true", help="a minute, and nothing is stored")
     arguments = parser.parse_args()
@@ -437,5 +609,11 @@ if __name__ == "__main__":
         quick()
     elif arguments.what == "measure":
         build(arguments.tasks or [name for name in TASKS if not stored(name).exists()])
+    elif arguments.what == "tested":
+        test_again(arguments.tasks or TASKS)
+    elif arguments.what == "page":
+        sections = sections_of(load())
+        for page in PARTS:
+            fill(page, "training", sections)
     else:
-        report({name: dict(np.load(stored(name))) for name in TASKS if stored(name).exists()})
+        report(load())

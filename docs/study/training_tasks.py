@@ -23,6 +23,7 @@ from suggestion_tasks import (
     colours,
     cross_entropy,
     diamonds,
+    health,
     images,
     mnist,
     mnist1d,
@@ -91,6 +92,7 @@ class TrainingTask:
     optimizer: str
     batch_size: int
     num_steps: int
+    shift: float = 0.0  # of the rates to tune with, in decades
 
     @functools.cached_property
     def _rows(self):
@@ -128,7 +130,7 @@ class TrainingTask:
     @property
     def rates(self):
         """The rates to tune with, four to a decade: two and a half above the customary one."""
-        exponent = np.log10(self.customary_rate)
+        exponent = np.log10(self.customary_rate) + self.shift
         return np.logspace(exponent - 1.5, exponent + 2.5, 17)
 
     def start(self, key):
@@ -179,4 +181,19 @@ def _tasks():
     ]  # fmt: skip
 
 
+def _badly_scaled_tasks():
+    """Return tasks with raw features, raw targets, or both, in the units in which they come."""
+    classes, error = cross_entropy, squared_error
+    return [
+        TrainingTask("cancer raw features", functools.partial(scikit, "breast_cancer"),
+                     MLP((16, 2)), classes, "adamw", 32, 1600),
+        TrainingTask("health raw", health, MLP((32, 1)), error, "momentum", 64, 1600, shift=-2.0),
+        TrainingTask("diamonds cut raw features", functools.partial(diamonds, "cut"), MLP((32, 5)),
+                     classes, "momentum", 64, 1600, shift=-3.0),
+        TrainingTask("diamonds price raw", diamonds, MLP((64, 64, 1)), error,
+                     "adamw", 64, 1600, shift=1.0),
+    ]  # fmt: skip
+
+
 TASKS = {task.name: task for task in _tasks()}
+BADLY_SCALED = {task.name: task for task in _badly_scaled_tasks()}

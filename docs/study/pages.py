@@ -1,0 +1,32 @@
+"""Tables and sentences of the pages that scripts of the study make, between two comments.
+
+<!-- rivals: rows -->
+(made by the script, which is how `filled` finds it)
+<!-- end -->
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+PAGES = pathlib.Path(__file__).parents[1] / "pages"
+PART = re.compile(r"(<!-- (\w+): ([\w -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def filled(text: str, script: str, sections: dict[str, list[str]]) -> str:
+    """Return the text of a page, with the parts that a script makes made anew."""
+
+    def part(match):
+        begin, owner, name, _, end = match.groups()
+        if owner != script:
+            return match.group()
+        return "\n".join([begin.rstrip("\n"), "", *sections[name], "", end])
+
+    return PART.sub(part, text)
+
+
+def fill(page: str, script: str, sections: dict[str, list[str]]) -> None:
+    """Make the parts of a page anew, in its file."""
+    path = PAGES / page
+    path.write_text(filled(path.read_text(), script, sections))
