@@ -40,7 +40,7 @@ STICKING_OUT = """() => {
 CUT_OFF = """() => [...document.querySelectorAll('.md-content pre > code')]
   .filter(e => e.scrollWidth > e.clientWidth + 1)
   .map(e => e.textContent.split('\\n').sort((a, b) => b.length - a.length)[0])"""
-# Scrolls the list of results, which grows as it is scrolled, and says whether all of them are there.
+# Scrolls the list of results, which grows as it is scrolled, and says whether all are there.
 ALL_RESULTS = """() => {
   const list = document.querySelector('.md-search__scrollwrap');
   list.scrollTop = 0;
