@@ -40,6 +40,14 @@ STICKING_OUT = """() => {
 CUT_OFF = """() => [...document.querySelectorAll('.md-content pre > code')]
   .filter(e => e.scrollWidth > e.clientWidth + 1)
   .map(e => e.textContent.split('\\n').sort((a, b) => b.length - a.length)[0])"""
+# Scrolls the list of results, which grows as it is scrolled, and says whether all are there.
+ALL_RESULTS = """() => {
+  const list = document.querySelector('.md-search__scrollwrap');
+  list.scrollTop = 0;
+  list.scrollTop = list.scrollHeight;
+  const number = parseInt(document.querySelector('.md-search-result__meta').textContent);
+  return document.querySelectorAll('.md-search-result__item').length >= number;
+}"""
 # How far down the whole page goes in a screenshot, in pixels.
 TALLEST = 16_000
 
@@ -122,11 +130,7 @@ def pages_found(window, address, word):
     """Return the pages that the search offers for a word, by their addresses in the site."""
     window.goto(f"{address}?q={word}", wait_until="load")
     window.wait_for_selector(".md-search-result__link")
-    results = window.locator(".md-search-result__item")
-    number = int(re.search(r"\d+", window.inner_text(".md-search-result__meta"))[0])
-    while results.count() < number:  # the rest is made as the list is scrolled
-        results.last.scroll_into_view_if_needed()
-        window.wait_for_timeout(50)
+    window.wait_for_function(ALL_RESULTS)
     links = window.eval_on_selector_all(
         ".md-search-result__link", "links => links.map(link => link.href)"
     )

@@ -60,7 +60,7 @@ def by_setting(page, settings):
         height = average[abs(rates / suggested - 1).argmin()]
         axes.plot(suggested, height, "o", color=line.get_color())
         print(f"{name}: suggest() {suggested:.2g}")
-    axes.set(ylim=(0, 3.4), xlim=(1e-6, 100))
+    axes.set(ylim=(0, 3.4), xlim=(1e-7, 100))
     axes.legend(loc="lower left")
     return figure
 
