@@ -190,6 +190,7 @@ print(jax.process_count(), json.dumps(curves))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_same_curve():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
