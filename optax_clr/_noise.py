@@ -16,6 +16,7 @@ _MEDIAN = 0.6745
 _BEND = math.sqrt(6)
 # Rows four apart are four times as far apart as neighbours on a slope, and at most twice on a walk.
 _SLOPE = 3.7
+_LAGS = (1, 4, 16, 64)
 
 
 class Fall(NamedTuple):
@@ -77,13 +78,12 @@ def fall_in_errors(
     known = jnp.isfinite(rows)
     noise = deviation(jnp.where(known, rows, 0), (known & is_before).astype(rows.dtype))
     level = jnp.where(is_level, rows, jnp.nan)
-    near = _median_distance(level, 1)
-    is_slope = _median_distance(level, 4) > _SLOPE * near
+    near, *others = _median_distances(level)
+    is_slope = others[0] > _SLOPE * near
     # Of independent rows all pairs are equally far apart. Those of a walk are the farther apart the
     # more rows are between them; a level part shorter than four times that says nothing of it.
     far = near
-    for lag in (4, 16, 64):
-        distance = _median_distance(level, lag)
+    for lag, distance in zip(_LAGS[1:], others, strict=True):
         far = jnp.where(is_level.sum() >= 4 * lag, jnp.fmax(far, distance), far)
     # Those of an AR(1) process are r times as far apart as neighbours where its correlation is
     # 1 - 1/r^2; the variance of an average is then 2 r^2 - 1 times that of independent rows.
@@ -98,11 +98,13 @@ def fall_in_errors(
     )
 
 
-def _median_distance(rows: jax.Array, lag: int) -> jax.Array:
-    """Return the median distance of rows ``lag`` apart, of those that are known; 0 without any."""
-    if rows.shape[0] <= lag:
-        return jnp.zeros((), rows.dtype)
-    return jnp.nan_to_num(jnp.nanmedian(jnp.abs(rows[lag:] - rows[:-lag])))
+def _median_distances(rows: jax.Array) -> jax.Array:
+    """Return the median distance of rows, of those that are known, by how far apart they are.
+
+    ``f32[lags]``, 0 where no rows are so far apart.
+    """
+    later = [jnp.pad(rows, (0, lag), constant_values=jnp.nan)[lag:] for lag in _LAGS]
+    return jnp.nan_to_num(jnp.nanmedian(jnp.abs(jnp.stack(later) - rows), axis=1))
 
 
 def _over(fall: jax.Array, error: jax.Array) -> jax.Array:
