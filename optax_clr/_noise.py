@@ -104,7 +104,7 @@ def _median_distances(rows: jax.Array) -> jax.Array:
     ``f32[lags]``, 0 where no rows are so far apart.
     """
     later = [jnp.pad(rows, (0, lag), constant_values=jnp.nan)[lag:] for lag in _LAGS]
-    return jnp.nan_to_num(jnp.nanmedian(jnp.abs(jnp.stack(later) - rows), axis=1))
+    return jnp.nan_to_num(jnp.nanmedian(jnp.abs(jnp.stack(later) - rows[None]), axis=1))
 
 
 def _over(fall: jax.Array, error: jax.Array) -> jax.Array:
