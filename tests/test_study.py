@@ -32,6 +32,14 @@ def test_the_parts_of_alternatives_are_made_from_what_is_stored(study):
     assert pages.filled(text, "rivals", sections) == text
 
 
+def test_the_table_of_todays_optimizers_is_made_from_what_is_stored(study):
+    todays, pages = study("todays_optimizers"), study("pages")
+    sections = todays.sections_of(np.load(todays.FILE))
+    text = (DOCS / "pages" / "optimizers.md").read_text()
+    assert all(f"<!-- todays_optimizers: {name} -->" in text for name in sections)
+    assert pages.filled(text, "todays_optimizers", sections) == text
+
+
 def test_a_part_that_differs_is_noticed(study):
     pages = study("pages")
     text = (

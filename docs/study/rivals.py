@@ -421,6 +421,14 @@ PAIRS = (
     "Mechanic + cosine",
     "DoG, averaged",
 )
+CANDIDATES = (
+    "range test, one cycle",
+    "AdamW, range test, one cycle",
+    "AdamW, range test, WSD",
+    "Prodigy + cosine",
+    "MoMo-Adam 1e-2 + cosine",
+    "schedule-free AdamW at suggest()",
+)
 OURS = (
     "range test, one cycle, test not paid",
     "range test, one cycle",
@@ -604,6 +612,7 @@ def sections_of(tables, badly_scaled):
         "rows": table_of_rows(scaled_tables, f"{len(tables)} tasks"),
         "raw": table_by_task(badly_scaled),
         "tests": table_of_tests(tables, badly_scaled),
+        "picks": table_of_picks(scaled_tables),
         "cost": table_of_costs(costs),
         "versions": [f"{'; '.join(found)}; seeds {SEEDS[0]} to {SEEDS[-1]}."],
     }
@@ -662,6 +671,28 @@ def measure_costs(width=512, num_steps=30, rounds=9):
         "optimizers": np.array(list(RIVALS)),
         "versions": np.array(versions()),
     }
+
+
+def picked(table, candidates):
+    """Return the test losses of what has the lowest loss on the tuning examples, ``[seed]``."""
+    numbers = [table["rows"].tolist().index(name) for name in candidates]
+    tuning = np.where(np.isfinite(table["tuning"][numbers]), table["tuning"][numbers], np.inf)
+    losses = table["results"][numbers, :, 0].astype(float)
+    return losses[tuning.argmin(0), np.arange(losses.shape[1])]
+
+
+def table_of_picks(tables):
+    """Return a table in Markdown: training every candidate and picking one, over each alone."""
+    ratios = {
+        name: [log_ratios(picked(table, CANDIDATES), row_of(table, name)[:, 0]) for table in tables]
+        for name in CANDIDATES
+    }
+    lines = ["| the one that is picked, over | loss | better / equal / worse / open |"]
+    lines.append("|---" * 3 + "|")
+    for name, values in ratios.items():
+        found = compare(values)
+        lines.append(f"| {name} | {found.as_ratio()} | {found.verdicts} |")
+    return lines
 
 
 def table_of_costs(costs):
