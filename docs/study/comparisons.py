@@ -51,6 +51,11 @@ def verdict(values, comparisons, margin):
     return "better" if mean < 0 else "worse"
 
 
+def verdicts(differences: Sequence, margin: float = RATIO_MARGIN) -> list[str]:
+    """Return the verdict of each task on paired differences, ``[seed]`` of each task."""
+    return [verdict(values, len(differences), margin) for values in differences]
+
+
 class Comparison(NamedTuple):
     """A mean over tasks, its 95% interval, the highest of a task, and the tasks by verdict."""
 
@@ -81,7 +86,7 @@ class Comparison(NamedTuple):
 
 def compare(differences: Sequence, margin: float = RATIO_MARGIN) -> Comparison:
     """Compare paired differences, ``[seed]`` of each task."""
-    found = [verdict(values, len(differences), margin) for values in differences]
+    found = verdicts(differences, margin)
     means = np.array([np.mean(values) for values in differences])
     mean, half_width = means.mean(), half_interval(means)
     p_value = float(stats.ttest_1samp(means, 0.0).pvalue) if np.ptp(means) else 1.0

@@ -311,10 +311,15 @@ def final(table, source, policy):
     return table["results"][SOURCES.index(source), -1, policy].astype(float)
 
 
+def log_ratios_of(tables, row, reference):
+    """Return the log-ratios of the losses of two ``(source, policy)``, ``[seed]`` of each task."""
+    pairs = [(final(table, *row), final(table, *reference)) for table in tables.values()]
+    return [log_ratios(ours[:, 0], theirs[:, 0]) for ours, theirs in pairs]
+
+
 def ratios(tables, row, reference):
     """Return the comparison of two ``(source, policy)``: ratios of losses."""
-    pairs = [(final(table, *row), final(table, *reference)) for table in tables.values()]
-    return compare([log_ratios(ours[:, 0], theirs[:, 0]) for ours, theirs in pairs])
+    return compare(log_ratios_of(tables, row, reference))
 
 
 def points(tables, row, reference):
