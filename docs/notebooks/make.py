@@ -14,7 +14,11 @@ import sys
 
 FOLDER = pathlib.Path(__file__).parent
 PAGES = FOLDER.parent / "pages"
-NOTEBOOKS = {"first_range_test.ipynb": "first-test.md", "sweeps.ipynb": "sweeps.md"}
+NOTEBOOKS = {
+    "first_range_test.ipynb": "first-test.md",
+    "sweeps.ipynb": "sweeps.md",
+    "language_model.ipynb": "language-models.md",
+}
 BLOCK = re.compile(r"```(\w+)\n(.*?)```\n", re.DOTALL)
 INSTALL = (
     "# In a fresh environment, such as Colab's, install the library first: from a clone of its\n"
