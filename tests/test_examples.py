@@ -67,6 +67,45 @@ def test_digits_says_which_differences_are_within_the_noise(capsys):
     assert any(line.split()[-6:-3] == ["+3.10", "±", "0.12"] for line in output)
 
 
+def test_weight_decay_says_what_the_tests_can_tell(capsys):
+    weight_decay = example("weight_decay")
+    decays, rates = [0.0, 0.1, 1.0], np.array([0.01, 0.1])
+    # By decay and seed; the seeds differ more than the decays do.
+    lowest = np.array([[1.0, 2.0, 3.0], [0.9, 2.1, 3.1], [1.5, 2.5, 3.5]])
+    averages = np.stack([lowest, lowest + 1], axis=-1)
+    read = weight_decay.print_readings(decays, [0.01] * 3, [0.03] * 3, rates, averages)
+    np.testing.assert_array_equal(read, lowest)
+    output = capsys.readouterr().out.splitlines()
+    assert output[-2] == "The tests pick 0; within the noise of it: 0.1."
+    assert output[-1] == "Tests alone, one of each seed, pick 0 in 2, 0.1 in 1."
+    seeds = np.array([1.0, 2.0, 3.0])
+    # Two of the tests alone pick 0, one picks 0.1; the best has a mean of 2.
+    for above, verdict, higher in (
+        ((0.6, 0.0, 1.0), "is not as good as 0.1: its loss is 30% higher.", 20),
+        ((0.0, 0.6, 1.0), "is the best.", 10),
+    ):
+        losses = seeds + np.array(above)[:, None]
+        weight_decay.print_trained(decays, lowest, losses, losses, 300)
+        last = capsys.readouterr().out.splitlines()[-2:]
+        assert last[0] == f"After 300 steps the tests' pick, 0, {verdict}"
+        assert last[1] == f"The picks of tests alone are {higher}% higher, on average."
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotion")
+def test_weight_decay_tests_and_trains_its_lanes_together(tmp_path, capsys, monkeypatch):
+    weight_decay = example("weight_decay")
+    figure = str(tmp_path / "curves.png")
+    sizes = ("--decays", "0", "100", "--test-steps", "120", "--steps", "40", "--seeds", "2")
+    monkeypatch.setattr(sys, "argv", ["weight_decay.py", *sizes, "--figure", figure])
+    with jax.numpy_rank_promotion("allow"):  # Flax relies on it
+        weight_decay.main()
+    output = capsys.readouterr().out
+    assert "The tests pick 0; within the noise of it: none." in output
+    assert "After 40 steps the tests' pick, 0, is the best." in output
+    assert pathlib.Path(figure).read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 def test_a_tiny_language_model_trains_better_at_the_tested_peak_than_at_customary_ones(capsys):
