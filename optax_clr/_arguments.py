@@ -38,11 +38,18 @@ def known_float(value: Any) -> float | None:
         return math.inf
 
 
+_MOST_CHARACTERS = 200
+
+
 def shown(value: Any) -> str:
-    """Return how a message shows ``value``: JAX's own name for a traced one tells nothing."""
+    """Return how a message shows ``value``: JAX's own name for a traced one tells nothing.
+
+    Of what is long, such as the params of a model, only the beginning.
+    """
     if any_traced(value):
         return "a traced value"
-    return repr(value)
+    whole = repr(value)
+    return whole if len(whole) <= _MOST_CHARACTERS else f"{whole[:_MOST_CHARACTERS]}..."
 
 
 def whole_number(name: str, value: Any, *, minimum: int = 1) -> int:
@@ -76,7 +83,10 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
     if isinstance(value, (bool, np.bool_)) or not (
         isinstance(value, numbers.Real) or hasattr(value, "dtype")
     ):
-        raise TypeError(f"{name} must be {allowed}, got {shown(value)}.")
+        remedy = ""
+        if isinstance(value, (tuple, list)):
+            remedy = " Pass one number of it: bounds.peak_value, or result.one_cycle_peak()."
+        raise TypeError(f"{name} must be {allowed}, got {shown(value)}.{remedy}")
     if np.shape(value) != ():
         raise ValueError(
             f"{name} must be a scalar, got an array of shape {np.shape(value)}. "

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_clr._arguments import INT32_MAX
+from optax_clr._arguments import INT32_MAX, shown
 from optax_clr._cycles import Cycles
 from optax_clr._states import own_buffers, walk, was_restored
 
@@ -63,7 +63,7 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
     """
     if not isinstance(cycles, Cycles):
         raise TypeError(
-            f"cycles must be an optax_clr.Cycles, got {cycles!r}. For cycles of n steps pass "
+            f"cycles must be an optax_clr.Cycles, got {shown(cycles)}. For cycles of n steps pass "
             "Cycles(n)."
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import native, whole_number
+from optax_clr._arguments import native, shown, whole_number
 from optax_clr._documentation import see
 from optax_clr._loop import Inputs
 from optax_clr._step import PyTree, describe
@@ -134,7 +134,7 @@ def _batch_length(batches: PyTree) -> int:
             raise ValueError(f"batches must be {_FORM}; {name} is a scalar.")
         lengths[name] = leaf.shape[0]
     if not lengths:
-        raise ValueError(f"batches must be {_FORM}; got the empty pytree {batches!r}.")
+        raise ValueError(f"batches must be {_FORM}; got the empty pytree {shown(batches)}.")
     if len(set(lengths.values())) > 1:
         raise ValueError(f"batches must have leading axes of one length, got {lengths}.")
     return next(iter(lengths.values()))
@@ -172,8 +172,8 @@ def open_batches(batches: Any, num_rows: int, steps_per_value: int) -> Batches:
         return StreamedBatches(batches, num_rows, steps_per_value)
     if inspect.isgeneratorfunction(batches):
         raise TypeError(
-            f"batches must be {_FORM}; got the generator function {batches!r}. Call it: what it "
-            f"returns can be iterated over. {see('range-test/#batches')}"
+            f"batches must be {_FORM}; got the generator function {shown(batches)}. Call it: what "
+            f"it returns can be iterated over. {see('range-test/#batches')}"
         )
     if callable(batches) and not is_array(batches):
         return HeldBatches((), num_rows, batch_fn=batches)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from optax_clr._arguments import shown
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -29,7 +31,8 @@ def pyplot_axes(ax: Axes | None) -> Axes:
         return pyplot.subplots(figsize=_SIZE, layout="constrained")[1]
     if not isinstance(ax, axes.Axes):
         raise TypeError(
-            f"ax must be Matplotlib Axes, got {ax!r}. Those of a figure are figure.add_subplot()."
+            f"ax must be Matplotlib Axes, got {shown(ax)}. Those of a figure are "
+            "figure.add_subplot()."
         )
     return ax
 

@@ -17,11 +17,19 @@ from optax_clr._arguments import whole_number
 from optax_clr._batches import check_num_steps, hold_batches
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
-from optax_clr._range_test import check_arrays, held_out_batch, optimizer_step, spaced
+from optax_clr._range_test import (
+    ONE_BATCH,
+    check_arrays,
+    held_out_batch,
+    optimizer_step,
+    spaced,
+)
+from optax_clr._reading import RangeTestWarning
 from optax_clr._result import EndedBy, RangeTestResult
 from optax_clr._run import Outcome, run, runs_by_rows
 from optax_clr._step import PyTree
 from optax_clr._stop_rule import StopRule
+from optax_clr._traced import makes_one_batch
 
 _DEFAULT_NUM_STEPS = 50
 # A run is judged by the last quarter of its losses, which have less noise than the last of them.
@@ -108,6 +116,9 @@ def lr_grid_test(
     rates = jnp.asarray(spaced(min_lr, max_lr, num_values, spacing))
     held_out = held_out_batch(held_out)
     source = hold_batches(batches, num_steps)
+
+    if source.batch_fn is not None and makes_one_batch(source.batch_fn, source.example):
+        warnings.warn(ONE_BATCH, RangeTestWarning, stacklevel=3)
 
     def train_at(rate: jax.Array) -> tuple[Outcome, tuple[Any, ...]]:
         """Return what was run, and the row of the rate: loss, held-out loss and metrics."""

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import function, native
+from optax_clr._arguments import function, native, shown
 from optax_clr._documentation import see
 from optax_clr._states import (
     RESTORE,
@@ -214,9 +214,9 @@ def _varies(parameter: inspect.Parameter, value: Any) -> bool:
         return is_float or (jnp.issubdtype(value.dtype, jnp.integer) and value.ndim == 0)
     if isinstance(value, (tuple, list)) and _takes_schedule(parameter):
         raise TypeError(
-            f"{parameter.name} must be a number, an array or a schedule, got {value!r}. To cycle "
-            f"between two bounds pass {parameter.name}=optax_clr.triangular_schedule(*bounds, "
-            f"rise_steps=...). {see('schedules/')}"
+            f"{parameter.name} must be a number, an array or a schedule, got {shown(value)}. To "
+            f"cycle between two bounds pass {parameter.name}=optax_clr.triangular_schedule("
+            f"*bounds, rise_steps=...). {see('schedules/')}"
         )
     # A class, such as jnp.float32, is a dtype.
     if not callable(value) or isinstance(value, type) or _takes_another_function(parameter):
@@ -228,8 +228,8 @@ def _varies(parameter: inspect.Parameter, value: Any) -> bool:
         return False
     raise TypeError(
         f"{parameter.name} must be a number, an array or a schedule (a traceable function from the "
-        f"step to a scalar), got {value!r}. If it is meant to be another kind of function, such as "
-        f"a mask, name it: inject_schedules(factory, static_args={parameter.name!r})."
+        f"step to a scalar), got {shown(value)}. If it is meant to be another kind of function, "
+        f"such as a mask, name it: inject_schedules(factory, static_args={parameter.name!r})."
     ) from problem
 
 
@@ -264,7 +264,7 @@ def _problem_as_schedule(value: Callable[..., Any]) -> Exception | None:
     is_array = isinstance(result, jax.ShapeDtypeStruct)
     if is_array and result.shape == () and jnp.issubdtype(result.dtype, jnp.number):
         return None
-    return TypeError(f"It maps a step to {result!r}.")
+    return TypeError(f"It maps a step to {shown(result)}.")
 
 
 def _gives_flags_or_labels(value: Callable[..., Any]) -> bool:
@@ -421,7 +421,7 @@ def _check_number(name: str, value: Any) -> None:
         hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.number)
     )
     if not is_number:
-        raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}.")
+        raise TypeError(f"{name} must be a number or an array of numbers, got {shown(value)}.")
 
 
 def _like(old: Any, value: Any, name: str) -> Any:
@@ -436,6 +436,6 @@ def _like(old: Any, value: Any, name: str) -> Any:
     new = native(value)
     kinds = [jnp.issubdtype(jnp.result_type(each), jnp.integer) for each in (array, new)]
     if kinds == [True, False]:
-        raise TypeError(f"{name} must be an integer, as it is in the state, got {value!r}.")
+        raise TypeError(f"{name} must be an integer, as it is in the state, got {shown(value)}.")
     array = jnp.broadcast_to(jnp.asarray(new, array.dtype), array.shape)
     return old.replace(array) if hasattr(old, "replace") else array

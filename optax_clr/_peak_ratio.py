@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr._arguments import is_traced
+from optax_clr._arguments import is_traced, shown
 
 # A run of more steps is taken in some so many blocks, of each of which one step is looked at.
 _NUM_BLOCKS = 2**15
@@ -57,14 +57,14 @@ def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
 
 def _values(shape: optax.Schedule, steps: np.ndarray) -> jax.Array:
     """Return the value of a schedule at each of the steps."""
-    allowed = f"shape must be a schedule that jax.jit can trace, step -> number; {shape!r}"
+    allowed = f"shape must be a schedule that jax.jit can trace, step -> number; {shown(shape)}"
     try:
         values = jax.vmap(shape)(steps)
     except Exception as error:
         raise ValueError(f"{allowed} failed: {error}") from error
     if not isinstance(values, jax.Array) or values.shape != steps.shape:
         one = jax.tree.map(lambda leaf: leaf[0], values)
-        raise ValueError(f"{allowed} returned {one!r} at step {steps[0]}.")
+        raise ValueError(f"{allowed} returned {shown(one)} at step {steps[0]}.")
     return values
 
 

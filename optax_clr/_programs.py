@@ -25,7 +25,7 @@ from optax_clr._arguments import is_traced
 from optax_clr._documentation import see
 from optax_clr._loop import Loop, with_step_types
 from optax_clr._step import PyTree, Step, shape_in_words
-from optax_clr._traced import StepFacts, facts_of
+from optax_clr._traced import StepFacts, facts_of, makes_one_batch
 
 _CONFIG: Any = jax.config
 
@@ -67,9 +67,11 @@ class Programs:
             start = lambda initial, value: with_step_types(self._step.start(initial, value))
             state = jax.eval_shape(start, initial, value)
             traced = jax.make_jaxpr(self._train)(state, batch, value)
+            is_one_batch = False
             if self._batch_fn is not None:
+                is_one_batch = makes_one_batch(self._batch_fn, batch)
                 batch = jax.eval_shape(self._batch_fn, batch)
-            facts = facts_of(traced, state, batch)
+            facts = facts_of(traced, state, batch, is_one_batch)
             if not facts.reads_value:
                 raise ValueError(self._step.unread_value)
             self._facts[key] = facts

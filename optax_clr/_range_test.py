@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import function, is_traced, known_float, real_scalar, whole_number
+from optax_clr._arguments import function, is_traced, known_float, real_scalar, shown, whole_number
 from optax_clr._batches import as_array, check_num_steps, is_array, open_batches
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
@@ -124,8 +124,8 @@ def range_test(
     outcome = run(
         step, source, state, values, rule, steps_per_value=steps_per_value, progress=progress
     )
-    if message := early_end(outcome):
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    for remark in remarks(outcome):
+        warnings.warn(remark, stacklevel=3)
     return outcome.result
 
 
@@ -188,6 +188,8 @@ def lr_range_test(
         built, or the params are not floats.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
         in length or shape, the loss is not a scalar, or the optimizer ignores its rate.
+      RangeTestWarning: a warning, if each step trained on a single example, or every step on the
+        same batch.
 
     Examples:
       >>> def loss_fn(params, batch):
@@ -223,8 +225,8 @@ def lr_range_test(
         held_out=held_out_batch(held_out),
         progress=progress,
     )
-    if message := early_end(outcome):
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    for remark in remarks(outcome):
+        warnings.warn(remark, stacklevel=3)
     if counts_batches and source.held and outcome.batch_size == 0:
         warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
     return outcome.result
@@ -243,10 +245,24 @@ def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
     return OptimizerStep(loss_fn, optimizer, bool(has_aux))
 
 
-def early_end(outcome: Outcome) -> str | None:
-    """Return what there is to say of a test that was ended from outside, for a warning."""
-    if not outcome.ended_early:
-        return None
+ONE_BATCH = (
+    "every step trained on the same batch: batches is a function that is traced once, and what it "
+    "returns does not depend on the step. Take rows by the step, rows[step % len(rows)], or draw "
+    "them, jax.random.fold_in(key, step); what NumPy draws comes from a generator of batches. If "
+    "one batch is meant, let the loss close over it, and pass lambda step: step. "
+    + see("range-test/#batches")
+)
+
+
+def remarks(outcome: Outcome) -> Iterator[Warning]:
+    """Yield what there is to say of a test, whatever its curve looks like."""
+    if outcome.ended_early:
+        yield RuntimeWarning(_early_end(outcome))
+    if outcome.is_one_batch:
+        yield RangeTestWarning(ONE_BATCH)
+
+
+def _early_end(outcome: Outcome) -> str:
     result, error = outcome.result, outcome.stopped_by
     if isinstance(error, KeyboardInterrupt):
         reason = "it was interrupted"
@@ -275,7 +291,9 @@ def held_out_batch(held_out: PyTree) -> PyTree:
 def check_arrays(name: str, tree: PyTree) -> None:
     leaves = jax.tree.leaves(tree)
     if not leaves:
-        raise ValueError(f"{name} must have at least one array, got the empty pytree {tree!r}.")
+        raise ValueError(
+            f"{name} must have at least one array, got the empty pytree {shown(tree)}."
+        )
     if all(isinstance(leaf, _ARRAYS) for leaf in leaves):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -300,7 +318,7 @@ def _check_values(values: ArrayLike) -> jax.Array | np.ndarray:
         raise TypeError(f"values must be real numbers, got dtype {array.dtype}.")
     # An explicit transfer, which jax.transfer_guard("disallow") allows.
     if not is_traced(array) and not np.isfinite(jax.device_get(array).astype(np.float64)).all():
-        raise ValueError(f"values must be finite, got {values!r}.")
+        raise ValueError(f"values must be finite, got {shown(values)}.")
     is_float = jnp.issubdtype(array.dtype, jnp.floating)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype) if is_float else np.float32)
 
@@ -312,7 +330,7 @@ def spaced(min_lr: Any, max_lr: Any, num_values: int, spacing: str) -> jax.Array
     if low is not None and high is not None and low >= high:
         raise ValueError(f"max_lr={max_lr} must be larger than min_lr={min_lr}.")
     if spacing not in ("log", "linear"):
-        raise ValueError(f"spacing must be 'log' or 'linear', got {spacing!r}.")
+        raise ValueError(f"spacing must be 'log' or 'linear', got {shown(spacing)}.")
     if low is not None and high is not None:
         return _known_rates(low, high, num_values, spacing)
     start, stop = jnp.asarray(min_lr, jnp.float32), jnp.asarray(max_lr, jnp.float32)
@@ -333,8 +351,8 @@ def _stop_rule(smoothing: ArrayLike, stop_factor: ArrayLike) -> StopRule:
     number = known_float(real_scalar("smoothing", smoothing))
     if number is not None and not 0 <= number < 1:
         raise ValueError(
-            f"smoothing must be from 0 up to but not including 1, got {smoothing!r}: it is the "
-            "weight of the past in the moving average."
+            f"smoothing must be from 0 up to but not including 1, got {shown(smoothing)}: it is "
+            "the weight of the past in the moving average."
         )
     if not (isinstance(stop_factor, float) and stop_factor == math.inf):
         stop_factor = real_scalar("stop_factor", stop_factor, positive=True)

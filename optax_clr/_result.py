@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from optax_clr import _drawing, _reading
-from optax_clr._arguments import any_traced, function, is_traced, whole_number
+from optax_clr._arguments import any_traced, function, is_traced, shown, whole_number
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
 from optax_clr._peak_ratio import peak_ratio
@@ -287,7 +287,7 @@ class RangeTestResult(NamedTuple):
           'minimum 0.051'
         """
         if not isinstance(rules, (list, tuple)):
-            raise TypeError(f"rules must be a list or a tuple of functions, got {rules!r}.")
+            raise TypeError(f"rules must be a list or a tuple of functions, got {shown(rules)}.")
         for index, rule in enumerate(rules):
             function(f"rules[{index}]", rule, form="(learning_rates, losses) -> rate")
         _refuse_traced(self, "plot")

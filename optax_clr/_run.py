@@ -59,6 +59,7 @@ class Outcome(NamedTuple):
       batch_size: examples in a batch, where that can be told.
       ended_early: whether it ended before its last value, and not because it diverged.
       stopped_by: the exception that ended it then, if any.
+      is_one_batch: whether a function makes the batches, the same one in every step.
     """
 
     result: RangeTestResult
@@ -67,6 +68,7 @@ class Outcome(NamedTuple):
     batch_size: int | None
     ended_early: bool = False
     stopped_by: BaseException | None = None
+    is_one_batch: bool = False
 
 
 def run(
@@ -131,7 +133,15 @@ def run(
         else:
             result, state = loop.whole(initial, batches.arrays, values, chunk_rule, held_out)
             stopped_by, ended_early = None, False
-        return Outcome(result, state, programs.evaluate, facts.batch_size, ended_early, stopped_by)
+        return Outcome(
+            result,
+            state,
+            programs.evaluate,
+            facts.batch_size,
+            ended_early,
+            stopped_by,
+            facts.is_one_batch,
+        )
 
 
 def _check_whole_updates(facts: StepFacts, steps_per_value: int) -> None:

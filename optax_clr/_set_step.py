@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._arguments import INT32_MAX, as_step, is_traced
+from optax_clr._arguments import INT32_MAX, as_step, is_traced, shown
 from optax_clr._documentation import see
 from optax_clr._states import (
     Path,
@@ -117,7 +117,7 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
     """
     count = as_step(step)
     if count.shape != () or (not is_traced(step) and int(step) < 0):
-        raise ValueError(f"step must be a scalar of at least 0, got {step!r}.")
+        raise ValueError(f"step must be a scalar of at least 0, got {shown(step)}.")
     move = _Move(count)
     moved = with_optimizer_state(state, move.state) if is_trainer(state) else move.state(state)
     if not move.num_moved:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clr import envelopes, waves
-from optax_clr._arguments import function
+from optax_clr._arguments import function, shown
 from optax_clr.envelopes import Envelope, Exponential
 from optax_clr.waves import Wave
 
@@ -46,7 +46,7 @@ def check_envelope(envelope: Any) -> Envelope:
 
 
 def _check_result(name: str, shape: Callable[..., Any], *arguments: np.ndarray) -> None:
-    allowed = f"{name} must be a function of arrays, one number for each; {shape!r}"
+    allowed = f"{name} must be a function of arrays, one number for each; {shown(shape)}"
     try:
         result = jax.eval_shape(shape, *arguments)
     except Exception as error:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_clr._arguments import shown
 from optax_clr._documentation import see
 
 PyTree = Any
@@ -70,9 +71,9 @@ class FunctionStep:
     def unread_value(self) -> str:
         return (
             "step_fn must train with the value that it is given; the loss of "
-            f"{self.step_fn!r} does not depend on it, in this step or a later one. Where the rate "
-            "is a hyperparameter of an optimizer, keep what set_hyperparams returns: optimizer = "
-            f"set_hyperparams(optimizer, learning_rate=value). {see('training-steps/')}"
+            f"{shown(self.step_fn)} does not depend on it, in this step or a later one. Where the "
+            "rate is a hyperparameter of an optimizer, keep what set_hyperparams returns: "
+            f"optimizer = set_hyperparams(optimizer, learning_rate=value). {see('training-steps/')}"
         )
 
     def with_functions(self, functions: Sequence[Callable[..., Any]]) -> FunctionStep:
@@ -118,7 +119,7 @@ class OptimizerStep:
     def unread_value(self) -> str:
         return (
             "optimizer must train with the learning rate that it is given; "
-            f"{self.optimizer!r} does not read it, or keeps the first one in its state, as "
+            f"{shown(self.optimizer)} does not read it, or keeps the first one in its state, as "
             "optax.inject_hyperparams does. Pass optax.adamw itself, or lambda rate: "
             f"optax.adamw(rate, weight_decay=0.1). {see('first-test/')}"
         )
@@ -133,7 +134,7 @@ class OptimizerStep:
         if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
             raise TypeError(
                 f"optimizer must return a GradientTransformation, got {describe(transformation)} "
-                f"from {self.optimizer!r}."
+                f"from {shown(self.optimizer)}."
             )
         for path, leaf in jax.tree_util.tree_leaves_with_path(initial):
             if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.inexact):
@@ -179,9 +180,10 @@ class OptimizerStep:
             return update(gradients, state, params, **extras)  # type: ignore[no-any-return]
         except Exception as error:
             remedy = (
-                f"The update of optimizer {self.optimizer!r} was given gradients, state, params "
-                "and, where it takes them, value (the loss), grad and value_fn. If it needs more, "
-                f"write the training step, and pass it to range_test. {see('training-steps/')}"
+                f"The update of optimizer {shown(self.optimizer)} was given gradients, state, "
+                "params and, where it takes them, value (the loss), grad and value_fn. If it needs "
+                "more, write the training step, and pass it to range_test. "
+                f"{see('training-steps/')}"
             )
             if isinstance(error, TypeError) and "argument" in str(error):
                 raise TypeError(f"{error}. {remedy}") from error

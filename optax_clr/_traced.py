@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +22,10 @@ class StepFacts(NamedTuple):
     num_operations: int  # on single numbers, roughly
     steps_per_update: int  # that optax.MultiSteps accumulates gradients over; 1 without
     batch_size: int | None  # examples in a batch, where that can be told
+    is_one_batch: bool  # whether a function makes the batches, the same one in every step
 
 
-def facts_of(closed: Any, state: Any, batch: Any) -> StepFacts:
+def facts_of(closed: Any, state: Any, batch: Any, is_one_batch: bool) -> StepFacts:
     """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr."""
     jaxpr = closed.jaxpr
     num_state_leaves = len(jax.tree.leaves(state))
@@ -37,7 +38,17 @@ def facts_of(closed: Any, state: Any, batch: Any) -> StepFacts:
         num_operations=_num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
         batch_size=_batch_size(batch),
+        is_one_batch=is_one_batch,
     )
+
+
+def makes_one_batch(batch_fn: Callable[[Any], Any], step: Any) -> bool:
+    """Whether what a function returns does not depend on the step that it is given.
+
+    One with an effect, such as a call of the host, may return something else each time.
+    """
+    jaxpr = jax.make_jaxpr(batch_fn)(step).jaxpr
+    return not (jaxpr.effects or any(_inputs_of(jaxpr, [True] * len(jaxpr.outvars))))
 
 
 def _batch_size(batch: Any) -> int | None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr._arguments import function, whole_number
+from optax_clr._arguments import function, shown, whole_number
 from optax_clr._drawing import labelled, pyplot_axes
 from optax_clr._result import RangeTestResult, Rule
 
@@ -49,7 +49,7 @@ def plot_range_test(
     """
     if not isinstance(result, RangeTestResult):
         raise TypeError(
-            f"result must be a RangeTestResult, what lr_range_test returns, got {result!r}."
+            f"result must be a RangeTestResult, what lr_range_test returns, got {shown(result)}."
         )
     return result.plot(ax, rules)
 

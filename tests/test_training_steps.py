@@ -493,6 +493,54 @@ def test_a_data_set_passed_whole_leaves_a_doubt():
     assert "single example" not in result.summary()
 
 
+ROWS = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
+DRAWN = jax.ShapeDtypeStruct((8, 3), jnp.float32)
+RANGE_TESTS = {
+    "lr_range_test": lambda batches: optax_clr.lr_range_test(
+        lambda position, rows: jnp.mean((rows.mean(0) - position) ** 2),
+        jnp.zeros(3), optax.sgd, batches, max_lr=0.1, num_steps=8,
+    ),
+    "lr_grid_test": lambda batches: optax_clr.lr_grid_test(
+        lambda position, rows: jnp.mean((rows.mean(0) - position) ** 2),
+        jnp.zeros(3), optax.sgd, batches, max_lr=0.1, num_steps=8, num_values=6,
+    ),
+    "range_test": lambda batches: optax_clr.range_test(
+        lambda position, rows, rate: (position - rate * rows.mean(0), position @ rows.mean(0)),
+        jnp.zeros(3), batches, np.geomspace(1e-3, 0.1, 8),
+    ),
+}  # fmt: skip
+
+
+def draw_by_numpy(step):
+    return ROWS[np.random.default_rng().integers(0, 400, 8)]
+
+
+@pytest.mark.parametrize("test", RANGE_TESTS)
+@pytest.mark.parametrize("batches", [draw_by_numpy, jax.jit(draw_by_numpy)])
+def test_a_function_that_makes_one_batch_leaves_a_doubt(test, batches):
+    """It is called while it is traced, and its draw is a constant of the program."""
+    with pytest.warns(optax_clr.RangeTestWarning, match="trained on the same batch") as caught:
+        RANGE_TESTS[test](batches)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("test", RANGE_TESTS)
+@pytest.mark.parametrize(
+    "batches",
+    [
+        lambda step: jnp.asarray(ROWS)[step % 50 * 8 + jnp.arange(8)],
+        jax.jit(
+            lambda step: jax.random.normal(jax.random.fold_in(jax.random.key(0), step), (8, 3))
+        ),
+        lambda step: jax.experimental.io_callback(lambda: draw_by_numpy(0), DRAWN),
+        lambda step: (jnp.asarray(ROWS)[:8], step)[0] + 0 * step,
+    ],
+    ids=["rows", "drawn", "by the host", "in form"],
+)
+def test_a_function_of_the_step_leaves_none(test, batches):
+    RANGE_TESTS[test](batches)  # warnings are errors here
+
+
 def test_a_step_that_writes_its_value_into_a_reference_is_one_that_uses_it():
     if not hasattr(jax, "new_ref"):
         pytest.skip("this JAX has no references")
