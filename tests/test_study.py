@@ -40,6 +40,37 @@ def test_the_table_of_todays_optimizers_is_made_from_what_is_stored(study):
     assert pages.filled(text, "todays_optimizers", sections) == text
 
 
+def test_a_measurement_of_the_language_model_stops_in_time_and_goes_on_later(
+    study, monkeypatch, tmp_path
+):
+    language_model = study("language_model")
+    now, measured = [0.0], []
+
+    def cell(self, length, variant):
+        now[0] += length  # a second for each update
+        measured.append((length, variant))
+        return {"loss": np.float32(variant)}
+
+    monkeypatch.setattr(language_model.Measurement, "__init__", lambda self, size: None)
+    monkeypatch.setattr(language_model.Measurement, "test", cell)
+    monkeypatch.setattr(language_model.Measurement, "training", cell)
+    monkeypatch.setattr(language_model.time, "perf_counter", lambda: now[0])
+    plan = language_model.QUICK._replace(file=tmp_path / "rows.npz", peaks=(1.0, 2.0, 3.0))
+    language_model.measure(plan, 4, {})
+    assert measured == [(80, 0), (80, 1), (30, 1.0), (30, 2.0)]  # 220 s, and 30 more are too many
+    language_model.measure(plan, 4, dict(np.load(plan.file)))
+    assert measured[4:] == [(30, 3.0)]
+    with np.load(plan.file) as stored:
+        assert language_model.grid_of(plan, stored)[30].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_loss_between_peaks_of_a_grid_is_interpolated_in_their_logarithm(study):
+    losses = study("language_model").loss_at(
+        [1.0, 2.0, 8.0, 20.0], (1.0, 4.0, 5.0, 16.0), np.array([3.0, 1.0, np.nan, 2.0])
+    )
+    np.testing.assert_allclose(losses, [3.0, 2.0, 1.5, np.nan], rtol=1e-6)
+
+
 def test_a_part_that_differs_is_noticed(study):
     pages = study("pages")
     text = (
