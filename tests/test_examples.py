@@ -106,6 +106,44 @@ def test_weight_decay_tests_and_trains_its_lanes_together(tmp_path, capsys, monk
     assert pathlib.Path(figure).read_bytes().startswith(b"\x89PNG")
 
 
+def test_candidates_says_whether_picking_is_better_than_a_single_choice(capsys):
+    candidates = example("candidates")
+    turns = np.tile([1.0, 3.0], 4)  # two candidates, each better at every second seed
+    final = {"A": turns, "B": 4.5 - turns}
+    better = {"A": turns, "B": np.where(turns == 1, np.nan, 2.0)}  # NaN is never picked
+    worse = {"A": -turns, "B": turns - 4}
+    always = {"A": np.ones(8), "B": np.full(8, 2.0)}
+    losses = {name: [better[name], always[name], worse[name], final[name]] for name in "AB"}
+    candidates.print_picks(losses, 10, 20)
+    by_short, by_step, by_last = capsys.readouterr().out.strip().split("\n\n")
+    assert by_short.startswith("Picked by short trainings of 10: A in 4, B in 4.\n")
+    # Beside A four times 0 and four times -1.5: their standard deviation is 0.8018.
+    assert "  A                -0.7500 ± 0.5669, -38%\n" in by_short
+    assert by_short.endswith("The picks are better than the best single choice, A.")
+    assert by_step.startswith("Picked by step 10 of 20: A in 8.\n")
+    assert by_step.endswith("The picks cannot be told from the best single choice, A.")
+    assert by_last.startswith("Picked by the last step: A in 4, B in 4.\n")
+    assert by_last.endswith("The picks are worse than the best single choice, A.")
+
+
+@pytest.mark.slow
+def test_candidates_trains_all_of_them_and_prints_its_table(tmp_path):
+    output = run(tmp_path, "candidates.py", "--short", "40", "--steps", "80", "--seeds", "2")
+    table = [line for line in output.splitlines() if line.count(" ± ") == 4]
+    losses = {
+        line[:17].strip(): [float(part.split()[-1]) for part in line.split(" ± ")[:4]]
+        for line in table
+    }
+    assert set(losses) == {"one cycle", "WSD", "Prodigy, cosine", "schedule-free"}
+    for after_short, at_the_same_step, at_the_end, validation in losses.values():
+        assert at_the_end < min(after_short, at_the_same_step)
+        assert max(at_the_end, validation) < np.log(10) / 2  # half of guessing
+    # Its constant rate does not depend on how long the training is; the schedules do.
+    equal = {name for name, (first, second, *_) in losses.items() if abs(first / second - 1) < 1e-3}
+    assert equal == {"schedule-free"}
+    assert output.count("Picked by ") == 3
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 def test_a_tiny_language_model_trains_better_at_the_tested_peak_than_at_customary_ones(capsys):
