@@ -144,6 +144,65 @@ def test_candidates_trains_all_of_them_and_prints_its_table(tmp_path):
     assert output.count("Picked by ") == 3
 
 
+def test_muon_rates_says_what_the_tests_can_tell(capsys):
+    muon_rates = example("muon_rates")
+    seeds = np.array([1.0, 2.0, 3.0])  # they differ more than the ratios do
+    lowest = seeds + np.array([[0.0, 0.1, 0.2], [0.2, 0.2, 0.0]])
+    muon_rates.print_tests([0.1, 1.0], np.array([0.02, 0.03]), lowest)
+    *_, low, high, picked = capsys.readouterr().out.splitlines()
+    assert [row.split()[2:4] + row.split()[-1:] for row in (low, high)] == [
+        ["0.02000", "0.00200", "2"],
+        ["0.03000", "0.03000", "1"],
+    ]
+    assert picked == "The tests pick 0.1; within the noise of it: 1."
+    # By ratio, part of the peak, seed: 0.1 is the best at the first part only.
+    losses = np.array([[seeds, seeds + 1, seeds], [seeds + 1, seeds, seeds - [0, 0.3, 0.6]]])
+    muon_rates.print_trained([0.1, 1.0], lowest, losses, 600)
+    *_, at_peak, at_third, at_tenth = capsys.readouterr().out.strip().split("\nAt ")
+    assert at_peak == (
+        "1 of the peak the best is 0.1; within the noise of it: none.\n"
+        "  The tests' pick is +0.0000 ± 0.0000 above it."
+    )
+    assert at_third == (
+        "0.3 of the peak the best is 1; within the noise of it: none.\n"
+        "  The tests' pick is +1.0000 ± 0.0000 above it."
+    )
+    assert at_tenth == (
+        "0.1 of the peak the best is 1; within the noise of it: 0.1.\n"
+        "  The tests' pick is +0.3000 ± 0.3464 above it."
+    )
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_muon_rates_trains_the_head_and_the_biases_at_the_other_rate():
+    muon_rates = example("muon_rates")
+    with jax.numpy_rank_promotion("allow"):  # Flax relies on it
+        params = muon_rates.new_params(jax.random.key(0))
+    gradients = jax.tree.map(np.ones_like, params)
+
+    def updates_of(rate, ratio):
+        optimizer = muon_rates.two_rates(rate, ratio)
+        return optimizer.update(gradients, optimizer.init(params), params)[0]["params"]
+
+    once, thrice = updates_of(0.1, 1.0), updates_of(0.1, 3.0)
+    scheduled = updates_of(lambda step: 0.1, 3.0)
+    for layer, updates in once.items():
+        for name, update in updates.items():
+            by_muon = name == "kernel" and layer != "head"
+            np.testing.assert_allclose(
+                thrice[layer][name], update * (1 if by_muon else 3), rtol=1e-5
+            )
+            np.testing.assert_allclose(scheduled[layer][name], thrice[layer][name], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_muon_rates_tests_and_trains_its_lanes_together(tmp_path):
+    sizes = ("--ratios", "0.1", "3", "--test-steps", "120", "--steps", "40", "--seeds", "2")
+    output = run(tmp_path, "muon_rates.py", *sizes)
+    assert "The tests pick 0.1; within the noise of it: none." in output
+    assert "At 1 of the peak the best is 0.1; within the noise of it: none.\n" in output
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 def test_a_tiny_language_model_trains_better_at_the_tested_peak_than_at_customary_ones(capsys):
