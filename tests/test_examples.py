@@ -106,6 +106,103 @@ def test_weight_decay_tests_and_trains_its_lanes_together(tmp_path, capsys, monk
     assert pathlib.Path(figure).read_bytes().startswith(b"\x89PNG")
 
 
+def test_candidates_says_whether_picking_is_better_than_a_single_choice(capsys):
+    candidates = example("candidates")
+    turns = np.tile([1.0, 3.0], 4)  # two candidates, each better at every second seed
+    final = {"A": turns, "B": 4.5 - turns}
+    better = {"A": turns, "B": np.where(turns == 1, np.nan, 2.0)}  # NaN is never picked
+    worse = {"A": -turns, "B": turns - 4}
+    always = {"A": np.ones(8), "B": np.full(8, 2.0)}
+    losses = {name: [better[name], always[name], worse[name], final[name]] for name in "AB"}
+    candidates.print_picks(losses, 10, 20)
+    by_short, by_step, by_last = capsys.readouterr().out.strip().split("\n\n")
+    assert by_short.startswith("Picked by short trainings of 10: A in 4, B in 4.\n")
+    # Beside A four times 0 and four times -1.5: their standard deviation is 0.8018.
+    assert "  A                -0.7500 ± 0.5669, -38%\n" in by_short
+    assert by_short.endswith("The picks are better than the best single choice, A.")
+    assert by_step.startswith("Picked by step 10 of 20: A in 8.\n")
+    assert by_step.endswith("The picks cannot be told from the best single choice, A.")
+    assert by_last.startswith("Picked by the last step: A in 4, B in 4.\n")
+    assert by_last.endswith("The picks are worse than the best single choice, A.")
+
+
+@pytest.mark.slow
+def test_candidates_trains_all_of_them_and_prints_its_table(tmp_path):
+    output = run(tmp_path, "candidates.py", "--short", "40", "--steps", "80", "--seeds", "2")
+    table = [line for line in output.splitlines() if line.count(" ± ") == 4]
+    losses = {
+        line[:17].strip(): [float(part.split()[-1]) for part in line.split(" ± ")[:4]]
+        for line in table
+    }
+    assert set(losses) == {"one cycle", "WSD", "Prodigy, cosine", "schedule-free"}
+    for after_short, at_the_same_step, at_the_end, validation in losses.values():
+        assert at_the_end < min(after_short, at_the_same_step)
+        assert max(at_the_end, validation) < np.log(10) / 2  # half of guessing
+    # Its constant rate does not depend on how long the training is; the schedules do.
+    equal = {name for name, (first, second, *_) in losses.items() if abs(first / second - 1) < 1e-3}
+    assert equal == {"schedule-free"}
+    assert output.count("Picked by ") == 3
+
+
+def test_muon_rates_says_what_the_tests_can_tell(capsys):
+    muon_rates = example("muon_rates")
+    seeds = np.array([1.0, 2.0, 3.0])  # they differ more than the ratios do
+    lowest = seeds + np.array([[0.0, 0.1, 0.2], [0.2, 0.2, 0.0]])
+    muon_rates.print_tests([0.1, 1.0], np.array([0.02, 0.03]), lowest)
+    *_, low, high, picked = capsys.readouterr().out.splitlines()
+    assert [row.split()[2:4] + row.split()[-1:] for row in (low, high)] == [
+        ["0.02000", "0.00200", "2"],
+        ["0.03000", "0.03000", "1"],
+    ]
+    assert picked == "The tests pick 0.1; within the noise of it: 1."
+    # By ratio, part of the peak, seed: 0.1 is the best at the first part only.
+    losses = np.array([[seeds, seeds + 1, seeds], [seeds + 1, seeds, seeds - [0, 0.3, 0.6]]])
+    muon_rates.print_trained([0.1, 1.0], lowest, losses, 600)
+    *_, at_peak, at_third, at_tenth = capsys.readouterr().out.strip().split("\nAt ")
+    assert at_peak == (
+        "1 of the peak the best is 0.1; within the noise of it: none.\n"
+        "  The tests' pick is +0.0000 ± 0.0000 above it."
+    )
+    assert at_third == (
+        "0.3 of the peak the best is 1; within the noise of it: none.\n"
+        "  The tests' pick is +1.0000 ± 0.0000 above it."
+    )
+    assert at_tenth == (
+        "0.1 of the peak the best is 1; within the noise of it: 0.1.\n"
+        "  The tests' pick is +0.3000 ± 0.3464 above it."
+    )
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_muon_rates_trains_the_head_and_the_biases_at_the_other_rate():
+    muon_rates = example("muon_rates")
+    with jax.numpy_rank_promotion("allow"):  # Flax relies on it
+        params = muon_rates.new_params(jax.random.key(0))
+    gradients = jax.tree.map(np.ones_like, params)
+
+    def updates_of(rate, ratio):
+        optimizer = muon_rates.two_rates(rate, ratio)
+        return optimizer.update(gradients, optimizer.init(params), params)[0]["params"]
+
+    once, thrice = updates_of(0.1, 1.0), updates_of(0.1, 3.0)
+    scheduled = updates_of(lambda step: 0.1, 3.0)
+    for layer, updates in once.items():
+        for name, update in updates.items():
+            by_muon = name == "kernel" and layer != "head"
+            np.testing.assert_allclose(
+                thrice[layer][name], update * (1 if by_muon else 3), rtol=1e-5
+            )
+            np.testing.assert_allclose(scheduled[layer][name], thrice[layer][name], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_muon_rates_tests_and_trains_its_lanes_together(tmp_path):
+    sizes = ("--ratios", "0.1", "3", "--test-steps", "120", "--steps", "40", "--seeds", "2")
+    output = run(tmp_path, "muon_rates.py", *sizes)
+    assert "The tests pick 0.1; within the noise of it: none." in output
+    assert "At 1 of the peak the best is 0.1; within the noise of it: none.\n" in output
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 def test_a_tiny_language_model_trains_better_at_the_tested_peak_than_at_customary_ones(capsys):
