@@ -117,7 +117,7 @@ def lr_grid_test(
     held_out = held_out_batch(held_out)
     source = hold_batches(batches, num_steps)
 
-    if source.batch_fn is not None and makes_one_batch(source.batch_fn, source.example):
+    if source.batch_fn and makes_one_batch(jax.make_jaxpr(source.batch_fn)(source.example)):
         warnings.warn(ONE_BATCH, RangeTestWarning, stacklevel=3)
 
     def train_at(rate: jax.Array) -> tuple[Outcome, tuple[Any, ...]]:

@@ -69,8 +69,8 @@ class Programs:
             traced = jax.make_jaxpr(self._train)(state, batch, value)
             is_one_batch = False
             if self._batch_fn is not None:
-                is_one_batch = makes_one_batch(self._batch_fn, batch)
-                batch = jax.eval_shape(self._batch_fn, batch)
+                made = jax.make_jaxpr(self._batch_fn)(batch)
+                is_one_batch, batch = makes_one_batch(made), made.out_avals
             facts = facts_of(traced, state, batch, is_one_batch)
             if not facts.reads_value:
                 raise ValueError(self._step.unread_value)

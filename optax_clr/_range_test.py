@@ -227,7 +227,7 @@ def lr_range_test(
     )
     for remark in remarks(outcome):
         warnings.warn(remark, stacklevel=3)
-    if counts_batches and source.held and outcome.batch_size == 0:
+    if counts_batches and source.held and outcome.facts.batch_size == 0:
         warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
     return outcome.result
 
@@ -258,7 +258,7 @@ def remarks(outcome: Outcome) -> Iterator[Warning]:
     """Yield what there is to say of a test, whatever its curve looks like."""
     if outcome.ended_early:
         yield RuntimeWarning(_early_end(outcome))
-    if outcome.is_one_batch:
+    if outcome.facts.is_one_batch:
         yield RangeTestWarning(ONE_BATCH)
 
 

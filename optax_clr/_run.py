@@ -56,19 +56,17 @@ class Outcome(NamedTuple):
       result: its rows.
       state: what was trained, after the last of them.
       evaluate: ``(state, batch) -> loss``, compiled.
-      batch_size: examples in a batch, where that can be told.
+      facts: of its training step.
       ended_early: whether it ended before its last value, and not because it diverged.
       stopped_by: the exception that ended it then, if any.
-      is_one_batch: whether a function makes the batches, the same one in every step.
     """
 
     result: RangeTestResult
     state: PyTree
     evaluate: Callable[[PyTree, PyTree], jax.Array]
-    batch_size: int | None
+    facts: StepFacts
     ended_early: bool = False
     stopped_by: BaseException | None = None
-    is_one_batch: bool = False
 
 
 def run(
@@ -133,15 +131,7 @@ def run(
         else:
             result, state = loop.whole(initial, batches.arrays, values, chunk_rule, held_out)
             stopped_by, ended_early = None, False
-        return Outcome(
-            result,
-            state,
-            programs.evaluate,
-            facts.batch_size,
-            ended_early,
-            stopped_by,
-            facts.is_one_batch,
-        )
+        return Outcome(result, state, programs.evaluate, facts, ended_early, stopped_by)
 
 
 def _check_whole_updates(facts: StepFacts, steps_per_value: int) -> None:

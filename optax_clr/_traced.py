@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -42,12 +42,12 @@ def facts_of(closed: Any, state: Any, batch: Any, is_one_batch: bool) -> StepFac
     )
 
 
-def makes_one_batch(batch_fn: Callable[[Any], Any], step: Any) -> bool:
-    """Whether what a function returns does not depend on the step that it is given.
+def makes_one_batch(closed: Any) -> bool:
+    """Whether what a function from the step returns, a closed jaxpr, does not depend on the step.
 
     One with an effect, such as a call of the host, may return something else each time.
     """
-    jaxpr = jax.make_jaxpr(batch_fn)(step).jaxpr
+    jaxpr = closed.jaxpr
     return not (jaxpr.effects or any(_inputs_of(jaxpr, [True] * len(jaxpr.outvars))))
 
 

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
 import pathlib
 import textwrap
 import time
@@ -40,7 +39,7 @@ import optax
 from comparisons import RATIO_MARGIN, compare, half_interval, holm, log_ratios, verdict
 from optax import contrib
 from pages import fill
-from training import NAMES, TUNING_SEEDS, cosine, one_cycle, warmup_stable_decay
+from training import NAMES, TUNING_SEEDS, cosine, one_cycle, versions, warmup_stable_decay
 from training import stored as stored_training
 from training_tasks import BADLY_SCALED, TASKS
 
@@ -388,12 +387,6 @@ def measure(task, num_steps, seeds, rates, rows=ROWS):
         "rows": np.array([row.name for row in rows]),
         "versions": np.array(versions()),
     }
-
-
-def versions():
-    packages = ("jax", "optax", "flax", "numpy")
-    named = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    return ", ".join([*named, jax.devices()[0].platform])
 
 
 def stored(name):
