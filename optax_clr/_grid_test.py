@@ -134,7 +134,7 @@ def lr_grid_test(
             held_out_loss = outcome.evaluate(outcome.state, held_out)
             held_out_loss = jnp.where(is_whole, held_out_loss, jnp.nan)
         metrics = (test.losses, test.metrics) if has_aux else test.losses
-        return outcome, (loss, held_out_loss, metrics)
+        return outcome, (loss, held_out_loss, metrics, test.optimizer_factor)
 
     if not runs_by_rows(step, source, params, rates):
         columns = jax.vmap(lambda rate: train_at(rate)[1])(rates)
@@ -167,7 +167,12 @@ def lr_grid_test(
 
 
 def _as_range_test(
-    rates: jax.Array, num_steps: int, losses: jax.Array, held_out_losses: Any, metrics: PyTree
+    rates: jax.Array,
+    num_steps: int,
+    losses: jax.Array,
+    held_out_losses: Any,
+    metrics: PyTree,
+    factors: jax.Array,
 ) -> RangeTestResult:
     """Return rows up to the first rate that diverged; those after it are not data."""
     is_row = jnp.cumprod(jnp.isfinite(losses)).astype(bool)
@@ -185,4 +190,5 @@ def _as_range_test(
         held_out_losses=held_out_losses,
         equivalent_steps=steps,
         ended_by=jnp.where(is_row.all(), EndedBy.LAST_VALUE, EndedBy.DIVERGENCE).astype(jnp.int32),
+        optimizer_factor=factors[0],  # the same for all rates
     )

@@ -62,6 +62,7 @@ class Loop:
       unroll: steps that are compiled one after the other, in each turn of a loop over steps.
       keeps_state: whether the state after the last row is wanted, and not one of padding.
       batch_size: examples in a batch, where that can be told.
+      optimizer_factor: of the rates that are read.
     """
 
     start: Callable[..., PyTree]
@@ -73,6 +74,7 @@ class Loop:
     unroll: int
     keeps_state: bool
     batch_size: int | None
+    optimizer_factor: float
 
     def whole(
         self,
@@ -163,6 +165,7 @@ class Loop:
             equivalent_steps=mask(self.steps_per_value * jnp.cumsum(values) / values),
             ended_by=ended_by,
             batch_size=() if self.batch_size is None else jnp.int32(self.batch_size),
+            optimizer_factor=jnp.float32(self.optimizer_factor),
         )
 
     def _train_chunk(

@@ -37,7 +37,7 @@ _MIN_WANDER_SIGNIFICANCE = 9.5
 # Of rows with others between them, how far apart they are over neighbours: where the second begins
 # to count, and where alone.
 _INDEPENDENT, _WALK = 1.2, 1.5
-# In fewer rows than this that is not known well enough.
+# In fewer rows than this that is not known well enough to refuse a test: it leaves a doubt.
 _ROWS_TO_KNOW_WANDER = 200
 # What is below so many times that is doubtful.
 _CLEAR = 1.15
@@ -105,6 +105,7 @@ class Curve(NamedTuple):
     losses: jax.Array | np.ndarray
     equivalent_steps: jax.Array
     diverged: jax.Array | bool  # bool[...]
+    factor: jax.Array | float  # f32[...] of the optimizer's kind
 
 
 class Valley(NamedTuple):
@@ -113,6 +114,7 @@ class Valley(NamedTuple):
     lower: jax.Array  # the rate at which it has made half of its fall
     upper: jax.Array  # the rate at which it has lost half of it again
     steps: jax.Array  # training at the lower rate, in steps at that rate
+    factor: jax.Array  # of the optimizer's kind
 
 
 def suggest(valley: Valley) -> jax.Array:
@@ -149,9 +151,10 @@ def _centre(valley: Valley) -> jax.Array:
 
     A rate twice as high learns as much in half the steps, so with the length of the test the lower
     end of the valley moves down, and the centre with the root of it. The upper end is where
-    training is no longer stable, however long the test.
+    training is no longer stable, however long the test. What the optimizer makes of either is in
+    its factor.
     """
-    return jnp.sqrt(valley.lower * valley.upper * valley.steps)
+    return valley.factor * jnp.sqrt(valley.lower * valley.upper * valley.steps)
 
 
 def read_valley(curve: Curve) -> Valley:
@@ -185,7 +188,8 @@ def checked(curve: Curve) -> Curve:
         )
     # NumPy's may be float64 where JAX has none.
     as_given = curve.losses if isinstance(curve.losses, np.ndarray) else losses
-    return Curve(rates, as_given, steps, jnp.asarray(curve.diverged, bool))
+    diverged, factor = jnp.asarray(curve.diverged, bool), jnp.asarray(curve.factor, jnp.float32)
+    return Curve(rates, as_given, steps, diverged, factor)
 
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -292,7 +296,11 @@ def averages(learning_rates: jax.Array, losses: jax.Array) -> tuple[jax.Array, j
 
 @jax.jit
 def _find_valley(
-    learning_rates: jax.Array, losses: jax.Array, equivalent_steps: jax.Array, diverged: jax.Array
+    learning_rates: jax.Array,
+    losses: jax.Array,
+    equivalent_steps: jax.Array,
+    diverged: jax.Array,
+    factor: jax.Array,
 ) -> tuple[Valley, jax.Array, jax.Array]:
     """Return the valley (NaN if there is none), the index of the problem, and the doubts."""
     num_rows = losses.shape[-1]
@@ -308,6 +316,7 @@ def _find_valley(
         lower=10 ** grid[lower],
         upper=10 ** grid[upper],
         steps=jnp.exp(log_steps),
+        factor=factor.mean(),  # the same for all
     )
 
     begins = slice(_num_first(num_rows))
@@ -318,10 +327,10 @@ def _find_valley(
     is_walk = jnp.clip((fall.far_over_near - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
     least_wander = _MIN_SIGNIFICANCE + is_walk * (_MIN_WANDER_SIGNIFICANCE - _MIN_SIGNIFICANCE)
     # How many times each fall is as large as it has to be.
-    can_tell = num_rows >= _ROWS_TO_KNOW_WANDER
-    wandering = jnp.where(can_tell, fall.wandering / least_wander, jnp.inf)
+    wandering = fall.wandering / least_wander
     independent = fall.independent / _MIN_SIGNIFICANCE
-    problem = jnp.where(wandering > 1, _READABLE, _WANDERS)
+    can_tell = num_rows >= _ROWS_TO_KNOW_WANDER
+    problem = jnp.where(can_tell & (wandering <= 1), _WANDERS, _READABLE)
     fell = (independent > 1) & (after | before)
     problem = jnp.where(fell, problem, _NEVER_FELL)
     few = _DIVERGED if num_rows >= _MIN_ROWS else _TOO_FEW
@@ -466,8 +475,8 @@ def spread(curve: Curve) -> tuple[float, float] | None:
     lanes = [jnp.reshape(column, (-1, column.shape[-1])) for column in curve[:3]]
     if len(lanes[0]) == 1:
         return None
-    diverged = jnp.broadcast_to(curve.diverged, curve.losses.shape[:-1]).reshape(-1)
-    valleys, _, _ = jax.vmap(_find_valley)(*lanes, diverged)
+    of_lanes = [jnp.broadcast_to(part, curve.losses.shape[:-1]).reshape(-1) for part in curve[3:]]
+    valleys, _, _ = jax.vmap(_find_valley)(*lanes, *of_lanes)
     rates = np.asarray(suggest(valleys))
     found = rates[np.isfinite(rates)]
     return (float(found.min()), float(found.max())) if found.size > 1 else None

@@ -59,6 +59,8 @@ class RangeTestResult(NamedTuple):
         data, 3 an interrupt or an exception of the data loader; ``()`` where it is not known.
       batch_size: ``i32[]`` examples in a batch, the length of the leading axis that its arrays
         share; 0 where one of them is a scalar, ``()`` where they share none.
+      optimizer_factor: ``f32[]`` by which the rates that are read differ from those of Adam or
+        momentum with the same curve; ``()`` means 1. See [`suggest`][].
 
     Examples:
       >>> inputs = jax.random.normal(jax.random.key(0), (300, 32))
@@ -67,8 +69,8 @@ class RangeTestResult(NamedTuple):
       >>> result = optax_clr.lr_range_test(loss_fn, jnp.float32(0.0), optax.sgd, inputs)
       >>> result.losses.shape, bool(result.num_valid < 300)  # it diverged
       ((300,), True)
-      >>> print(f"{result.one_cycle_peak():.1f}")
-      0.1
+      >>> 0.1 < result.one_cycle_peak() < 0.4
+      True
     """
 
     learning_rates: jax.Array
@@ -80,6 +82,7 @@ class RangeTestResult(NamedTuple):
     equivalent_steps: Any = ()
     ended_by: Any = ()
     batch_size: Any = ()
+    optimizer_factor: Any = ()
 
     def __repr__(self) -> str:
         """Return the summary, or the fields where they are not arrays with values, as in jit."""
@@ -97,14 +100,20 @@ class RangeTestResult(NamedTuple):
     def suggest(self) -> float | jax.Array:
         r"""Return one rate to train with throughout.
 
-        $$\sqrt{N \eta_1 \eta_2} / 18$$
+        $$f \sqrt{N \eta_1 \eta_2} / 18$$
 
         The valley of the curve reaches from the rate $\eta_1$, at which the loss has made
         half of its fall, to $\eta_2$, at which it has lost half of that again. $N$ are
         the ``equivalent_steps`` at $\eta_1$: the longer the test, the lower it is. Losses
         are averaged by a Gaussian whose standard deviation is 0.3 decades of the rate, and counted
-        logarithmically above their noise. With leading axes all the curves are read together. On
-        22 small tasks that no choice was made on the validation loss after training was 4% above
+        logarithmically above their noise. With leading axes all the curves are read together.
+
+        The factor $f$ is ``optimizer_factor``: 2 for optimizers that average no gradients (plain
+        SGD, Adagrad), 1/4 for those that bring the average to one size (Lion, Muon), else 1. It is
+        known by the state in which Optax keeps the average; of an optimizer whose state is not
+        seen, tell it: ``result._replace(optimizer_factor=0.25).suggest()``.
+
+        On 22 small tasks that no choice was made on the validation loss after training was 4% above
         that with the best rate, in the median, and 12% in the mean.
 
         Returns:
@@ -309,6 +318,7 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
         held_out if np.size(held_out) else result.losses,
         steps if np.size(steps) else jnp.nancumsum(rates, axis=-1) / rates,
         result.ended_by == EndedBy.DIVERGENCE if np.size(result.ended_by) else False,
+        result.optimizer_factor if np.size(result.optimizer_factor) else 1.0,
     )
     return _reading.checked(curve)
 
@@ -433,6 +443,8 @@ def _summary(result: RangeTestResult) -> str:
         f"bounds()          {base_value:.3g} to {peak_value:.3g}  a cycle's base and peak",
         f"one_cycle_peak()  {_reading.one_cycle_peak(valley):.3g}  the peak of one cycle",
     ]
+    if (factor := float(np.mean(curve.factor))) != 1:
+        lines.append(f"These are {factor:.3g} times those of Adam or momentum: optimizer_factor.")
     if spread := _reading.spread(curve):
         lines.append(f"suggest() of the single curves: {spread[0]:.3g} to {spread[1]:.3g}.")
     if batch_sizes == {0}:

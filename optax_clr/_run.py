@@ -120,6 +120,7 @@ def run(
             unroll=steps_per_value if by_rows else _unrolled_steps(device, facts),
             keeps_state=keeps_state,
             batch_size=facts.batch_size,
+            optimizer_factor=facts.optimizer_factor,
         )
         chunk_rule = for_chunks(rule, size)
         if from_python:

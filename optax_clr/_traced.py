@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from optax_clr._arguments import is_traced
+from optax_clr._optimizer_factor import optimizer_factor
 
 
 class StepFacts(NamedTuple):
@@ -23,6 +24,7 @@ class StepFacts(NamedTuple):
     steps_per_update: int  # that optax.MultiSteps accumulates gradients over; 1 without
     batch_size: int | None  # examples in a batch, where that can be told
     is_one_batch: bool  # whether a function makes the batches, the same one in every step
+    optimizer_factor: float  # of the rates that are read
 
 
 def facts_of(closed: Any, state: Any, batch: Any, is_one_batch: bool) -> StepFacts:
@@ -39,6 +41,7 @@ def facts_of(closed: Any, state: Any, batch: Any, is_one_batch: bool) -> StepFac
         steps_per_update=_steps_per_update(closed, state),
         batch_size=_batch_size(batch),
         is_one_batch=is_one_batch,
+        optimizer_factor=optimizer_factor(state),
     )
 
 

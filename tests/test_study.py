@@ -40,6 +40,14 @@ def test_the_table_of_todays_optimizers_is_made_from_what_is_stored(study):
     assert pages.filled(text, "todays_optimizers", sections) == text
 
 
+def test_the_table_of_optimizer_factors_is_made_from_what_is_stored(study):
+    factors, pages = study("optimizer_factors"), study("pages")
+    sections = factors.sections_of(np.load(factors.FILE))
+    text = (DOCS / "pages" / "optimizers.md").read_text()
+    assert all(f"<!-- optimizer_factors: {name} -->" in text for name in sections)
+    assert pages.filled(text, "optimizer_factors", sections) == text
+
+
 def test_a_measurement_of_the_language_model_stops_in_time_and_goes_on_later(
     study, monkeypatch, tmp_path
 ):

@@ -30,6 +30,7 @@ import time
 import warnings
 
 import jax
+import jax.numpy as jnp
 import modern_truth
 import numpy as np
 import optax
@@ -43,6 +44,7 @@ from suggestion_tasks import OPTIMIZERS, TASKS
 from suggestion_truth import USES, noise_floor
 
 import optax_clr
+from optax_clr._optimizer_factor import optimizer_factor
 
 RANGE = (1e-7, 10.0)
 WIDE_RANGE = (1e-8, 100.0)
@@ -89,9 +91,15 @@ def recorded(folder, task, num_steps, value_range, seed):
     result = optax_clr.RangeTestResult(
         stopped[0], stopped[1], stopped[1], np.int32(num_valid),
         held_out_losses=stopped[2], equivalent_steps=(np.cumsum(rates) / rates).astype(np.float32),
-        ended_by=np.int32(ended_by),
+        ended_by=np.int32(ended_by), optimizer_factor=factor_of(task),
     )  # fmt: skip
     return result, rates, losses
+
+
+@functools.cache
+def factor_of(task):
+    """Return what a range test of the task's optimizer would find in its state."""
+    return np.float32(optimizer_factor(task.make_optimizer(0.0).init(jnp.zeros((2, 2)))))
 
 
 def by_rules(result, rates, losses):

@@ -100,8 +100,7 @@ def build():
             found = measure(task, entry, task.num_steps)
             for part, values in zip(("peaks", "losses", "problems"), found, strict=True):
                 known[f"{key}/{part}"] = values.astype(np.float32)
-            np.savez_compressed(FILE, **known, versions=np.array(versions()))
-            known.pop("versions", None)
+            np.savez_compressed(FILE, **known | {"versions": np.array(versions())})
             print(key, flush=True)
 
 

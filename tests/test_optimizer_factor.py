@@ -1,0 +1,206 @@
+"""The kind of optimizer in a range test, and what is read for it."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.train_state import TrainState
+from optax import contrib
+
+import optax_clr
+from optax_clr._optimizer_factor import optimizer_factor
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+RATE = 0.1
+NO_AVERAGE = {
+    "sgd": optax.sgd,
+    "adagrad": optax.adagrad,
+    "sign": optax.sign_sgd,
+    "clipped": lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate)),
+    "decayed": lambda rate: optax.chain(optax.add_decayed_weights(0.1), optax.sgd(rate)),
+    "accumulated": lambda rate: optax.MultiSteps(optax.sgd(rate), 2),
+    "if finite": lambda rate: optax.apply_if_finite(optax.sgd(rate), 3),
+    "masked": lambda rate: optax.masked(optax.sgd(rate), {"w": True, "b": False}),
+    "two rates": lambda rate: optax.multi_transform(
+        {"a": optax.sgd(rate), "b": optax.sgd(2 * rate)}, {"w": "a", "b": "b"}
+    ),
+    "injected": optax.inject_hyperparams(optax.sgd),
+    "scheduled": lambda rate: optax.sgd(optax.constant_schedule(rate)),
+    "averaged params": lambda rate: optax.chain(
+        optax.sgd(rate), optax_clr.average_at_cycle_ends(optax_clr.Cycles(5))
+    ),
+}
+ONE_SIZE = {
+    "lion": optax.lion,
+    "muon": contrib.muon,
+    "clipped lion": lambda rate: optax.chain(optax.clip(1.0), optax.lion(rate)),
+    "injected lion": optax.inject_hyperparams(optax.lion),
+}
+USUAL = {
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "rmsprop": optax.rmsprop,
+    "adafactor": optax.adafactor,
+    "nadam": optax.nadam,
+    "lars": optax.lars,
+    "adopt": contrib.adopt,
+    "schedule-free": contrib.schedule_free_adamw,
+    "accumulated momentum": lambda rate: optax.MultiSteps(optax.sgd(rate, momentum=0.9), 2),
+    "sgd and adam": lambda rate: optax.multi_transform(
+        {"a": optax.sgd(rate), "b": optax.adam(rate)}, {"w": "a", "b": "b"}
+    ),
+    "an own trace": lambda rate: optax.chain(own_trace(), optax.scale(-rate)),
+}
+
+
+def own_trace():
+    """Momentum whose state is not one of Optax's."""
+    decayed = lambda traces, gradients: jax.tree.map(lambda t, g: 0.9 * t + g, traces, gradients)
+
+    def update(gradients, traces, params=None):
+        del params
+        traces = decayed(traces, gradients)
+        return traces, traces
+
+    return optax.GradientTransformation(lambda p: jax.tree.map(jnp.zeros_like, p), update)
+
+
+def last_update(make_optimizer, gradients, params):
+    """Return the last update of a sequence of gradients ``[n, ...]``, at params that stay."""
+    optimizer = make_optimizer(RATE)
+
+    def step(state, gradient):
+        update, state = optimizer.update(gradient, state, params)
+        return state, update
+
+    _, updates = jax.lax.scan(step, optimizer.init(params), gradients)
+    return updates["w"][-1]
+
+
+def turning(num_before, num_after):
+    """Return gradients of one sign, and then small ones of the other."""
+    signs = jnp.array([1.0] * num_before + [-0.1] * num_after)
+    return jax.tree.map(lambda leaf: jnp.multiply.outer(signs, leaf), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor"),
+    [(kind, 2.0) for kind in NO_AVERAGE]
+    + [(kind, 0.25) for kind in ONE_SIZE]
+    + [(kind, 1.0) for kind in USUAL],
+)
+def test_the_kind_is_seen_in_the_state(kind, factor):
+    state = (NO_AVERAGE | ONE_SIZE | USUAL)[kind](RATE).init(PARAMS)
+    assert optimizer_factor(state) == factor
+    if kind != "an own trace":
+        assert optimizer_factor({"params": PARAMS, "optimizer": state}) == factor
+
+
+@pytest.mark.parametrize("kind", NO_AVERAGE)
+def test_what_averages_nothing_follows_the_last_gradient(kind):
+    nothing_to_decay = jax.tree.map(jnp.zeros_like, PARAMS)
+    last = last_update(NO_AVERAGE[kind], turning(8, 2), nothing_to_decay)
+    assert np.all(np.asarray(last) > 0)
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adam", "nadam", "schedule-free"])
+def test_and_what_averages_does_not(kind):
+    assert np.all(np.asarray(last_update(USUAL[kind], turning(8, 1), PARAMS)) < 0)
+
+
+def size_on_noise(make_optimizer):
+    """Return how large an update is after noise, over one after gradients that agree."""
+    noise = jax.random.normal(jax.random.key(0), (200, 12, 8))
+    agreeing = jnp.broadcast_to(noise[:1], noise.shape)
+    of_noise, of_agreeing = (
+        jnp.linalg.norm(last_update(make_optimizer, {"w": rows}, {"w": noise[0]}))
+        for rows in (noise, agreeing)
+    )
+    return float(of_noise / of_agreeing)
+
+
+@pytest.mark.parametrize("kind", ["lion", "muon"])
+def test_what_brings_the_average_to_one_size_steps_as_far_on_noise(kind):
+    assert size_on_noise(lambda rate: ONE_SIZE[kind](rate, weight_decay=0.0)) > 0.8
+
+
+def test_and_adam_does_not():
+    assert size_on_noise(optax.adam) < 0.4
+
+
+# ---------------------------------------------------------------------------------- range tests
+
+
+INPUTS = jax.random.normal(jax.random.key(0), (300, 32, 4))
+BATCHES = INPUTS, INPUTS.sum(-1) + jax.random.normal(jax.random.key(1), (300, 32))
+
+
+def loss_fn(params, batch):
+    inputs, targets = batch
+    return jnp.mean((inputs @ params - targets) ** 2)
+
+
+def readings(result):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optax_clr.RangeTestWarning)
+        peak = result.peak_for(optax.cosine_decay_schedule(1.0, 100), 100)
+        return np.array([result.suggest(), result.one_cycle_peak(), peak, *result.bounds()])
+
+
+@pytest.mark.parametrize(
+    ("make_optimizer", "factor"), [(optax.sgd, 2.0), (optax.adam, 1.0), (optax.lion, 0.25)]
+)
+def test_every_reading_has_the_factor(make_optimizer, factor):
+    result = optax_clr.lr_range_test(loss_fn, jnp.zeros(4), make_optimizer, BATCHES)
+    assert result.optimizer_factor == factor
+    plain = readings(result._replace(optimizer_factor=()))
+    np.testing.assert_allclose(readings(result), factor * plain, rtol=1e-6)
+
+
+def test_lanes_have_it_too():
+    lane = lambda scale: optax_clr.lr_range_test(loss_fn, scale * jnp.ones(4), optax.sgd, BATCHES)
+    result = jax.jit(jax.vmap(lane))(jnp.array([0.0, 0.1]))
+    np.testing.assert_array_equal(result.optimizer_factor, [2.0, 2.0])
+    plain = readings(result._replace(optimizer_factor=()))
+    np.testing.assert_allclose(readings(result), 2 * plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make_optimizer", [optax.sgd, optax.adam])
+def test_a_grid_of_rates_has_it_too(make_optimizer):
+    batches = jax.tree.map(lambda leaf: leaf[:20], BATCHES)
+    grid = optax_clr.lr_grid_test(loss_fn, jnp.zeros(4), make_optimizer, batches)
+    assert grid.optimizer_factor == optimizer_factor(make_optimizer(RATE).init(jnp.zeros(4)))
+
+
+def test_it_is_found_in_the_state_of_a_training_step_of_ones_own():
+    params = {"w": jnp.zeros(4)}
+    state = TrainState.create(apply_fn=None, params=params, tx=optax.lion(1.0))
+
+    def step_fn(state, batch, rate):
+        loss, gradients = jax.value_and_grad(lambda p: loss_fn(p["w"], batch))(state.params)
+        return state.apply_gradients(grads=jax.tree.map(lambda leaf: rate * leaf, gradients)), loss
+
+    rates = jnp.geomspace(1e-4, 1.0, 100)
+    assert optax_clr.range_test(step_fn, state, BATCHES, rates).optimizer_factor == 0.25
+
+
+def test_a_state_that_is_not_of_optax_changes_nothing():
+    def step_fn(params, batch, rate):
+        loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
+        return params - rate * gradients, loss
+
+    result = optax_clr.range_test(step_fn, jnp.zeros(4), BATCHES, jnp.geomspace(1e-4, 1.0, 100))
+    assert result.optimizer_factor == 1.0
+
+
+def test_the_summary_says_so():
+    result = optax_clr.lr_range_test(loss_fn, jnp.zeros(4), optax.sgd, BATCHES)
+    line = "These are 2 times those of Adam or momentum: optimizer_factor."
+    assert line in result.summary()
+    assert "times those of Adam" not in result._replace(optimizer_factor=()).summary()
