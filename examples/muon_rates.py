@@ -59,7 +59,7 @@ from sklearn import datasets
 import optax_clr
 
 RATIOS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
-PARTS_OF_PEAK = [1.0, 0.3, 0.1]
+PARTS_OF_PEAK = [4.0, 1.0, 0.4]
 BATCH_SIZE = 32
 AVERAGED_DECADES = 0.1  # standard deviation of the Gaussian that averages a held-out curve
 
@@ -211,7 +211,7 @@ def print_tests(ratios, suggestions, lowest):
 
 def print_trained(ratios, lowest, losses, num_steps):
     """Print what training came to, and whether the tests' pick is the best ratio."""
-    headings = [f"at {part:g} of the peak" for part in PARTS_OF_PEAK]
+    headings = [f"at {part:g} times the peak" for part in PARTS_OF_PEAK]
     print(f"\n{f'{num_steps} steps':14}" + "".join(f"{heading:>19}" for heading in headings))
     for ratio, columns in zip(ratios, losses, strict=True):
         print(f"ratio {ratio:<8g}" + "".join(f"{shown(column, 4):>19}" for column in columns))

@@ -14,9 +14,9 @@ _SPIKE = 10.0
 _MEDIAN = 0.6745
 # The deviation of a second difference of rows whose own deviation is one.
 _BEND = math.sqrt(6)
-# Rows four apart are four times as far apart as neighbours on a slope, and at most twice on a walk.
-_SLOPE = 3.7
-_LAGS = (1, 4, 16, 64)
+# Rows three apart are three times as far apart as neighbours on a slope, and at most 1.7 on a walk.
+_SLOPE = 2.8
+_LAGS = (1, 3, 9, 27, 81, 243, 729)
 
 
 class Fall(NamedTuple):
@@ -28,22 +28,33 @@ class Fall(NamedTuple):
 
 
 def without_spikes(curve: jax.Array) -> jax.Array:
-    """Return the losses ``[n]`` with NaN for every lone one far above its neighbours.
+    """Return the losses ``[n]`` with NaN for every lone one far above or below its neighbours.
 
     One bad batch among good ones says nothing of the rate; two in a row are left as they are.
     """
     if curve.shape[0] < 5:
         return curve
-    around = jnp.stack([curve[:-4], curve[1:-3], curve[3:-1], curve[4:]])
-    is_spike = curve[2:-2] - around.max(0) > _SPIKE * typical_deviation(curve)
-    return curve.at[2:-2].set(jnp.where(is_spike, jnp.nan, curve[2:-2]))
+    known = jnp.isfinite(curve)
+    rows = together(curve, known)
+    around = jnp.stack([rows[:-4], rows[1:-3], rows[3:-1], rows[4:]])
+    distance = jnp.maximum(rows[2:-2] - around.max(0), around.min(0) - rows[2:-2])
+    is_spike = jnp.zeros(curve.shape, bool)
+    is_spike = is_spike.at[2:-2].set(distance > _SPIKE * typical_deviation(curve))
+    return jnp.where(known & is_spike[jnp.cumsum(known) - 1], jnp.nan, curve)
+
+
+def together(column: jax.Array, known: jax.Array) -> jax.Array:
+    """Return the known entries of ``[n]`` one after the other, and NaN after them."""
+    places = jnp.where(known, jnp.cumsum(known) - 1, column.shape[0])
+    return jnp.full_like(column, jnp.nan).at[places].set(column, mode="drop")
 
 
 def typical_deviation(curve: jax.Array) -> jax.Array:
     """Return the deviation of a loss from the line through its neighbours, by the median."""
     if curve.shape[0] < 3:
         return jnp.zeros((), curve.dtype)
-    bends = jnp.abs(curve[2:] - 2 * curve[1:-1] + curve[:-2])
+    rows = together(curve, jnp.isfinite(curve))
+    bends = jnp.abs(rows[2:] - 2 * rows[1:-1] + rows[:-2])
     median = jnp.nanmedian(jnp.where(jnp.isfinite(bends), bends, jnp.nan))
     return jnp.nan_to_num(median) / (_MEDIAN * _BEND)
 
@@ -53,6 +64,7 @@ def deviation(rows: jax.Array, weights: jax.Array) -> jax.Array:
 
     A slope is not noise: the rows of a grid of rates are few, and far apart.
     """
+    rows, weights = together(rows, weights > 0), jnp.nan_to_num(together(weights, weights > 0))
     both = jnp.where((weights[2:] > 0) & (weights[:-2] > 0), weights[1:-1], 0)
     bends = jnp.where(both > 0, rows[2:] - 2 * rows[1:-1] + rows[:-2], 0)
     largest = jnp.max(jnp.abs(bends), initial=0.0)
@@ -81,10 +93,10 @@ def fall_in_errors(
     near, *others = _median_distances(level)
     is_slope = others[0] > _SLOPE * near
     # Of independent rows all pairs are equally far apart. Those of a walk are the farther apart the
-    # more rows are between them; a level part shorter than four times that says nothing of it.
+    # more rows are between them; a level part shorter than twice that says nothing of it.
     far = near
-    for lag, distance in zip(_LAGS[1:], others, strict=True):
-        far = jnp.where(is_level.sum() >= 4 * lag, jnp.fmax(far, distance), far)
+    for lag, distance in zip(_LAGS[1:], others, strict=False):
+        far = jnp.where(is_level.sum() >= 2 * lag, jnp.fmax(far, distance), far)
     # Those of an AR(1) process are r times as far apart as neighbours where its correlation is
     # 1 - 1/r^2; the variance of an average is then 2 r^2 - 1 times that of independent rows.
     ratio = jnp.where(near > 0, far / jnp.where(near > 0, near, 1), 1)
@@ -99,11 +111,13 @@ def fall_in_errors(
 
 
 def _median_distances(rows: jax.Array) -> jax.Array:
-    """Return the median distance of rows, of those that are known, by how far apart they are.
+    """Return the median distance of the rows that are known, by how far apart they are.
 
     ``f32[lags]``, 0 where no rows are so far apart.
     """
-    later = [jnp.pad(rows, (0, lag), constant_values=jnp.nan)[lag:] for lag in _LAGS]
+    rows = together(rows, jnp.isfinite(rows))
+    lags = [lag for lag in _LAGS if 2 * lag <= max(6, len(rows))]
+    later = [jnp.pad(rows, (0, lag), constant_values=jnp.nan)[lag:] for lag in lags]
     return jnp.nan_to_num(jnp.nanmedian(jnp.abs(jnp.stack(later) - rows[None]), axis=1))
 
 

@@ -34,9 +34,14 @@ _MIN_ROWS = 6
 # .95; of 1,000 rows 1 in 200. Of 63 real tests of 300 rows none is refused.
 _MIN_SIGNIFICANCE = 4.0
 _MIN_WANDER_SIGNIFICANCE = 9.5
+# Over the number of rows, what is added to that: few rows do not tell their own noise well, and of
+# 6 to 20 one in ten would be read.
+_FOR_FEW_ROWS = 56.0
 # Of rows with others between them, how far apart they are over neighbours: where the second begins
 # to count, and where alone.
 _INDEPENDENT, _WALK = 1.2, 1.5
+# Rows that tell whether the loss had risen when a test ended.
+_NUM_LAST = 3
 # In fewer rows than this that is not known well enough to refuse a test: it leaves a doubt.
 _ROWS_TO_KNOW_WANDER = 200
 # What is below so many times that is doubtful.
@@ -99,12 +104,13 @@ class RangeTestWarning(UserWarning):
 
 
 class Curve(NamedTuple):
-    """The columns that are read, ``f32[..., n]`` each, and whether they ended in divergence."""
+    """The columns that are read, ``f32[..., n]`` each, how they ended, and of what optimizer."""
 
     learning_rates: jax.Array
     losses: jax.Array | np.ndarray
     equivalent_steps: jax.Array
     diverged: jax.Array | bool  # bool[...]
+    ran_out: jax.Array | bool  # bool[...] of batches, or was interrupted
     factor: jax.Array | float  # f32[...] of the optimizer's kind
 
 
@@ -188,8 +194,9 @@ def checked(curve: Curve) -> Curve:
         )
     # NumPy's may be float64 where JAX has none.
     as_given = curve.losses if isinstance(curve.losses, np.ndarray) else losses
-    diverged, factor = jnp.asarray(curve.diverged, bool), jnp.asarray(curve.factor, jnp.float32)
-    return Curve(rates, as_given, steps, diverged, factor)
+    diverged, ran_out = (jnp.asarray(end, bool) for end in (curve.diverged, curve.ran_out))
+    factor = jnp.asarray(curve.factor, jnp.float32)
+    return Curve(rates, as_given, steps, diverged, ran_out, factor)
 
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -229,12 +236,21 @@ _DOUBTS = (
     "the test ended within the valley: after its lowest point the loss did not rise by half of its "
     "fall before the test ended, and what is read may be too low. Give it batches for all of its "
     f"rows. {see('reading/#too-low-an-end')}",
+    "the test ended suddenly: its losses were no longer finite, and had not risen before. If an "
+    "example in the data is not finite, or an operation overflows, that says nothing of the rate, "
+    f"and what is read may be far too low. Look for it. {see('range-test/#ending-early')}",
     "the start of the sweep cuts the valley: the loss had made half of its fall within the first "
     "rows, and what is read may be too high. Begin at a smaller rate (min_lr). "
     f"{see('reading/#too-high-a-start')}",
     "the loss fell little in comparison with its noise: take more steps, larger batches "
     "(steps_per_value), or several seeds (jax.vmap), whose curves are read together. "
     f"{see('reading/#too-few-steps')}",
+    "the rates do not rise: what a low rate does to a model that a higher one has trained, or "
+    "destroyed, says little, and what is read may be far off. Sweep from the lowest rate to the "
+    "highest.",
+    "after its lowest point the loss rose by less than half of its fall, and stayed: it is taken "
+    "for that of a guess, by a model that is destroyed and began far worse. If it still learns "
+    "there, what is read may be too low. Look at the curve.",
 )
 
 
@@ -278,15 +294,22 @@ def _centred(curves: Any) -> tuple[Any, Any]:
     return curves - constants, constants
 
 
-@jax.jit
-def averages(learning_rates: jax.Array, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
+def averages(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """Return the average that is read of each curve: rates ``[g]`` and losses ``[c, g]``."""
+    losses, constants = _centred(curve.losses)
+    rates, found = _averages(curve.learning_rates, losses)
+    return np.asarray(rates), np.asarray(found) + np.reshape(constants, (-1, 1))
+
+
+@jax.jit
+def _averages(learning_rates: jax.Array, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
     rows = _rows(learning_rates, losses)
 
     def average(curve: jax.Array, constant: jax.Array) -> jax.Array:
         scale = _scale(curve, rows.valid, rows.weights)
         finite = rows.valid & jnp.isfinite(curve)
-        read = scale.loss(_average(rows.weights, scale.depth(curve, rows.valid), finite))
+        depth = scale.depth(curve, True, rows.valid)
+        read = scale.loss(_average(rows.weights, depth, finite))
         # A curve that never fell has no depth.
         plain = _average(rows.weights, jnp.minimum(curve, scale.ceiling), finite)
         return constant + jnp.where(scale.whole > 0, read, plain)
@@ -300,6 +323,7 @@ def _find_valley(
     losses: jax.Array,
     equivalent_steps: jax.Array,
     diverged: jax.Array,
+    ran_out: jax.Array,
     factor: jax.Array,
 ) -> tuple[Valley, jax.Array, jax.Array]:
     """Return the valley (NaN if there is none), the index of the problem, and the doubts."""
@@ -308,9 +332,13 @@ def _find_valley(
     position, valid, grid, weights = rows[:4]
     steps = jnp.nanmax(equivalent_steps.reshape(-1, num_rows).astype(jnp.float32), axis=0)
     scales = jax.vmap(lambda curve: _scale(curve, valid, weights))(rows.curves)
-    depth = _mean(jax.vmap(lambda scale, curve: scale.depth(curve, valid))(scales, rows.curves))
+    ran_out = jnp.broadcast_to(ran_out.reshape(-1), rows.curves.shape[:1])
+    depths = jax.vmap(lambda scale, *curve: scale.depth(*curve, valid))(
+        scales, rows.curves, ran_out
+    )
+    depth = _mean(depths)
     average = _average(weights, depth, valid)
-    lower, lowest, upper = _valley_of(average, grid)
+    lower, lowest, upper, is_destroyed = _valley_of(average, grid)
     log_steps = _average(weights[lower][None], jnp.log(steps), valid)[0]
     valley = Valley(
         lower=10 ** grid[lower],
@@ -319,16 +347,19 @@ def _find_valley(
         factor=factor.mean(),  # the same for all
     )
 
-    begins = slice(_num_first(num_rows))
-    first_end = jnp.max(position[begins], initial=-jnp.inf, where=valid[begins])
+    is_first = _is_first(valid)
+    first_end = jnp.max(position, initial=-jnp.inf, where=is_first)
     after = grid[lowest] > first_end
-    before = grid[lowest] < jnp.min(position[begins], initial=jnp.inf, where=valid[begins])
+    before = grid[lowest] < jnp.min(position, initial=jnp.inf, where=is_first)
+    highest_before = jax.lax.cummax(jnp.where(valid, position, -jnp.inf))
+    rises = jnp.all(position >= highest_before, where=valid)
     fall = _fall(rows, scales, lowest)
     is_walk = jnp.clip((fall.far_over_near - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
     least_wander = _MIN_SIGNIFICANCE + is_walk * (_MIN_WANDER_SIGNIFICANCE - _MIN_SIGNIFICANCE)
     # How many times each fall is as large as it has to be.
     wandering = fall.wandering / least_wander
-    independent = fall.independent / _MIN_SIGNIFICANCE
+    least = _MIN_SIGNIFICANCE + _FOR_FEW_ROWS / jnp.maximum(valid.sum(dtype=jnp.float32), 1)
+    independent = fall.independent / least
     can_tell = num_rows >= _ROWS_TO_KNOW_WANDER
     problem = jnp.where(can_tell & (wandering <= 1), _WANDERS, _READABLE)
     fell = (independent > 1) & (after | before)
@@ -336,14 +367,19 @@ def _find_valley(
     few = _DIVERGED if num_rows >= _MIN_ROWS else _TOO_FEW
     problem = jnp.where(valid.sum() < _MIN_ROWS, few, problem)
     problem = jnp.where(rows.mixed, _MIXED, problem)
-    is_cut = (upper == _GRID_SIZE - 1) & ~diverged.all()
+    is_cut = upper == _GRID_SIZE - 1
+    last = valid & (jnp.cumsum(valid[::-1])[::-1] <= _NUM_LAST)
+    has_risen = jnp.mean(depth, where=last) > average[lowest] / 2
     is_clear = jnp.minimum(independent, wandering) > _CLEAR
     doubts = jnp.stack(
         [
-            is_cut & valid[-1],
-            is_cut & ~valid[-1],
-            after & (grid[lower] <= first_end),  # a falling sweep begins at the other end
+            is_cut & ~diverged.all() & valid[-1],
+            is_cut & ~diverged.all() & ~valid[-1],
+            is_cut & diverged.all() & ~has_risen,
+            rises & after & (grid[lower] <= first_end),
             ~is_clear,
+            ~rises,
+            is_destroyed,
         ]
     )
     found = problem == _READABLE
@@ -354,16 +390,17 @@ def _fall(rows: _Rows, scales: _Scale, lowest: jax.Array) -> Fall:
     """Return how significant the fall to the lowest average is, of the losses as they are."""
     heights = jnp.minimum(rows.curves, scales.ceiling[:, None]) - scales.lowest[:, None]
     losses = jnp.where(rows.valid, _mean(heights / scales.typical[:, None]), jnp.nan)
-    num_first = _num_first(losses.shape[0])
+    is_first = _is_first(jnp.isfinite(losses))
+    num_first = is_first.sum(dtype=losses.dtype)
     order = jnp.arange(losses.shape[0])
     share = jnp.where(rows.valid, rows.weights[lowest], 0)
     share = share / jnp.maximum(share.sum(), 1e-30)
-    first = jnp.nanmean(losses[:num_first])
+    first = jnp.mean(losses, where=is_first)
     average = _average(rows.weights, losses, rows.valid)
     fall = first - average[lowest]
     relative_error = jnp.sqrt(jnp.sum(share**2) + 1 / num_first)
     row = jnp.nanargmin(jnp.abs(rows.position - rows.grid[lowest]))
-    is_before = order < jnp.maximum(row, num_first)
+    is_before = is_first | (order < row)
     # In the order of the sweep, which may be downward: before a quarter of the fall was made.
     is_high = jnp.interp(rows.position, rows.grid, average) > first - fall / 4
     last_high = jnp.max(order, initial=-1, where=is_high & is_before)
@@ -381,12 +418,15 @@ def _mean(columns: jax.Array) -> jax.Array:
     return jnp.where(known, columns, 0).sum(0) / jnp.maximum(count, 1)
 
 
-def _valley_of(average: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _valley_of(
+    average: jax.Array, grid: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Return the index of the lowest entry, between those of what is below half, in one piece.
 
     Where the loss does not rise by three quarters of its fall but by one, and stays there for two
     decades, the valley ends with that quarter: training began at a loss far worse than that of a
-    guess, to which a model goes back that is destroyed.
+    guess, to which a model goes back that is destroyed. Whether that was so is the last of what is
+    returned; it is likely and not certain.
     """
     index = jnp.arange(_GRID_SIZE)
     lowest = jnp.argmin(average)
@@ -396,7 +436,8 @@ def _valley_of(average: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Arra
     quarter = jnp.max(index, initial=0, where=average <= 0.75 * average[lowest])
     highest = jnp.max(average, initial=-jnp.inf, where=index > lowest)
     stays = (highest < 0.25 * average[lowest]) & (grid[-1] - grid[quarter] > 2)
-    return lower, lowest, jnp.where(stays, jnp.minimum(quarter, upper), upper)
+    stays = stays & (quarter < upper)
+    return lower, lowest, jnp.where(stays, quarter, upper), stays
 
 
 class _Scale(NamedTuple):
@@ -414,13 +455,14 @@ class _Scale(NamedTuple):
     ceiling: jax.Array  # f32[] as far above the first losses as the lowest is below, twice
     typical: jax.Array  # f32[] noise anywhere, or a hundredth of the fall
 
-    def depth(self, curve: jax.Array, valid: jax.Array) -> jax.Array:
+    def depth(self, curve: jax.Array, ran_out: jax.Array | bool, valid: jax.Array) -> jax.Array:
         """Return 0 where the loss is as it began, -1 where its average is lowest, at most 1.
 
-        Where the curve has ended and others go on, it is an explosion; where it has a gap, NaN.
+        Where the curve has ended and others go on, it is an explosion, unless it ran out of
+        batches; where it has a gap, NaN.
         """
         finite = valid & jnp.isfinite(curve)
-        has_ended = jnp.cumsum(finite[::-1])[::-1] == 0
+        has_ended = (jnp.cumsum(finite[::-1])[::-1] == 0) & ~jnp.asarray(ran_out)
         height = jnp.where(finite, jnp.minimum(curve, self.ceiling), 0) - self.lowest
         height = jnp.arcsinh(height / self.unit)
         depth = jnp.clip(height / jnp.where(self.whole > 0, self.whole, 1) - 1, -2, 1)
@@ -434,9 +476,7 @@ class _Scale(NamedTuple):
 
 def _scale(curve: jax.Array, valid: jax.Array, weights: jax.Array) -> _Scale:
     finite = valid & jnp.isfinite(curve)
-    is_first = finite[: _num_first(curve.shape[0])]
-    firsts = jnp.where(is_first, curve[: is_first.shape[0]], 0)
-    first = firsts.sum() / jnp.maximum(is_first.sum(dtype=jnp.float32), 1)
+    first = jnp.mean(jnp.where(finite, curve, 0), where=_is_first(finite))
     lowest_row = jnp.min(curve, initial=jnp.inf, where=finite)
     ceiling = first + 2 * jnp.maximum(first - lowest_row, 0)
     curve = jnp.where(finite, jnp.minimum(curve, ceiling), 0)
@@ -461,9 +501,9 @@ def _average(weights: jax.Array, rows: jax.Array, valid: jax.Array) -> jax.Array
     return jnp.where(near, average, jnp.inf)
 
 
-def _num_first(num_rows: int) -> int:
-    """Return how many rows tell the loss before training."""
-    return max(3, num_rows // 20)
+def _is_first(known: jax.Array) -> jax.Array:
+    """Return which of the rows that are known tell the loss before training."""
+    return known & (jnp.cumsum(known) <= max(3, known.shape[0] // 20))
 
 
 def _gaussian(distance: jax.Array) -> jax.Array:

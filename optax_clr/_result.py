@@ -88,7 +88,8 @@ class RangeTestResult(NamedTuple):
         """Return the summary, or the fields where they are not arrays with values, as in jit."""
         try:
             return self.summary()
-        except (TypeError, ValueError):  # as jax.tree.map and jax.eval_shape make them
+        except (TypeError, ValueError, ArithmeticError, RuntimeError):
+            # As jax.tree.map and jax.eval_shape make them, without rows, or donated.
             fields = (f"{name}={value!r}" for name, value in self._asdict().items())
             return f"RangeTestResult({', '.join(fields)})"
 
@@ -318,6 +319,7 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
         held_out if np.size(held_out) else result.losses,
         steps if np.size(steps) else jnp.nancumsum(rates, axis=-1) / rates,
         result.ended_by == EndedBy.DIVERGENCE if np.size(result.ended_by) else False,
+        result.ended_by >= EndedBy.END_OF_DATA if np.size(result.ended_by) else False,
         result.optimizer_factor if np.size(result.optimizer_factor) else 1.0,
     )
     return _reading.checked(curve)
@@ -355,7 +357,7 @@ def _draw(result: RangeTestResult, ax: Axes, rules: Sequence[Rule]) -> Axes:
         _drawing.draw_losses(ax, rates, training[0, recorded], held_out=False)
         if is_held_out:
             _drawing.draw_losses(ax, rates, read[0, recorded], held_out=True)
-    grid, averages = map(np.asarray, _reading.averages(*curve[:2]))
+    grid, averages = _reading.averages(curve)
     averages = np.where(np.isfinite(averages), averages, np.nan)
     drawn = np.isfinite(averages).any(0) & np.isfinite(grid)
     if drawn.any():
@@ -401,7 +403,7 @@ def _reason(result: RangeTestResult) -> str:
     return "interrupted" if result.ended_by == EndedBy.INTERRUPT else "diverged"
 
 
-def _lowest(averages: jax.Array) -> str:
+def _lowest(averages: np.ndarray) -> str:
     known = np.asarray(averages)[np.isfinite(averages)]
     return f"its average {known.min():.3g} at the lowest" if known.size else "no average"
 
@@ -409,7 +411,7 @@ def _lowest(averages: jax.Array) -> str:
 def _summary(result: RangeTestResult) -> str:
     curve = _curve(result)
     rates = np.asarray(result.learning_rates)
-    losses = np.asarray(result.losses)
+    losses = np.asarray(curve.losses)
     num_rows = rates.shape[-1]
     num_curves = rates.size // num_rows
     num_valid = np.asarray(result.num_valid)
@@ -420,18 +422,20 @@ def _summary(result: RangeTestResult) -> str:
     if num_curves > 1:
         end = f"{stopped} ended early"
     elif stopped:
-        end = f"ended after {num_valid} of them ({_reason(result)})"
+        end = f"ended after {num_valid.max()} of them ({_reason(result)})"
     else:
         end = "ended at the last rate"
     batch_sizes = set(np.ravel(result.batch_size).tolist())
     if len(batch_sizes) == 1:
         end += f"; batches of {max(batch_sizes) or 'a single example'}"
-    first = losses.reshape(num_curves, num_rows)[:, 0]
-    _, averages = _reading.averages(*curve[:2])
+    by_curve = losses.reshape(num_curves, num_rows)
+    first = by_curve[np.arange(num_curves), np.isfinite(by_curve).argmax(1)]
+    _, averages = _reading.averages(curve)
+    name = "Held-out loss" if np.size(result.held_out_losses) else "Loss"
     lines = [
         f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
         f"{end}.",
-        f"Loss: {np.nanmean(first):.3g} at first; {_lowest(averages)}.",
+        f"{name}: {np.nanmean(first):.3g} at first; {_lowest(averages)}.",
     ]
     try:
         valley, doubts = _reading.find_valley(curve)

@@ -602,3 +602,19 @@ def test_results_are_saved_and_read_without_pickle(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optax_clr.RangeTestWarning)  # of few rows
         assert loaded.bounds() == result.bounds()
+
+
+@pytest.mark.parametrize("make_optimizer", [optax.sgd, optax.adam])
+def test_one_example_that_is_not_finite_is_named(make_optimizer):
+    inputs = jax.random.normal(jax.random.key(0), (300, 32, 4))
+    targets = inputs.sum(-1) + 0.3 * jax.random.normal(jax.random.key(1), (300, 32))
+    poisoned = inputs.at[230, 0, 0].set(jnp.nan), targets
+
+    def squares(params, batch):
+        inputs, targets = batch
+        return jnp.mean((inputs @ params - targets) ** 2)
+
+    result = optax_clr.lr_range_test(squares, jnp.zeros(4), make_optimizer, poisoned)
+    assert result.num_valid == 230
+    with pytest.warns(optax_clr.RangeTestWarning, match="suddenly.* example in the data"):
+        result.suggest()

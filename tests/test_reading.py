@@ -184,6 +184,15 @@ def test_rows_that_are_missing_here_and_there_count_for_nothing(gap):
     np.testing.assert_allclose(read(result_of(losses)), expected, rtol=0.03)
 
 
+def test_a_seed_that_ran_out_of_batches_counts_for_nothing_after_that():
+    curves = np.stack([valley(noise=0.02), valley(noise=0.02, seed=1)])
+    rates = np.geomspace(1e-5, 10.0, 300)
+    expected = read(result_of(curves, rates))
+    curves[1, 150:] = np.nan
+    result = result_of(curves, rates)._replace(ended_by=jnp.array([0, 2]))
+    np.testing.assert_allclose(read(result), expected, rtol=0.05)
+
+
 def test_a_seed_that_diverged_early_moves_the_answer_down():
     curves = np.stack([valley(0.1), valley(0.1)])
     rates = jnp.geomspace(1e-5, 10.0, 300)
@@ -239,7 +248,7 @@ NOISE = {
 }
 
 
-@pytest.mark.parametrize("num_rows", [100, 300, 1000])
+@pytest.mark.parametrize("num_rows", [8, 17, 100, 300, 1000])
 def test_noise_alone_is_rarely_read(num_rows):
     rng = np.random.default_rng(num_rows)
     curves = [2.3 + 0.1 * noise(rng, (200, num_rows)) for noise in NOISE.values()]
@@ -253,11 +262,29 @@ def test_noise_alone_is_rarely_read(num_rows):
     assert is_often == dict.fromkeys(is_often, False)
 
 
-def sorted_by_class(rng):
+@pytest.mark.parametrize("gap", [2, 3, 10])
+def test_noise_with_regular_gaps_is_noise(gap):
+    curves = np.full((200, 300), np.nan)
+    curves[:, ::gap] = 2.3 + 0.1 * np.random.default_rng(gap).normal(size=(200, -(-300 // gap)))
+    results = result_of(curves, rates=np.geomspace(1e-7, 10, 300))
+    rates = jax.jit(jax.vmap(lambda lane: lane.suggest()))(results)
+    assert np.isfinite(rates).sum() <= 13
+
+
+@pytest.mark.parametrize("gap", [2, 3])
+def test_a_good_curve_with_regular_gaps_is_read_like_one_without(gap):
+    losses = np.full(300, np.nan)
+    losses[::gap] = valley(noise=0.02)[::gap]
+    np.testing.assert_allclose(
+        read(result_of(losses)), read(result_of(valley(noise=0.02))), rtol=0.15
+    )
+
+
+def sorted_by_class(rng, num_rows=300, block=10):
     """A model that learns nothing, and data sorted by class: every class has a loss of its own."""
-    levels = np.tile(np.repeat(2.3 + 0.3 * rng.normal(size=10), 10), 3)
-    losses = levels + 0.05 * rng.normal(size=300)
-    return result_of(losses, rates=np.geomspace(1e-7, 10, 300))
+    levels = np.resize(np.repeat(2.3 + 0.3 * rng.normal(size=10), block), num_rows)
+    losses = levels + 0.05 * rng.normal(size=num_rows)
+    return result_of(losses, rates=np.geomspace(1e-7, 10, num_rows))
 
 
 def test_a_loss_that_wanders_says_what_to_change():
@@ -275,6 +302,14 @@ def test_batches_that_are_not_shuffled_are_refused_or_doubted():
     assert count >= 58
 
 
+def test_long_blocks_of_the_same_class_are_mostly_refused():
+    rng = np.random.default_rng(0)
+    lanes = [sorted_by_class(rng, num_rows=1000, block=100) for _ in range(100)]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
+    rates = jax.jit(jax.vmap(lambda lane: lane.suggest()))(together)
+    assert np.isfinite(rates).mean() < 0.3
+
+
 def test_the_significance_of_a_fall_is_that_of_many_curves_of_noise():
     curves = np.random.default_rng(0).normal(size=(1000, 300)).astype(np.float32)
     weights = np.exp(-0.5 * np.square((np.arange(300.0) - 150) / 15))
@@ -286,11 +321,11 @@ def test_the_significance_of_a_fall_is_that_of_many_curves_of_noise():
     independent, wandering, _ = significance(curves, falls, error, rows, rows)
     np.testing.assert_allclose(independent.std(), 1, rtol=0.06)
     # Rows that do not wander are told from a walk by some hundred of them.
-    np.testing.assert_allclose(wandering.std(), 1, rtol=0.15)
+    np.testing.assert_allclose(wandering.std(), 1, rtol=0.2)
 
 
 @pytest.mark.parametrize("row", [30, 150, 200])
-@pytest.mark.parametrize("height", [5.0, 1e3, 1e30, math.inf, math.nan])
+@pytest.mark.parametrize("height", [-1e3, 5.0, 1e3, 1e30, math.inf, math.nan])
 def test_one_bad_batch_does_not_move_a_reading(row, height):
     losses = valley(noise=0.02)
     plain = read(result_of(losses))
@@ -303,7 +338,8 @@ def test_a_start_worse_than_guessing_does_not_hide_where_the_model_is_destroyed(
     rates = np.geomspace(1e-7, 10.0, 300)
     losses = np.select([rates < 1e-5, rates < 1.5e-4], [4.6, 0.33], 0.7)
     losses += 0.02 * np.random.default_rng(0).normal(size=300)
-    near = read(result_of(losses, rates))
+    with pytest.warns(RangeTestWarning, match="after its lowest point"):
+        near = read(result_of(losses, rates))
     begins_at_a_guess = np.where(rates < 1e-5, 0.7, losses)
     np.testing.assert_allclose(near, read(result_of(begins_at_a_guess, rates)), rtol=0.6)
 
@@ -322,7 +358,12 @@ DOUBTS = {
     "the end of the sweep cuts the valley": result_of(box(0.01, 20.0, 300)),
     "the test ended within the valley": result_of(box(0.01, 20.0, 300), num_valid=250),
     "the start of the sweep cuts the valley": result_of(box(1.2e-5, 0.01, 300)),
-    "the loss fell little": result_of(box(0.01, 1.0, 300, noise=0.7, seed=4)),
+    "the test ended suddenly": result_of(box(0.01, 20.0, 300), num_valid=250)._replace(
+        ended_by=jnp.int32(1)
+    ),
+    "the loss fell little": result_of(box(0.01, 1.0, 300, noise=0.65, seed=4)),
+    "the rates do not rise": result_of(box(0.01, 1.0, 300)[::-1], jnp.geomspace(10.0, 1e-5, 300)),
+    "after its lowest point": result_of(np.repeat([2.0, 1.0, 1.03], [100, 50, 150])),
 }
 
 
@@ -360,6 +401,17 @@ def test_the_summary_of_a_sweep_names_the_spread():
 def test_the_summary_of_a_curve_that_cannot_be_read_says_why(problem):
     text = UNREADABLE[problem].summary()
     assert problem in text or "none with a finite loss" in text
+
+
+def test_the_summary_is_of_the_losses_that_are_read():
+    result = result_of(np.full(300, np.nan))._replace(held_out_losses=valley())
+    assert "Held-out loss: 2 at first; its average 1." in result.summary()
+    assert "suggest()" in result.summary()
+
+
+def test_a_result_without_rows_shows_its_fields():
+    empty = jax.tree.map(lambda leaf: leaf[:0], result_of(valley())._replace(num_valid=()))
+    assert repr(empty).startswith("RangeTestResult(learning_rates=")
 
 
 def test_the_summary_says_where_it_ended():
@@ -429,7 +481,10 @@ def test_a_notebook_without_matplotlib_shows_the_summary():
 
 
 def test_an_end_by_divergence_is_the_end_of_the_valley():
-    result = result_of(box(0.01, 20.0, 300), num_valid=250)
-    assert "In doubt" not in result._replace(ended_by=jnp.int32(1)).summary()
+    losses = box(0.01, 20.0, 300)
+    exploded = np.where(np.arange(300) >= 247, [1e3], losses)
+    result = result_of(exploded, num_valid=250)._replace(ended_by=jnp.int32(1))
+    assert "In doubt" not in result.summary()
     for reason in (2, 3):
-        assert "ended within the valley" in result._replace(ended_by=jnp.int32(reason)).summary()
+        result = result_of(losses, num_valid=250)._replace(ended_by=jnp.int32(reason))
+        assert "ended within the valley" in result.summary()
