@@ -160,15 +160,15 @@ def test_muon_rates_says_what_the_tests_can_tell(capsys):
     muon_rates.print_trained([0.1, 1.0], lowest, losses, 600)
     *_, at_peak, at_third, at_tenth = capsys.readouterr().out.strip().split("\nAt ")
     assert at_peak == (
-        "4 times the peak the best is 0.1; within the noise of it: none.\n"
+        "4 x the peak the best is 0.1; within the noise of it: none.\n"
         "  The tests' pick is +0.0000 ± 0.0000 above it."
     )
     assert at_third == (
-        "1 times the peak the best is 1; within the noise of it: none.\n"
+        "1 x the peak the best is 1; within the noise of it: none.\n"
         "  The tests' pick is +1.0000 ± 0.0000 above it."
     )
     assert at_tenth == (
-        "0.4 times the peak the best is 1; within the noise of it: 0.1.\n"
+        "0.4 x the peak the best is 1; within the noise of it: 0.1.\n"
         "  The tests' pick is +0.3000 ± 0.3464 above it."
     )
 
@@ -200,7 +200,7 @@ def test_muon_rates_tests_and_trains_its_lanes_together(tmp_path):
     sizes = ("--ratios", "0.1", "3", "--test-steps", "120", "--steps", "40", "--seeds", "2")
     output = run(tmp_path, "muon_rates.py", *sizes)
     assert "The tests pick 0.1; within the noise of it: none." in output
-    assert "At 4 times the peak the best is" in output
+    assert "At 4 x the peak the best is" in output
 
 
 @pytest.mark.slow
