@@ -14,8 +14,8 @@ _SPIKE = 10.0
 _MEDIAN = 0.6745
 # The deviation of a second difference of rows whose own deviation is one.
 _BEND = math.sqrt(6)
-# Rows three apart are three times as far apart as neighbours on a slope, and at most 1.7 on a walk.
-_SLOPE = 2.8
+# On a slope this share more of the rows that are far apart have moved one way than the other.
+_SLOPE = 0.6
 _LAGS = (1, 3, 9, 27, 81, 243, 729)
 
 
@@ -90,8 +90,11 @@ def fall_in_errors(
     known = jnp.isfinite(rows)
     noise = deviation(jnp.where(known, rows, 0), (known & is_before).astype(rows.dtype))
     level = jnp.where(is_level, rows, jnp.nan)
-    near, *others = _median_distances(level)
-    is_slope = others[0] > _SLOPE * near
+    distances, drifts = _distances(level)
+    near, *others = distances
+    is_slope = jnp.zeros((), bool)
+    for lag, drift in zip(_LAGS, drifts, strict=False):  # the longest that is not too long decides
+        is_slope = jnp.where(3 * lag <= is_level.sum(), jnp.abs(drift) > _SLOPE, is_slope)
     # Of independent rows all pairs are equally far apart. Those of a walk are the farther apart the
     # more rows are between them; a level part shorter than twice that says nothing of it.
     far = near
@@ -110,15 +113,18 @@ def fall_in_errors(
     )
 
 
-def _median_distances(rows: jax.Array) -> jax.Array:
-    """Return the median distance of the rows that are known, by how far apart they are.
+def _distances(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return how far apart rows are, of those that are known, by how many others are between them.
 
-    ``f32[lags]``, 0 where no rows are so far apart.
+    The median distance, ``f32[lags]``, 0 where no rows are so far apart; and how many more have
+    risen than fallen, as a share of them.
     """
     rows = together(rows, jnp.isfinite(rows))
     lags = [lag for lag in _LAGS if 2 * lag <= max(6, len(rows))]
     later = [jnp.pad(rows, (0, lag), constant_values=jnp.nan)[lag:] for lag in lags]
-    return jnp.nan_to_num(jnp.nanmedian(jnp.abs(jnp.stack(later) - rows[None]), axis=1))
+    moves = jnp.stack(later) - rows[None]
+    distances = jnp.nan_to_num(jnp.nanmedian(jnp.abs(moves), axis=1))
+    return distances, jnp.nan_to_num(jnp.nanmean(jnp.sign(moves), axis=1))
 
 
 def _over(fall: jax.Array, error: jax.Array) -> jax.Array:

@@ -5,10 +5,10 @@
     python docs/study/optimizer_factors.py            # the table, from what is stored
 
 Six development tasks of suggestions.py, each with every optimizer in the place of its own: trained
-at the rates of a grid, four to a decade, as a constant rate and as the peak of one cycle, from three
-starts; and three range tests each of 300 and of 1,000 steps. The table has the regret of what the
-curve says times each of FACTORS, the mean over tasks, both uses, both lengths and the tests: what
-``optimizer_factor`` is chosen by.
+at the rates of a grid, four to a decade, as a constant rate and as the peak of one cycle, from
+three starts; and three range tests each of 300 and of 1,000 steps. The table has the regret of what
+the curve says times each of FACTORS, the mean over tasks, both uses, both lengths and the tests:
+what ``optimizer_factor`` is chosen by.
 """
 
 from __future__ import annotations
