@@ -79,11 +79,14 @@ def _bound(numpy: Any, heights: Any, counts: Any) -> Any:
     middle = after + heights * (counts + 1) / 2
     middle_after = after + heights * (counts - 1) / 2
     middle_squares = squares_after + heights**2 * (counts + 1) / 2
-    products = numpy.where(after > 0, middle_after * middle, 1)
     # A block after which nothing moves the params is a constant rate of its own.
     at_end = numpy.log(numpy.maximum(counts, 2) - 0.5) + np.euler_gamma
     at_end = numpy.where(counts > 1, heights * at_end, 0)
-    terms = numpy.where(after > 0, counts * heights * middle_squares / products, at_end)
+    is_last = after == 0
+    # Not over the product of the two, which is below any float32 where heights are small.
+    of_sums = heights / numpy.where(is_last, 1, middle_after)
+    of_squares = middle_squares / numpy.where(is_last, 1, middle)
+    terms = numpy.where(is_last, at_end, counts * of_sums * of_squares)
     return squares[0] + sums[0] * terms.sum()
 
 
