@@ -131,6 +131,25 @@ STEEP = {
 }
 
 
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("num_steps", [100_000, 1_000_000])
+@pytest.mark.parametrize("form", STEEP)
+def test_long_runs_are_looked_at_where_they_change(form, num_steps):
+    schedule = STEEP[form](num_steps)
+    ratio = by_sums(values_of(schedule, num_steps))
+    np.testing.assert_allclose(peak_ratio(schedule, num_steps), ratio, rtol=1e-3)
+
+
+@pytest.mark.parametrize("num_steps", [32_768, 100_000, 3_000_000])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_the_first_step_and_the_last_are_looked_at(at_end, num_steps):
+    """Of one step alone S_1 times the bracket is 1."""
+    only = num_steps - 1 if at_end else 0
+    schedule = lambda step: jnp.where(step == only, 3.0, 0.0)
+    constant = num_steps * (1 + math.fsum(1 / k for k in range(1, num_steps)))
+    assert peak_ratio(schedule, num_steps) == pytest.approx(math.sqrt(constant), rel=1e-9)
+
+
 @pytest.mark.parametrize("num_steps", [32_768, 32_769, 300_000])
 @pytest.mark.parametrize(
     "schedule_of",
@@ -175,6 +194,15 @@ def test_traced_and_not_are_the_same_for_all_forms(form, num_steps):
     ratio = peak_ratio(schedule, num_steps)
     many = jax.jit(jax.vmap(higher))(jnp.array([1e-3, 20.0]))
     np.testing.assert_allclose(many, [ratio, ratio], rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.int8])
+def test_values_of_few_digits_are_summed_in_float32(dtype):
+    table = jnp.asarray(100 / jnp.sqrt(jnp.arange(1.0, 2001.0)), dtype)
+    schedule = lambda step: table[step]
+    ratio = by_sums(np.asarray(table, np.float64))
+    np.testing.assert_allclose(peak_ratio(schedule, 2000), ratio, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda: peak_ratio(schedule, 2000))(), ratio, rtol=1e-5)
 
 
 def test_one_cycle_and_bounds_are_cases_of_it():
