@@ -11,11 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr._arguments import is_traced, shown
+from optax_clr._arguments import float_dtype, is_traced, shown
 
-# A run of more steps is taken in some so many blocks, of each of which one step is looked at.
+# A run of more steps is taken in so many blocks and some more near both ends, of each of which one
+# step is looked at.
 _NUM_BLOCKS = 2**15
-# A block is at most this part of the steps after it: near its end a schedule matters most.
+# Then blocks are split where that tells most, until there are so many.
+_MOST_BLOCKS = _NUM_BLOCKS + 2**14
+# A block is at most this part of the steps before it, and of those after it: many schedules are
+# steep at their start, and near its end each matters most.
 _BLOCK_OF_REST = 1 / 256
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
@@ -39,23 +43,36 @@ def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
       Defazio et al., [When, Why and How Much?](https://arxiv.org/abs/2310.07831), 2023,
       theorem 10.
     """
-    steps, counts = _blocks(num_steps)
-    values = _values(shape, steps)
+    edges = _edges(num_steps)
+    values, counts = _look(shape, edges)
+    if num_steps > _NUM_BLOCKS:
+        values, counts = _look(shape, _split(edges, values))
     constant = num_steps * (1 + _harmonic(num_steps - 1))
     if is_traced(values):
-        heights = values / jnp.max(values)
-        return jnp.sqrt(constant / _bound(jnp, heights, np.float32(counts)))
-    known = np.asarray(jax.device_get(values), np.float64)
-    lowest, highest = known.min(), known.max()
-    if not (lowest >= 0 and 0 < highest < math.inf):
-        raise ValueError(
-            "shape must be a schedule of finite values of which none is negative and one is above "
-            f"0; over {num_steps} steps it has values from {lowest:g} to {highest:g}."
-        )
-    return math.sqrt(constant / _bound(np, known / highest, counts))
+        return jnp.sqrt(constant / _bound(jnp, values / jnp.max(values), counts))
+    return math.sqrt(constant / _bound(np, values / values.max(), counts))
 
 
-def _values(shape: optax.Schedule, steps: np.ndarray) -> jax.Array:
+def _look(shape: optax.Schedule, edges: Any) -> tuple[Any, Any]:
+    """Return the value of a schedule at one step of each block, and how many steps that has.
+
+    Both are float64 where they are known, and otherwise what the schedule returns, at least
+    float32.
+    """
+    numpy: Any = jnp if is_traced(edges) else np
+    counts = numpy.diff(edges)
+    # Nowhere in particular within the block, lest the form be seen at one phase of short cycles.
+    place = np.arange(len(counts)) * _GOLDEN_RATIO % 1
+    inner = numpy.floor(np.float32(place) * counts.astype(np.float32)).astype(np.int32)
+    # Blocks without a step have the value of the last one, which does not count.
+    values: Any = _values(shape, numpy.minimum(edges[:-1] + inner, edges[-1] - 1))
+    if not is_traced(values):
+        values = np.asarray(jax.device_get(values), np.float64)
+        _check(values, edges[-1])
+    return values, numpy.asarray(counts, values.dtype)
+
+
+def _values(shape: optax.Schedule, steps: Any) -> jax.Array:
     """Return the value of a schedule at each of the steps."""
     allowed = f"shape must be a schedule that jax.jit can trace, step -> number; {shown(shape)}"
     try:
@@ -65,7 +82,16 @@ def _values(shape: optax.Schedule, steps: np.ndarray) -> jax.Array:
     if not isinstance(values, jax.Array) or values.shape != steps.shape:
         one = jax.tree.map(lambda leaf: leaf[0], values)
         raise ValueError(f"{allowed} returned {shown(one)} at step {steps[0]}.")
-    return values
+    return values.astype(float_dtype(values))
+
+
+def _check(values: np.ndarray, num_steps: int) -> None:
+    lowest, highest = values.min(), values.max()
+    if not (lowest >= 0 and 0 < highest < math.inf):
+        raise ValueError(
+            "shape must be a schedule of finite values of which none is negative and one is above "
+            f"0; over {num_steps} steps it has values from {lowest:g} to {highest:g}."
+        )
 
 
 def _bound(numpy: Any, heights: Any, counts: Any) -> Any:
@@ -79,11 +105,14 @@ def _bound(numpy: Any, heights: Any, counts: Any) -> Any:
     middle = after + heights * (counts + 1) / 2
     middle_after = after + heights * (counts - 1) / 2
     middle_squares = squares_after + heights**2 * (counts + 1) / 2
-    products = numpy.where(after > 0, middle_after * middle, 1)
     # A block after which nothing moves the params is a constant rate of its own.
     at_end = numpy.log(numpy.maximum(counts, 2) - 0.5) + np.euler_gamma
     at_end = numpy.where(counts > 1, heights * at_end, 0)
-    terms = numpy.where(after > 0, counts * heights * middle_squares / products, at_end)
+    is_last = after == 0
+    # Not over the product of the two, which is below any float32 where heights are small.
+    of_sums = heights / numpy.where(is_last, 1, middle_after)
+    of_squares = middle_squares / numpy.where(is_last, 1, middle)
+    terms = numpy.where(is_last, at_end, counts * of_sums * of_squares)
     return squares[0] + sums[0] * terms.sum()
 
 
@@ -100,19 +129,51 @@ def _harmonic(number: int) -> float:
 
 
 @functools.lru_cache(maxsize=8)
-def _blocks(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a step of each block, ``i32[b]``, and how many steps it has, ``f64[b]``."""
+def _edges(num_steps: int) -> np.ndarray:
+    """Return where the blocks of a run begin, and its end, ``i32[b + 1]``.
+
+    Those of a run that is not looked at step by step are followed by ones without a step, so that
+    their number, for which JAX compiles, is always the same.
+    """
     longest = num_steps / _NUM_BLOCKS
     if longest <= 1:
-        return np.arange(num_steps, dtype=np.int32), np.ones(num_steps)
-    # How many steps come after a block: one by one, then by a ratio, then at even distances.
+        return np.arange(num_steps + 1, dtype=np.int32)
+    # From both ends one by one, then by a ratio, and at even distances in between.
     one_by_one = 1 / _BLOCK_OF_REST
     num_growing = math.ceil(math.log(longest) / math.log1p(_BLOCK_OF_REST))
     growing = one_by_one * (1 + _BLOCK_OF_REST) ** np.arange(num_growing)
-    even = np.linspace(one_by_one * longest, num_steps, _NUM_BLOCKS)
-    edges = np.unique(np.round(np.concatenate([np.arange(one_by_one), growing, even])))
-    counts = np.diff(edges)
-    # Nowhere in particular within the block, lest the form be seen at one phase of short cycles.
-    place = np.arange(len(counts)) * _GOLDEN_RATIO % 1
-    after = edges[:-1] + np.floor(place * counts)
-    return (num_steps - 1 - after[::-1]).astype(np.int32), counts[::-1]
+    near = np.round(np.concatenate([np.arange(one_by_one), growing]))
+    even = np.round(np.linspace(0, num_steps, _NUM_BLOCKS + 1))
+    edges = np.unique(np.concatenate([near, even, num_steps - near])).astype(np.int32)
+    return np.pad(edges, (0, _MOST_BLOCKS + 1 - len(edges)), mode="edge")
+
+
+def _split(edges: np.ndarray, values: Any) -> Any:
+    """Return the edges of ``_MOST_BLOCKS`` blocks that all have a step, if there are such parts.
+
+    Those are split where the value changes, or that are long for what comes after them.
+    """
+    numpy: Any = jnp if is_traced(values) else np
+    counts, highest = np.diff(edges), numpy.max(values)
+    heights = values / numpy.where(highest > 0, highest, 1)
+    parts = _num_parts(numpy, counts, heights, _MOST_BLOCKS - int(np.count_nonzero(counts)))
+    ends = numpy.cumsum(parts, dtype=np.int32)
+    row = np.arange(_MOST_BLOCKS, dtype=np.int32)
+    block = numpy.minimum(numpy.searchsorted(ends, row, side="right"), _MOST_BLOCKS - 1)
+    parts, counts, starts = parts[block], numpy.asarray(counts)[block], numpy.asarray(edges)[block]
+    part = row - ends[block] + parts
+    # The longest block times the number of parts is below 2**31.
+    return numpy.append(starts + counts * part // numpy.maximum(parts, 1), edges[-1])
+
+
+def _num_parts(numpy: Any, counts: np.ndarray, heights: Any, num_more: int) -> Any:
+    """Return how many parts each block becomes, ``i32[b]``, ``num_more`` more in all."""
+    steps = np.asarray(counts, heights.dtype)
+    changes = numpy.abs(numpy.diff(heights))
+    changes = numpy.maximum(numpy.append(changes, 0), numpy.append(0, changes))
+    rest = _rest(numpy, steps * heights)
+    of_rest = steps * heights / numpy.where(rest > 0, rest, 1)
+    weights = steps * (changes + of_rest * heights)
+    total = weights.sum()
+    more = num_more * weights / numpy.where(total > 0, total, 1)
+    return numpy.minimum(1 + numpy.floor(more).astype(np.int32), counts)

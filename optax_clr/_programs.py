@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -182,13 +182,18 @@ def _identity(function: Function) -> Any:
 
 # ---------------------------------------------------------------------- what functions refer to
 
-# There may be anything among what functions refer to. With more objects than this a program is
-# not kept, for nobody could say whether it is still true.
-_MOST_OBJECTS = 2000
-_ATOMS = (int, float, complex, str, bytes, type(None), np.generic)
+# There may be anything among what functions refer to. With more objects than this, of which a look
+# takes a tenth of a second, a program is not kept, for nobody could say whether it is still true.
+# The graph of a Flax module has 2,000 for each layer of a transformer.
+_MOST_OBJECTS = 100_000
+_ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
+_MAPPINGS = (dict, types.MappingProxyType)
+_BUILT_IN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)  # as those of a dictionary
 # Of these what is in them counts; a method is a new object at each look.
-_CONTAINERS = (list, tuple, dict, types.MethodType, functools.partial)
+_CONTAINERS = (list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial)
+# One of a class that is derived from these may have attributes too.
+_PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
 # What nobody changes, or where nothing can be seen.
 _OPAQUE = (types.ModuleType, jax.Array, np.ndarray)
 
@@ -234,8 +239,8 @@ def _sees_the_same(functions: tuple[Function, ...], seen: list[_Seen]) -> bool:
 def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
     """Return what functions see: variables, globals, attributes, entries, and what these see.
 
-    Functions and classes of installed packages are not looked into, nor are arrays. Of a class
-    those attributes count that some function names.
+    Functions and classes of installed packages are not looked into, but their objects are; arrays
+    are not. Of a class those attributes count that some function names.
     """
     waiting = list(functions)[::-1]
     found: list[Any] = []
@@ -245,7 +250,7 @@ def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
     while waiting and len(found) <= _MOST_OBJECTS:
         value = waiting.pop()
         found.append(value)
-        if id(value) in met:
+        if type(value) in _ATOMS or id(value) in met:
             continue
         met.add(id(value))
         if isinstance(value, type):
@@ -269,22 +274,54 @@ def _named(owner: type, names: set[str]) -> list[Any]:
 
 def _parts(value: Any) -> list[Any]:
     """Return what an object is made of, as far as its owner may change it."""
-    if isinstance(value, (*_ATOMS, *_OPAQUE)):
+    if isinstance(value, (np.generic, *_OPAQUE)):
         return []
-    if isinstance(value, types.MethodType):
-        return [value.__func__, value.__self__]
-    if isinstance(value, functools.partial):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, dict):
-        return list(value.values())
+    kind, entries = type(value), _entries(value)
+    if kind in _PLAIN:
+        return entries
+    wrapped = getattr(value, "__wrapped__", None)  # of jax.jit, staticmethod, classmethod
+    return [kind, wrapped, *entries, *_attributes(value)]
+
+
+def _entries(value: Any) -> list[Any]:
+    """Return what is in an object of Python's own types, or of a class derived from one."""
+    if isinstance(value, _MAPPINGS):
+        return _items(value)
     if isinstance(value, _SEQUENCES):
         return list(value)
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, _BUILT_IN_METHODS):
+        return [value.__self__, value.__name__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
     if isinstance(value, property):
         return [value.fget]
-    wrapped = getattr(value, "__wrapped__", None)  # of jax.jit, staticmethod, classmethod
-    attributes = getattr(value, "__dict__", {}).values()
-    slots = [getattr(value, name, None) for name in _slots(type(value))]  # type: ignore[arg-type]
-    return [type(value), wrapped, *attributes, *slots]
+    if isinstance(value, weakref.ref):
+        return [value()]
+    return []
+
+
+def _attributes(value: Any) -> list[Any]:
+    """Return names and values of an object's attributes, and what is in its slots."""
+    slots = [_in_slot(slot, value) for slot in _slots(type(value))]  # type: ignore[arg-type]
+    return [*_items(getattr(value, "__dict__", {})), *slots]
+
+
+def _in_slot(slot: types.MemberDescriptorType, value: Any) -> Any:
+    try:
+        return slot.__get__(value)
+    except AttributeError:  # it is not filled
+        return None
+
+
+def _items(mapping: Mapping[Any, Any]) -> list[Any]:
+    """Return the keys, in one string if they are names, and the values."""
+    try:
+        keys: list[Any] = ["\n".join(mapping)]
+    except TypeError:
+        keys = list(mapping)
+    return [*keys, *mapping.values()]
 
 
 def _variables(function: types.FunctionType) -> list[Any]:
@@ -312,12 +349,14 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=1000)
-def _slots(kind: type) -> tuple[str, ...]:
-    if not _is_own(kind.__module__):
-        return ()
-    slots = [vars(each).get("__slots__", ()) for each in kind.__mro__]
+def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
+    """Return what reads the slots of a class: under their own names, which may be mangled."""
     return tuple(
-        name for names in slots for name in ((names,) if isinstance(names, str) else names)
+        attribute
+        for each in kind.__mro__
+        if "__slots__" in vars(each)  # and not a class of C, whose members nobody changes
+        for attribute in vars(each).values()
+        if isinstance(attribute, types.MemberDescriptorType)
     )
 
 

@@ -473,8 +473,12 @@ def one_cycle_schedule(
       and whose ``div_factor`` and ``final_div_factor`` are the defaults here.
     """
     peak_value = real_scalar("peak_value", peak_value)
-    init_value = real_scalar("init_value", peak_value / 25 if init_value is None else init_value)
-    end_value = real_scalar("end_value", init_value / 1e4 if end_value is None else end_value)
+    if init_value is None:
+        init_value = _at_least_float32(peak_value) / 25
+    init_value = real_scalar("init_value", init_value)
+    if end_value is None:
+        end_value = _at_least_float32(init_value) / 1e4
+    end_value = real_scalar("end_value", end_value)
     total_steps = whole_number("total_steps", total_steps)
     wave = check_wave("wave", wave)
     phases = _one_cycle_phases(
@@ -622,6 +626,12 @@ def per_epoch_schedule(schedule: optax.Schedule, steps_per_epoch: int) -> optax.
 
 
 # ------------------------------------------------------------------------- parts of the factories
+
+
+def _at_least_float32(value: Any) -> Any:
+    """Return a value from which others can be computed: in half precision 1e-3 / 2.5e5 is 0."""
+    is_half = hasattr(value, "dtype") and value.dtype.itemsize < 4
+    return value.astype(np.float32) if is_half else value
 
 
 class _Phase(NamedTuple):

@@ -93,6 +93,63 @@ def by_sums(values):
     return math.sqrt(constant / (squares[0] + rest[0] * terms.sum()))
 
 
+def values_of(schedule, num_steps):
+    return np.asarray(jax.vmap(schedule)(np.arange(num_steps, dtype=np.int32)))
+
+
+def distance(step, other):
+    """At least 1, as a float."""
+    return jnp.abs(step - other).astype(jnp.float32) + 1
+
+
+# Schedules that are steep, or narrow, at their start, in the middle or at many places.
+STEEP = {
+    "inverse": lambda n: lambda step: 1 / distance(step, 0),
+    "inverse root": lambda n: lambda step: 1 / jnp.sqrt(distance(step, 0)),
+    "inverse root after a warm-up": lambda n: (
+        lambda step: jnp.minimum(distance(step, 0) / 500, jnp.sqrt(500 / distance(step, 0)))
+    ),
+    "a few steps of warm-up": lambda n: optax.warmup_cosine_decay_schedule(0.0, 1.0, 5, n),
+    "zero after the start": lambda n: lambda step: jnp.where(step < 1000, 1.0, 0.0),
+    "zero after a third": lambda n: lambda step: jnp.where(step < n // 3, 1.0, 0.0),
+    "low after the start": lambda n: lambda step: jnp.where(step < 1000, 1.0, 0.1),
+    "fast exponential": lambda n: optax.exponential_decay(1.0, 1, 0.5),
+    "exponential": lambda n: optax.exponential_decay(1.0, 1, 0.99),
+    "slow exponential": lambda n: optax.exponential_decay(1.0, 1, 0.9999),
+    "narrow in the middle": lambda n: lambda step: 1 / distance(step, int(0.4321 * n)),
+    "a hundred steps": lambda n: (
+        lambda step: jnp.where(distance(step, int(0.4321 * n)) < 50, 1.0, 0.01)
+    ),
+    "inverse root with restarts": lambda n: (
+        lambda step: 1 / jnp.sqrt(distance(step % (n // 10), 0))
+    ),
+    "step decay with restarts": lambda n: (
+        lambda step: jnp.float32(0.1) ** (step % (n // 7) // (n // 28))
+    ),
+    "decaying cycles": lambda n: optax_clr.exp_range_schedule(0.0, 1.0, 50, gamma=0.9999),
+    "longer and longer cycles": lambda n: optax_clr.warm_restarts_schedule(1.0, 100, mult=1.5),
+}
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("num_steps", [100_000, 1_000_000])
+@pytest.mark.parametrize("form", STEEP)
+def test_long_runs_are_looked_at_where_they_change(form, num_steps):
+    schedule = STEEP[form](num_steps)
+    ratio = by_sums(values_of(schedule, num_steps))
+    np.testing.assert_allclose(peak_ratio(schedule, num_steps), ratio, rtol=1e-3)
+
+
+@pytest.mark.parametrize("num_steps", [32_768, 100_000, 3_000_000])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_the_first_step_and_the_last_are_looked_at(at_end, num_steps):
+    """Of one step alone S_1 times the bracket is 1."""
+    only = num_steps - 1 if at_end else 0
+    schedule = lambda step: jnp.where(step == only, 3.0, 0.0)
+    constant = num_steps * (1 + math.fsum(1 / k for k in range(1, num_steps)))
+    assert peak_ratio(schedule, num_steps) == pytest.approx(math.sqrt(constant), rel=1e-9)
+
+
 @pytest.mark.parametrize("num_steps", [32_768, 32_769, 300_000])
 @pytest.mark.parametrize(
     "schedule_of",
@@ -105,7 +162,7 @@ def by_sums(values):
 )
 def test_long_runs_are_sampled(schedule_of, num_steps):
     schedule = schedule_of(num_steps)
-    values = jax.vmap(schedule)(jnp.arange(num_steps))
+    values = values_of(schedule, num_steps)
     np.testing.assert_allclose(peak_ratio(schedule, num_steps), by_sums(values), rtol=3e-3)
 
 
@@ -123,6 +180,29 @@ def test_traced_and_not_are_the_same():
     heights = jnp.array([0.5, 2.0])
     many = jax.vmap(peak, in_axes=(None, 0))(result, heights)
     np.testing.assert_allclose(many, [plain, plain], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("num_steps", [1000, 100_000])
+@pytest.mark.parametrize("form", STEEP)
+def test_traced_and_not_are_the_same_for_all_forms(form, num_steps):
+    """Where values are far below the highest, their squares are below what float32 holds."""
+    schedule = STEEP[form](num_steps)
+    higher = lambda height: peak_ratio(lambda step: height * schedule(step), num_steps)
+    # A rounding may change which steps of a long run are looked at.
+    tolerance = 1e-5 if num_steps < 32_768 else 1e-3
+    ratio = peak_ratio(schedule, num_steps)
+    many = jax.jit(jax.vmap(higher))(jnp.array([1e-3, 20.0]))
+    np.testing.assert_allclose(many, [ratio, ratio], rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.int8])
+def test_values_of_few_digits_are_summed_in_float32(dtype):
+    table = jnp.asarray(100 / jnp.sqrt(jnp.arange(1.0, 2001.0)), dtype)
+    schedule = lambda step: table[step]
+    ratio = by_sums(np.asarray(table, np.float64))
+    np.testing.assert_allclose(peak_ratio(schedule, 2000), ratio, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda: peak_ratio(schedule, 2000))(), ratio, rtol=1e-5)
 
 
 def test_one_cycle_and_bounds_are_cases_of_it():

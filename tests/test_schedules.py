@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 from decimal import Decimal
+from fractions import Fraction
 
 import chex
 import jax
@@ -338,6 +339,38 @@ def test_one_cycle_ends_at_its_last_step_and_stays_there(total_steps, three_phas
     schedule = optax_clr.one_cycle_schedule(1.0, total_steps, three_phase=three_phase)
     after = np.array([total_steps - 1, total_steps, total_steps + 1, 10 * total_steps, LAST])
     np.testing.assert_array_equal(schedule(after), np.float32(4e-6))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize(
+    "peak",
+    [
+        jnp.float16(1e-3),
+        jnp.bfloat16(1e-3),
+        np.float16(1e-3),
+        np.array(1e-3, np.float16),
+        jnp.int8(3),
+        np.int8(3),
+        jnp.float32(1e-3),
+        np.float64(1e-3),
+    ],
+    ids=lambda peak: f"{type(peak).__module__}.{peak.dtype}",
+)
+def test_the_ends_of_one_cycle_have_the_digits_of_float32(peak, traced):
+    steps = np.array([0, 99], np.int32)
+    values = lambda peak: optax_clr.one_cycle_schedule(peak, 100)(steps)
+    ends = jax.jit(values)(peak) if traced else values(peak)
+    assert ends.dtype == jnp.float32
+    exact_peak = Fraction(float(peak))
+    np.testing.assert_allclose(
+        ends, [float(exact_peak / 25), float(exact_peak / 250_000)], rtol=2e-7
+    )
+
+
+def test_the_last_value_of_one_cycle_has_the_digits_of_float32_where_the_first_is_given():
+    schedule = optax_clr.one_cycle_schedule(1.0, 100, init_value=jnp.float16(1e-3))
+    end = float(Fraction(float(jnp.float16(1e-3))) / 10_000)
+    np.testing.assert_allclose(schedule(99), end, rtol=2e-7)
 
 
 def test_one_cycle_that_only_falls_or_only_rises():
