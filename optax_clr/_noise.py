@@ -93,12 +93,12 @@ def fall_in_errors(
     distances, drifts = _distances(level)
     near, *others = distances
     is_slope = jnp.zeros((), bool)
-    for lag, drift in zip(_LAGS, drifts, strict=False):  # the longest that is not too long decides
+    for lag, drift in zip(_LAGS, drifts, strict=True):  # the longest that is not too long decides
         is_slope = jnp.where(3 * lag <= is_level.sum(), jnp.abs(drift) > _SLOPE, is_slope)
     # Of independent rows all pairs are equally far apart. Those of a walk are the farther apart the
     # more rows are between them; a level part shorter than twice that says nothing of it.
     far = near
-    for lag, distance in zip(_LAGS[1:], others, strict=False):
+    for lag, distance in zip(_LAGS[1:], others, strict=True):
         far = jnp.where(is_level.sum() >= 2 * lag, jnp.fmax(far, distance), far)
     # Those of an AR(1) process are r times as far apart as neighbours where its correlation is
     # 1 - 1/r^2; the variance of an average is then 2 r^2 - 1 times that of independent rows.
@@ -120,8 +120,7 @@ def _distances(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     risen than fallen, as a share of them.
     """
     rows = together(rows, jnp.isfinite(rows))
-    lags = [lag for lag in _LAGS if 2 * lag <= max(6, len(rows))]
-    later = [jnp.pad(rows, (0, lag), constant_values=jnp.nan)[lag:] for lag in lags]
+    later = [jnp.pad(rows, (0, lag), constant_values=jnp.nan)[lag:] for lag in _LAGS]
     moves = jnp.stack(later) - rows[None]
     distances = jnp.nan_to_num(jnp.nanmedian(jnp.abs(moves), axis=1))
     return distances, jnp.nan_to_num(jnp.nanmean(jnp.sign(moves), axis=1))

@@ -126,8 +126,8 @@ class Valley(NamedTuple):
 def suggest(valley: Valley) -> jax.Array:
     """Return the constant rate, the valley's centre times ``sqrt(steps) / 18``.
 
-    On 22 tasks that no choice was made on, the median validation loss after training is 4, 3 and 2%
-    above that with the best rate, after tests of 300, 600 and 1,000 steps; the mean is 12, 9 and 8%
+    On 22 tasks that no choice was made on, the median validation loss after training is 5, 5 and 3%
+    above that with the best rate, after tests of 300, 600 and 1,000 steps; the mean is 13, 9 and 8%
     (docs/pages/suggestions.md).
     """
     return _CONSTANT * _centre(valley)
@@ -136,7 +136,7 @@ def suggest(valley: Valley) -> jax.Array:
 def one_cycle_peak(valley: Valley) -> jax.Array:
     """Return the peak of one cycle, 2.64 times the constant rate, since the run ends at a low one.
 
-    On the same tasks the median is 4, 3 and 2%.
+    On the same tasks the median is 5, 3 and 2%.
     """
     return _ONE_CYCLE * _centre(valley)
 
@@ -144,7 +144,7 @@ def one_cycle_peak(valley: Valley) -> jax.Array:
 def bounds(valley: Valley) -> LRBounds:
     """Return the bounds of a cycle: a peak of 1.76 times the constant rate.
 
-    On the same tasks the median is 6, 4 and 4%. The base is a quarter of the peak: a tenth, and
+    On the same tasks the median is 7, 5 and 5%. The base is a quarter of the peak: a tenth, and
     bases read from where the loss begins to fall or stagnates, came to 13 and 14% where a quarter
     came to 12 (docs/study/README.md).
     """
