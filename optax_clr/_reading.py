@@ -40,7 +40,7 @@ _FOR_FEW_ROWS = 56.0
 # Of rows with others between them, how far apart they are over neighbours: where the second begins
 # to count, and where alone.
 _INDEPENDENT, _WALK = 1.2, 1.5
-# Rows that tell whether the loss had risen when a test ended.
+# So many rows tell whether the loss had risen when a test ended.
 _NUM_LAST = 3
 # In fewer rows than this that is not known well enough to refuse a test: it leaves a doubt.
 _ROWS_TO_KNOW_WANDER = 200
@@ -210,7 +210,7 @@ def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.A
     return rates, curves
 
 
-_READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED = range(6)
+_READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED, _SUDDEN = range(7)
 _PROBLEMS = (
     "",
     f"too few points: a curve needs at least {_MIN_ROWS} rows with a finite loss at a positive "
@@ -228,6 +228,9 @@ _PROBLEMS = (
     f"noise. {see('reading/#batches-that-are-not-shuffled')}",
     "the curves are of different sweeps: only those over the same rates can be read together. Read "
     f"each by itself: jax.vmap(lambda lane: lane.bounds())(result). {see('sweeps/')}",
+    "the test ended suddenly: its losses were no longer finite, and had neither fallen nor risen "
+    "before. Look for an example in the data that is not finite, or an operation that overflows. "
+    f"{see('reading/#other-doubts')}",
 )
 _DOUBTS = (
     "the end of the sweep cuts the valley: after its lowest point the loss did not rise by half of "
@@ -238,7 +241,7 @@ _DOUBTS = (
     f"rows. {see('reading/#too-low-an-end')}",
     "the test ended suddenly: its losses were no longer finite, and had not risen before. If an "
     "example in the data is not finite, or an operation overflows, that says nothing of the rate, "
-    f"and what is read may be far too low. Look for it. {see('range-test/#ending-early')}",
+    f"and what is read may be far too low. Look for it. {see('reading/#other-doubts')}",
     "the start of the sweep cuts the valley: the loss had made half of its fall within the first "
     "rows, and what is read may be too high. Begin at a smaller rate (min_lr). "
     f"{see('reading/#too-high-a-start')}",
@@ -329,7 +332,7 @@ def _find_valley(
     """Return the valley (NaN if there is none), the index of the problem, and the doubts."""
     num_rows = losses.shape[-1]
     rows = _rows(learning_rates, losses)
-    position, valid, grid, weights = rows[:4]
+    valid, grid, weights = rows[1:4]
     steps = jnp.nanmax(equivalent_steps.reshape(-1, num_rows).astype(jnp.float32), axis=0)
     scales = jax.vmap(lambda curve: _scale(curve, valid, weights))(rows.curves)
     ran_out = jnp.broadcast_to(ran_out.reshape(-1), rows.curves.shape[:1])
@@ -338,52 +341,78 @@ def _find_valley(
     )
     depth = _mean(depths)
     average = _average(weights, depth, valid)
-    lower, lowest, upper, is_destroyed = _valley_of(average, grid)
-    log_steps = _average(weights[lower][None], jnp.log(steps), valid)[0]
+    within = _valley_of(average, grid)
+    log_steps = _average(weights[within.lower][None], jnp.log(steps), valid)[0]
     valley = Valley(
-        lower=10 ** grid[lower],
-        upper=10 ** grid[upper],
+        lower=10 ** grid[within.lower],
+        upper=10 ** grid[within.upper],
         steps=jnp.exp(log_steps),
         factor=factor.mean(),  # the same for all
     )
-
-    is_first = _is_first(valid)
-    first_end = jnp.max(position, initial=-jnp.inf, where=is_first)
-    after = grid[lowest] > first_end
-    before = grid[lowest] < jnp.min(position, initial=jnp.inf, where=is_first)
-    highest_before = jax.lax.cummax(jnp.where(valid, position, -jnp.inf))
-    rises = jnp.all(position >= highest_before, where=valid)
-    fall = _fall(rows, scales, lowest)
-    is_walk = jnp.clip((fall.far_over_near - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
-    least_wander = _MIN_SIGNIFICANCE + is_walk * (_MIN_WANDER_SIGNIFICANCE - _MIN_SIGNIFICANCE)
-    # How many times each fall is as large as it has to be.
-    wandering = fall.wandering / least_wander
-    least = _MIN_SIGNIFICANCE + _FOR_FEW_ROWS / jnp.maximum(valid.sum(dtype=jnp.float32), 1)
-    independent = fall.independent / least
-    can_tell = num_rows >= _ROWS_TO_KNOW_WANDER
-    problem = jnp.where(can_tell & (wandering <= 1), _WANDERS, _READABLE)
-    fell = (independent > 1) & (after | before)
-    problem = jnp.where(fell, problem, _NEVER_FELL)
-    few = _DIVERGED if num_rows >= _MIN_ROWS else _TOO_FEW
-    problem = jnp.where(valid.sum() < _MIN_ROWS, few, problem)
-    problem = jnp.where(rows.mixed, _MIXED, problem)
-    is_cut = upper == _GRID_SIZE - 1
-    last = valid & (jnp.cumsum(valid[::-1])[::-1] <= _NUM_LAST)
-    has_risen = jnp.mean(depth, where=last) > average[lowest] / 2
-    is_clear = jnp.minimum(independent, wandering) > _CLEAR
-    doubts = jnp.stack(
-        [
-            is_cut & ~diverged.all() & valid[-1],
-            is_cut & ~diverged.all() & ~valid[-1],
-            is_cut & diverged.all() & ~has_risen,
-            rises & after & (grid[lower] <= first_end),
-            ~is_clear,
-            ~rises,
-            is_destroyed,
-        ]
-    )
+    clarity = _clarity(rows, scales, within.lowest)
+    problem = _problem_of(rows, grid[within.lowest], clarity, diverged.all())
+    has_risen = jnp.mean(depth, where=_is_last(valid)) > average[within.lowest] / 2
+    doubts = _doubts_of(rows, within, clarity, diverged.all(), has_risen)
     found = problem == _READABLE
     return jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley), problem, doubts
+
+
+class _Clarity(NamedTuple):
+    """How many times the fall is as large as it has to be."""
+
+    independent: jax.Array  # if rows are independent
+    wandering: jax.Array  # if they wander as they do before it
+
+
+def _clarity(rows: _Rows, scales: _Scale, lowest: jax.Array) -> _Clarity:
+    fall = _fall(rows, scales, lowest)
+    num_valid = jnp.maximum(rows.valid.sum(dtype=jnp.float32), 1)
+    least = _MIN_SIGNIFICANCE + _FOR_FEW_ROWS / num_valid
+    is_walk = jnp.clip((fall.far_over_near - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
+    least_wander = _MIN_SIGNIFICANCE + is_walk * (_MIN_WANDER_SIGNIFICANCE - _MIN_SIGNIFICANCE)
+    return _Clarity(fall.independent / least, fall.wandering / least_wander)
+
+
+def _problem_of(
+    rows: _Rows, lowest_rate: jax.Array, clarity: _Clarity, diverged: jax.Array
+) -> jax.Array:
+    """Return the index of what keeps a curve from being read; that which comes last here counts."""
+    num_rows, valid, is_first = rows.valid.shape[0], rows.valid, _is_first(rows.valid)
+    can_tell = num_rows >= _ROWS_TO_KNOW_WANDER
+    problem = jnp.where(can_tell & (clarity.wandering <= 1), _WANDERS, _READABLE)
+    among_first = (lowest_rate >= jnp.min(rows.position, initial=jnp.inf, where=is_first)) & (
+        lowest_rate <= jnp.max(rows.position, initial=-jnp.inf, where=is_first)
+    )
+    losses, is_last = _mean(rows.curves), _is_last(valid)
+    before = jnp.max(losses, initial=-jnp.inf, where=valid & ~is_last)
+    is_sudden = diverged & (jnp.mean(losses, where=is_last) <= before)
+    never_fell = (clarity.independent <= 1) | among_first
+    problem = jnp.where(never_fell, jnp.where(is_sudden, _SUDDEN, _NEVER_FELL), problem)
+    few = _DIVERGED if num_rows >= _MIN_ROWS else _TOO_FEW
+    problem = jnp.where(valid.sum() < _MIN_ROWS, few, problem)
+    return jnp.where(rows.mixed, _MIXED, problem)
+
+
+def _doubts_of(
+    rows: _Rows, within: _Within, clarity: _Clarity, diverged: jax.Array, has_risen: jax.Array
+) -> jax.Array:
+    """Return which of the doubts there are, ``bool[d]``."""
+    first_end = jnp.max(rows.position, initial=-jnp.inf, where=_is_first(rows.valid))
+    begins_within = (rows.grid[within.lower] <= first_end) & (rows.grid[within.lowest] > first_end)
+    highest_before = jax.lax.cummax(jnp.where(rows.valid, rows.position, -jnp.inf))
+    rises = jnp.all(rows.position >= highest_before, where=rows.valid)
+    is_cut = within.upper == _GRID_SIZE - 1
+    return jnp.stack(
+        [
+            is_cut & ~diverged & rows.valid[-1],
+            is_cut & ~diverged & ~rows.valid[-1],
+            is_cut & diverged & ~has_risen,
+            begins_within & rises,  # a falling sweep begins at the other end
+            jnp.minimum(*clarity) <= _CLEAR,
+            ~rises,
+            within.is_destroyed,
+        ]
+    )
 
 
 def _fall(rows: _Rows, scales: _Scale, lowest: jax.Array) -> Fall:
@@ -418,15 +447,21 @@ def _mean(columns: jax.Array) -> jax.Array:
     return jnp.where(known, columns, 0).sum(0) / jnp.maximum(count, 1)
 
 
-def _valley_of(
-    average: jax.Array, grid: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+class _Within(NamedTuple):
+    """Where on the grid the valley is, indices ``i32[]``."""
+
+    lower: jax.Array
+    lowest: jax.Array
+    upper: jax.Array
+    is_destroyed: jax.Array  # bool[] whether it is likely that the model is, beyond it
+
+
+def _valley_of(average: jax.Array, grid: jax.Array) -> _Within:
     """Return the index of the lowest entry, between those of what is below half, in one piece.
 
     Where the loss does not rise by three quarters of its fall but by one, and stays there for two
     decades, the valley ends with that quarter: training began at a loss far worse than that of a
-    guess, to which a model goes back that is destroyed. Whether that was so is the last of what is
-    returned; it is likely and not certain.
+    guess, to which a model goes back that is destroyed.
     """
     index = jnp.arange(_GRID_SIZE)
     lowest = jnp.argmin(average)
@@ -437,7 +472,7 @@ def _valley_of(
     highest = jnp.max(average, initial=-jnp.inf, where=index > lowest)
     stays = (highest < 0.25 * average[lowest]) & (grid[-1] - grid[quarter] > 2)
     stays = stays & (quarter < upper)
-    return lower, lowest, jnp.where(stays, quarter, upper), stays
+    return _Within(lower, lowest, jnp.where(stays, quarter, upper), stays)
 
 
 class _Scale(NamedTuple):
@@ -504,6 +539,11 @@ def _average(weights: jax.Array, rows: jax.Array, valid: jax.Array) -> jax.Array
 def _is_first(known: jax.Array) -> jax.Array:
     """Return which of the rows that are known tell the loss before training."""
     return known & (jnp.cumsum(known) <= max(3, known.shape[0] // 20))
+
+
+def _is_last(valid: jax.Array) -> jax.Array:
+    """Return which rows tell whether the loss had risen when the test ended."""
+    return valid & (jnp.cumsum(valid[::-1])[::-1] <= _NUM_LAST)
 
 
 def _gaussian(distance: jax.Array) -> jax.Array:

@@ -208,6 +208,12 @@ UNREADABLE = {
     "never fell": result_of(np.linspace(1, 2, 300)),
     "never fell:": result_of(np.random.default_rng(0).normal(size=300)),
     "never fell: no": result_of(np.full(300, 2.0)),
+    "ended suddenly": result_of(
+        2 + 0.1 * np.random.default_rng(0).normal(size=300), num_valid=200
+    )._replace(ended_by=jnp.int32(1)),
+    "never fell: no rate": result_of(np.linspace(1, 2, 300), num_valid=200)._replace(
+        ended_by=jnp.int32(1)
+    ),
     "different sweeps": result_of(
         np.stack([valley(), valley()]), np.outer([1, 2], np.geomspace(1e-5, 10.0, 300))
     ),
