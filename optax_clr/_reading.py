@@ -30,8 +30,8 @@ _LEAST_WEIGHT = 1e-20
 _MIN_ROWS = 6
 # How far below the first losses the lowest average must be, in standard errors of the two: if rows
 # are independent, and if they wander. Of 500 curves of noise each, of 300 rows, fewer than 1 in 100
-# are read if normal, exponential, lognormal or AR(1) with a correlation of .5, and 4% with one of
-# .95; of 1,000 rows 1 in 200. Of 63 real tests of 300 rows none is refused.
+# are read if normal, exponential, lognormal or AR(1) with a correlation of .5, and 2% with one of
+# .95; of 1,000 rows 1 in 200. Of 63 development tests of 300 rows none is refused.
 _MIN_SIGNIFICANCE = 4.0
 _MIN_WANDER_SIGNIFICANCE = 9.5
 # Over the number of rows, what is added to that: few rows do not tell their own noise well, and of
@@ -40,11 +40,11 @@ _FOR_FEW_ROWS = 56.0
 # Of rows with others between them, how far apart they are over neighbours: where the second begins
 # to count, and where alone.
 _INDEPENDENT, _WALK = 1.2, 1.5
-# So many rows tell whether the loss had risen when a test ended.
-_NUM_LAST = 3
 # In fewer rows than this that is not known well enough to refuse a test: it leaves a doubt.
 _ROWS_TO_KNOW_WANDER = 200
-# What is below so many times that is doubtful.
+# So many rows tell whether the loss had risen when a test ended.
+_NUM_LAST = 3
+# What is below so many times what it has to be is doubtful.
 _CLEAR = 1.15
 # Where there is no noise, the loss is told apart to this part of its fall.
 _LEAST_NOISE = 0.01

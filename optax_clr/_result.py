@@ -406,7 +406,7 @@ def _reason(result: RangeTestResult) -> str:
 
 
 def _lowest(averages: np.ndarray) -> str:
-    known = np.asarray(averages)[np.isfinite(averages)]
+    known = averages[np.isfinite(averages)]
     return f"its average {known.min():.3g} at the lowest" if known.size else "no average"
 
 

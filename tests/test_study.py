@@ -32,20 +32,13 @@ def test_the_parts_of_alternatives_are_made_from_what_is_stored(study):
     assert pages.filled(text, "rivals", sections) == text
 
 
-def test_the_table_of_todays_optimizers_is_made_from_what_is_stored(study):
-    todays, pages = study("todays_optimizers"), study("pages")
-    sections = todays.sections_of(np.load(todays.FILE))
+@pytest.mark.parametrize("name", ["todays_optimizers", "optimizer_factors"])
+def test_the_tables_about_optimizers_are_made_from_what_is_stored(study, name):
+    script, pages = study(name), study("pages")
+    sections = script.sections_of(np.load(script.FILE))
     text = (DOCS / "pages" / "optimizers.md").read_text()
-    assert all(f"<!-- todays_optimizers: {name} -->" in text for name in sections)
-    assert pages.filled(text, "todays_optimizers", sections) == text
-
-
-def test_the_table_of_optimizer_factors_is_made_from_what_is_stored(study):
-    factors, pages = study("optimizer_factors"), study("pages")
-    sections = factors.sections_of(np.load(factors.FILE))
-    text = (DOCS / "pages" / "optimizers.md").read_text()
-    assert all(f"<!-- optimizer_factors: {name} -->" in text for name in sections)
-    assert pages.filled(text, "optimizer_factors", sections) == text
+    assert all(f"<!-- {name}: {part} -->" in text for part in sections)
+    assert pages.filled(text, name, sections) == text
 
 
 def test_a_measurement_of_the_language_model_stops_in_time_and_goes_on_later(

@@ -13,7 +13,6 @@ what ``optimizer_factor`` is chosen by.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import pathlib
@@ -26,7 +25,7 @@ import optax
 import suggestion_tasks
 import suggestion_truth
 from optax import contrib
-from pages import fill
+from pages import run_study
 from record_curves import HELD_OUT_SIZE, losses_of, no_training
 from rivals import versions
 
@@ -81,7 +80,7 @@ OPTIMIZERS = {
 
 
 def with_optimizer(task_name, name):
-    """Return a development task with another optimizer, and the rates of its grid."""
+    """Return a development task with another optimizer, and the grid of that."""
     factory, low, high = OPTIMIZERS[name]
     task = dataclasses.replace(suggestion_tasks.TASKS[task_name], optimizer=name, shift=0.0)
     suggestion_tasks.OPTIMIZERS[name] = suggestion_tasks.Optimizer(factory, np.nan, (low, high))
@@ -199,18 +198,11 @@ def quick():
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore", optax_clr.RangeTestWarning)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    run_study(
+        __doc__,
+        "optimizers.md",
+        "optimizer_factors",
+        quick=quick,
+        measure=measure,
+        sections=lambda: sections_of(np.load(FILE)),
     )
-    choices = ("report", "page", "measure")
-    parser.add_argument("what", nargs="?", default="report", choices=choices)
-    parser.add_argument("--quick", action="store_true", help="a minute, and nothing is stored")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        quick()
-    elif arguments.what == "measure":
-        measure()
-    elif arguments.what == "page":
-        fill("optimizers.md", "optimizer_factors", sections_of(np.load(FILE)))
-    else:
-        print(*table_of(np.load(FILE)), sep="\n")

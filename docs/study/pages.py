@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import re
+from collections.abc import Callable
 
 PAGES = pathlib.Path(__file__).parents[1] / "pages"
 PART = re.compile(r"(<!-- (\w+): ([\w -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -30,3 +32,30 @@ def fill(page: str, script: str, sections: dict[str, list[str]]) -> None:
     """Make the parts of a page anew, in its file."""
     path = PAGES / page
     path.write_text(filled(path.read_text(), script, sections))
+
+
+def run_study(
+    description: str | None,
+    page: str,
+    script: str,
+    *,
+    quick: Callable[[], None],
+    measure: Callable[[], None],
+    sections: Callable[[], dict[str, list[str]]],
+) -> None:
+    """Do what the command line of a script with one stored table asks for: print it, by default."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    choices = ("report", "page", "measure")
+    parser.add_argument("what", nargs="?", default="report", choices=choices)
+    parser.add_argument("--quick", action="store_true", help="a minute, and nothing is stored")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        quick()
+    elif arguments.what == "measure":
+        measure()
+    elif arguments.what == "page":
+        fill(page, script, sections())
+    else:
+        print(*sections()["table"], sep="\n")

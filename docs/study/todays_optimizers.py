@@ -13,7 +13,6 @@ reported is the loss on a third set of examples.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import pathlib
 from typing import NamedTuple
@@ -22,7 +21,7 @@ import numpy as np
 import optax
 from comparisons import compare, log_ratios
 from optax import contrib
-from pages import fill
+from pages import run_study
 from rivals import (
     RIVALS,
     WEIGHT_DECAY,
@@ -141,18 +140,11 @@ def quick():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    run_study(
+        __doc__,
+        "optimizers.md",
+        "todays_optimizers",
+        quick=quick,
+        measure=build,
+        sections=lambda: sections_of(np.load(FILE)),
     )
-    choices = ("report", "page", "measure")
-    parser.add_argument("what", nargs="?", default="report", choices=choices)
-    parser.add_argument("--quick", action="store_true", help="half a minute, and nothing is stored")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        quick()
-    elif arguments.what == "measure":
-        build()
-    elif arguments.what == "page":
-        fill("optimizers.md", "todays_optimizers", sections_of(np.load(FILE)))
-    else:
-        print(*table_of(np.load(FILE)), sep="\n")
