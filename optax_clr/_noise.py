@@ -19,12 +19,31 @@ _SLOPE = 0.6
 _LAGS = (1, 3, 9, 27, 81, 243, 729)
 
 
+class Descent(NamedTuple):
+    """A curve down to where its average is lowest."""
+
+    rows: jax.Array  # f32[n] losses; NaN where there is none
+    height: jax.Array  # f32[] from the average of the first rows to the lowest
+    # Deviation of the difference of these two averages, if that of a row is 1 and rows are
+    # independent.
+    relative_error: jax.Array  # f32[]
+    is_before: jax.Array  # bool[n] rows before the lowest average, whose noise is that of the fall
+    is_level: jax.Array  # bool[n] rows before the fall began
+
+
 class Fall(NamedTuple):
     """How far a curve fell, in standard errors of the two averages that are compared."""
 
     independent: jax.Array  # if the losses of neighbouring rows have nothing to do with each other
     wandering: jax.Array  # if they are as alike as the curve itself has them before its fall
     far_over_near: jax.Array  # distance of rows with others between, over that of neighbours
+
+
+class Drop(NamedTuple):
+    """From the average of some neighbouring rows to that of as many that follow them."""
+
+    height: jax.Array  # f32[]
+    in_errors: jax.Array  # f32[] in standard errors of the difference, if rows are independent
 
 
 def without_spikes(curve: jax.Array) -> jax.Array:
@@ -73,20 +92,9 @@ def deviation(rows: jax.Array, weights: jax.Array) -> jax.Array:
     return unit * jnp.sqrt(variance) / _BEND
 
 
-def fall_in_errors(
-    rows: jax.Array, fall: jax.Array, relative_error: jax.Array, is_before: jax.Array,
-    is_level: jax.Array,
-) -> Fall:  # fmt: skip
-    """Return how significant a fall is.
-
-    Args:
-      rows: ``[n]`` losses; NaN where there is none.
-      fall: from the average of the first rows to the lowest.
-      relative_error: deviation of the difference of these two averages, if that of a row is 1 and
-        rows are independent.
-      is_before: ``[n]`` rows before the lowest average, whose noise is that of the fall.
-      is_level: ``[n]`` rows before the fall began.
-    """
+def fall_in_errors(descent: Descent) -> Fall:
+    """Return how significant a fall is."""
+    rows, fall, relative_error, is_before, is_level = descent
     known = jnp.isfinite(rows)
     noise = deviation(jnp.where(known, rows, 0), (known & is_before).astype(rows.dtype))
     level = jnp.where(is_level, rows, jnp.nan)
@@ -111,6 +119,27 @@ def fall_in_errors(
         wandering=jnp.where(is_slope, independent, _over(fall, wander)),
         far_over_near=jnp.where(is_slope, 1, ratio),
     )
+
+
+def largest_drop(descent: Descent, width: jax.Array) -> Drop:
+    """Return the largest drop before the lowest average, between this share of the rows each.
+
+    It is 0 where that is fewer than three rows.
+    """
+    known = jnp.isfinite(descent.rows)
+    rows = jnp.nan_to_num(together(descent.rows, known))
+    num_beside = jnp.nan_to_num(jnp.round(width * known.sum(dtype=rows.dtype)))
+    shift = num_beside.astype(jnp.int32)
+    sums = jnp.concatenate([jnp.zeros(1, rows.dtype), jnp.cumsum(rows)])
+    row = jnp.arange(rows.shape[0])
+    left, right = row - shift, row + shift
+    drops = 2 * sums[row] - sums[left] - sums[right]
+    is_within = (left >= 0) & (right <= known.sum()) & (shift >= 3)
+    is_before = row <= jnp.sum(known & descent.is_before)
+    num_beside = jnp.maximum(num_beside, 1)
+    height = jnp.max(drops, initial=0.0, where=is_within & is_before) / num_beside
+    noise = typical_deviation(jnp.where(descent.is_before, descent.rows, jnp.nan))
+    return Drop(height, _over(height, noise * jnp.sqrt(2 / num_beside)))
 
 
 def _distances(rows: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -43,10 +43,15 @@ def read(result):
     return np.array([result.suggest(), result.one_cycle_peak(), *result.bounds()])
 
 
+def staircase(rates, levels, edges):
+    """A loss that changes from level to level, half of the way at each edge, as models do it."""
+    shares = 1 / (1 + np.exp(-8 * np.log10(rates[:, None] / edges)))
+    return levels[0] + shares @ np.diff(levels)
+
+
 def box(lower, upper, num_rows, noise=0.0, seed=0):
     """A loss of 1 between two rates and of 2 elsewhere: half of the fall is made just there."""
-    rates = np.geomspace(1e-5, 10.0, num_rows)
-    losses = np.where((rates > lower) & (rates < upper), 1.0, 2.0)
+    losses = staircase(np.geomspace(1e-5, 10.0, num_rows), [2.0, 1.0, 2.0], [lower, upper])
     return losses + noise * np.random.default_rng(seed).normal(size=num_rows)
 
 
@@ -93,11 +98,11 @@ def test_held_out_losses_are_read_where_there_are_any():
 def test_a_loss_that_begins_high_has_its_valley_where_it_is_lowest():
     """As with raw features: it falls a hundredfold first, and by what matters later."""
     rates = np.geomspace(1e-5, 10.0, 300)
-    losses = np.select([rates < 1e-4, rates < 1e-2, rates < 0.3], [200.0, 20.0, 0.2], 200.0)
-    losses *= 1 + 0.1 * np.random.default_rng(0).normal(size=300)
+    losses = np.exp(staircase(rates, np.log([200.0, 20.0, 0.2, 200.0]), [1e-4, 1e-2, 0.3]))
+    losses *= 1 + 0.1 * np.random.default_rng(1).normal(size=300)
     # Half of the fall in logarithms is not made at 20, half of that in the loss is.
     steps = 300 / 6 / np.log(10)
-    np.testing.assert_allclose(read(result_of(losses)), expected(1e-2, 0.3, steps), rtol=0.35)
+    np.testing.assert_allclose(read(result_of(losses)), expected(1e-2, 0.3, steps), rtol=0.45)
     linear_answer = expected(1e-4, 0.3, steps)
     assert (read(result_of(losses)) > 3 * linear_answer).all()
 
@@ -308,12 +313,19 @@ def test_batches_that_are_not_shuffled_are_refused_or_doubted():
     assert count >= 58
 
 
-def test_long_blocks_of_the_same_class_are_mostly_refused():
+@pytest.mark.parametrize("num_blocks", [5, 10, 30])
+def test_long_blocks_of_the_same_class_are_hardly_ever_read_in_silence(num_blocks):
     rng = np.random.default_rng(0)
-    lanes = [sorted_by_class(rng, num_rows=1000, block=100) for _ in range(100)]
-    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
-    rates = jax.jit(jax.vmap(lambda lane: lane.suggest()))(together)
-    assert np.isfinite(rates).mean() < 0.3
+    results = (sorted_by_class(rng, num_rows=600, block=600 // num_blocks) for _ in range(100))
+    silent = [not re.search("In doubt|Cannot be read", result.summary()) for result in results]
+    assert np.mean(silent) <= 0.05
+
+
+def test_a_loss_that_falls_again_after_it_has_risen_is_doubted():
+    rates = np.geomspace(1e-5, 10.0, 300)
+    losses = staircase(rates, [2.0, 1.0, 2.0, 1.2, 2.0], [1e-4, 1e-3, 0.1, 1.0])
+    with pytest.warns(RangeTestWarning, match="fell again after it had risen"):
+        result_of(losses, rates).suggest()
 
 
 def test_the_significance_of_a_fall_is_that_of_many_curves_of_noise():
@@ -323,8 +335,9 @@ def test_the_significance_of_a_fall_is_that_of_many_curves_of_noise():
     falls = curves[:, :15].mean(1) - curves @ share
     error = np.sqrt(np.sum(share**2) + 1 / 15)
     rows = jnp.arange(300) < 150
-    significance = jax.vmap(_noise.fall_in_errors, (0, 0, None, None, None))
-    independent, wandering, _ = significance(curves, falls, error, rows, rows)
+    descent = lambda curve, fall: _noise.Descent(curve, fall, error, rows, rows)
+    significance = jax.vmap(lambda *parts: _noise.fall_in_errors(descent(*parts)))
+    independent, wandering, _ = significance(curves, falls)
     np.testing.assert_allclose(independent.std(), 1, rtol=0.06)
     # Rows that do not wander are told from a walk by some hundred of them.
     np.testing.assert_allclose(wandering.std(), 1, rtol=0.2)
@@ -342,11 +355,11 @@ def test_one_bad_batch_does_not_move_a_reading(row, height):
 def test_a_start_worse_than_guessing_does_not_hide_where_the_model_is_destroyed():
     """From 4.6 the loss falls to .33, and from 1.5e-4 on is that of guessing, .7."""
     rates = np.geomspace(1e-7, 10.0, 300)
-    losses = np.select([rates < 1e-5, rates < 1.5e-4], [4.6, 0.33], 0.7)
+    losses = staircase(rates, [4.6, 0.33, 0.7], [1e-5, 1.5e-4])
     losses += 0.02 * np.random.default_rng(0).normal(size=300)
     with pytest.warns(RangeTestWarning, match="after its lowest point"):
         near = read(result_of(losses, rates))
-    begins_at_a_guess = np.where(rates < 1e-5, 0.7, losses)
+    begins_at_a_guess = staircase(rates, [0.7, 0.33, 0.7], [1e-5, 1.5e-4])
     np.testing.assert_allclose(near, read(result_of(begins_at_a_guess, rates)), rtol=0.6)
 
 
@@ -363,13 +376,16 @@ def test_a_constant_does_not_cost_the_digits_of_float64(factor, constant):
 DOUBTS = {
     "the end of the sweep cuts the valley": result_of(box(0.01, 20.0, 300)),
     "the test ended within the valley": result_of(box(0.01, 20.0, 300), num_valid=250),
-    "the start of the sweep cuts the valley": result_of(box(1.2e-5, 0.01, 300)),
+    "the start of the sweep cuts the valley": result_of(np.repeat([2.0, 1.0, 2.0], [4, 130, 166])),
     "the test ended suddenly": result_of(box(0.01, 20.0, 300), num_valid=250)._replace(
         ended_by=jnp.int32(1)
     ),
     "the loss fell little": result_of(box(0.01, 1.0, 300, noise=0.65, seed=4)),
+    "the loss jumps": result_of(np.repeat([2.0, 1.0, 2.0], [100, 50, 150])),
     "the rates do not rise": result_of(box(0.01, 1.0, 300)[::-1], jnp.geomspace(10.0, 1e-5, 300)),
-    "after its lowest point": result_of(np.repeat([2.0, 1.0, 1.03], [100, 50, 150])),
+    "after its lowest point": result_of(
+        staircase(np.geomspace(1e-5, 10.0, 300), [2.0, 1.0, 1.04], [1e-3, 1e-2])
+    ),
 }
 
 
