@@ -21,6 +21,8 @@ NORMALIZED = 1 / 4
 USUAL = 1.0
 
 _NORMALIZED_STATES = {"MuonState", "ScaleByLionState"}
+# Where types are lost, as in nnx.split's state and in a restored checkpoint, their fields are left.
+_NORMALIZED_FIELDS = ({"count", "mu"}, {"count", "mu", "ns_coeffs"})
 _MEMORYLESS_STATES = {
     "AddNoiseState",
     "ApplyIfFiniteState",
@@ -30,7 +32,6 @@ _MEMORYLESS_STATES = {
     "EmptyState",
     "InjectHyperparamsState",
     "InjectStatefulHyperparamsState",
-    "MaskedNode",
     "MaskedState",
     "MultiStepsState",
     "MultiTransformState",
@@ -50,6 +51,8 @@ def optimizer_factor(state: Any) -> float:
     """
     kinds = set()
     for _, node in walk(state):
+        if hasattr(node, "keys") and set(node.keys()) in _NORMALIZED_FIELDS:
+            return NORMALIZED
         if _is_of_optax(node):
             kinds.add(type(node).__name__)
         elif type(node) is tuple and _has_a_strange_member(node):
@@ -61,7 +64,8 @@ def optimizer_factor(state: Any) -> float:
 
 def _is_of_optax(node: Any) -> bool:
     package = type(node).__module__.partition(".")[0]
-    return isinstance(node, tuple) and package in ("optax", "optax_clr")
+    is_state = isinstance(node, tuple) and not isinstance(node, optax.MaskedNode)
+    return is_state and package in ("optax", "optax_clr")
 
 
 def _has_a_strange_member(chain: tuple[Any, ...]) -> bool:

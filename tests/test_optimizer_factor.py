@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax.training.train_state import TrainState
 from optax import contrib
 
@@ -100,6 +101,30 @@ def test_the_kind_is_seen_in_the_state(kind, factor):
     assert optimizer_factor(state) == factor
     if kind != "an own trace":
         assert optimizer_factor({"params": PARAMS, "optimizer": state}) == factor
+
+
+def of_matrices(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+@pytest.mark.parametrize(
+    ("make_optimizer", "factor"),
+    [
+        (optax.lion, 0.25),
+        (optax.inject_hyperparams(optax.lion), 0.25),
+        (contrib.muon, 0.25),
+        (optax.adamw, 1.0),
+        (lambda rate: optax.masked(optax.adam(rate), of_matrices), 1.0),
+        (optax.novograd, 1.0),
+        (lambda rate: optax.sgd(rate, momentum=0.9), 1.0),
+        (optax.sgd, 1.0),  # its state is empty, as that of anything may be
+    ],
+)
+def test_the_kind_is_seen_in_the_state_of_nnx_which_has_no_types(make_optimizer, factor):
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, make_optimizer(RATE), wrt=nnx.Param)
+    _, state = nnx.split((model, optimizer))
+    assert optimizer_factor(state) == factor
 
 
 @pytest.mark.parametrize("kind", NO_AVERAGE)
