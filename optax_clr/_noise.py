@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # A loss is a lone spike if it is above two losses on either side by so many deviations of noise.
 _SPIKE = 10.0
@@ -16,6 +17,7 @@ _MEDIAN = 0.6745
 _BEND = math.sqrt(6)
 # On a slope this share more of the rows that are far apart have moved one way than the other.
 _SLOPE = 0.6
+_LARGEST = np.int32(2**31 - 1)
 _LAGS = (1, 3, 9, 27, 81, 243, 729)
 
 
@@ -73,9 +75,32 @@ def typical_deviation(curve: jax.Array) -> jax.Array:
     if curve.shape[0] < 3:
         return jnp.zeros((), curve.dtype)
     rows = together(curve, jnp.isfinite(curve))
-    bends = jnp.abs(rows[2:] - 2 * rows[1:-1] + rows[:-2])
-    median = jnp.nanmedian(jnp.where(jnp.isfinite(bends), bends, jnp.nan))
-    return jnp.nan_to_num(median) / (_MEDIAN * _BEND)
+    return median_size(rows[2:] - 2 * rows[1:-1] + rows[:-2]) / (_MEDIAN * _BEND)
+
+
+def median_size(values: jax.Array) -> jax.Array:
+    """Return the median of the finite entries without their signs, on the last axis; else 0.
+
+    By the bits of float32, whose order is that of the numbers: of seven times a thousand entries
+    that takes a CPU an eighth of the time of sorting, which was half of that of a reading.
+    """
+    known = jnp.isfinite(values)
+    count = known.sum(-1, dtype=jnp.int32)
+    bits = jax.lax.bitcast_convert_type(jnp.abs(values).astype(jnp.float32), jnp.int32)
+    bits = jnp.where(known, bits, _LARGEST)
+    num_lower = (count - 1) // 2
+
+    def with_bit(place: jax.Array, found: jax.Array) -> jax.Array:
+        larger = found | (jnp.int32(1) << (30 - place.astype(jnp.int32)))
+        num_below = jnp.sum(bits < larger[..., None], axis=-1, dtype=jnp.int32)
+        return jnp.where(num_below <= num_lower, larger, found)
+
+    lower = jax.lax.fori_loop(0, 31, with_bit, jnp.zeros_like(count))
+    is_above = known & (bits > lower[..., None])
+    above = jnp.min(bits, axis=-1, initial=_LARGEST, where=is_above)
+    upper = jnp.where(2 * is_above.sum(-1, dtype=jnp.int32) >= count, above, lower)
+    middle = jax.lax.bitcast_convert_type(jnp.stack([lower, upper]), jnp.float32)
+    return jnp.where(count > 0, middle[0] / 2 + middle[1] / 2, 0)
 
 
 def deviation(rows: jax.Array, weights: jax.Array) -> jax.Array:
@@ -151,8 +176,7 @@ def _distances(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     rows = together(rows, jnp.isfinite(rows))
     later = [jnp.pad(rows, (0, lag), constant_values=jnp.nan)[lag:] for lag in _LAGS]
     moves = jnp.stack(later) - rows[None]
-    distances = jnp.nan_to_num(jnp.nanmedian(jnp.abs(moves), axis=1))
-    return distances, jnp.nan_to_num(jnp.nanmean(jnp.sign(moves), axis=1))
+    return median_size(moves), jnp.nan_to_num(jnp.nanmean(jnp.sign(moves), axis=1))
 
 
 def _over(fall: jax.Array, error: jax.Array) -> jax.Array:

@@ -328,6 +328,18 @@ def test_a_loss_that_falls_again_after_it_has_risen_is_doubted():
         result_of(losses, rates).suggest()
 
 
+SIZES = st.just(0.0) | st.floats(2.0**-100, 2.0**100, width=32)
+
+
+@given(st.lists(SIZES, min_size=12, max_size=12))
+def test_the_median_size_is_that_of_numpy(sizes):
+    rows = np.array(sizes, np.float32).reshape(3, 4) * np.float32([1, -1, 1, -1])
+    rows[0, 0], rows[1] = np.nan, [np.inf, 1.0, np.nan, 2.0]
+    wanted = [np.median(np.abs(row[np.isfinite(row)])) for row in rows.astype(float)]
+    np.testing.assert_allclose(_noise.median_size(jnp.asarray(rows)), wanted, rtol=1e-6)
+    assert _noise.median_size(jnp.full(3, jnp.nan)) == 0
+
+
 def test_the_significance_of_a_fall_is_that_of_many_curves_of_noise():
     curves = np.random.default_rng(0).normal(size=(1000, 300)).astype(np.float32)
     weights = np.exp(-0.5 * np.square((np.arange(300.0) - 150) / 15))
