@@ -45,7 +45,7 @@ class Drop(NamedTuple):
     """From the average of some neighbouring rows to that of as many that follow them."""
 
     height: jax.Array  # f32[]
-    in_errors: jax.Array  # f32[] in standard errors of the difference, if rows are independent
+    error: jax.Array  # f32[] the standard error of the difference, if rows are independent
 
 
 def without_spikes(curve: jax.Array) -> jax.Array:
@@ -164,7 +164,7 @@ def largest_drop(descent: Descent, width: jax.Array) -> Drop:
     num_beside = jnp.maximum(num_beside, 1)
     height = jnp.max(drops, initial=0.0, where=is_within & is_before) / num_beside
     noise = typical_deviation(jnp.where(descent.is_before, descent.rows, jnp.nan))
-    return Drop(height, _over(height, noise * jnp.sqrt(2 / num_beside)))
+    return Drop(height, noise * jnp.sqrt(2 / num_beside))
 
 
 def _distances(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
