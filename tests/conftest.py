@@ -3,20 +3,18 @@
 import builtins
 import functools
 import gc
-import importlib.metadata
 import os
 import shutil
 import tempfile
+
+import compiling
 
 # Eight devices, for the tests of meshes; set before JAX looks at it. What else runs uses the first.
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 # Most of the time is XLA's, compiling. Optimized programs are tested too, by .ci/run at both ends
 # of the versions.
 if "OPTIMIZED" not in os.environ:
-    flags.append("--xla_backend_optimization_level=0")
-    # Their newer way of compiling what is fused takes twice as long; others know no such flag.
-    if importlib.metadata.version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
+    flags += compiling.FLAGS
 os.environ["XLA_FLAGS"] = " ".join(flags)
 
 # The processes of a run, examples included, share what XLA compiles: a fifth of all the time.
