@@ -11,8 +11,8 @@ import compiling
 
 # Eight devices, for the tests of meshes; set before JAX looks at it. What else runs uses the first.
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-# Most of the time is XLA's, compiling. Optimized programs are tested too, by .ci/run at both ends
-# of the versions.
+# Most of the time is XLA's, compiling. Optimized programs are tested too, by .ci/run with the
+# newest versions.
 if "OPTIMIZED" not in os.environ:
     flags += compiling.FLAGS
 os.environ["XLA_FLAGS"] = " ".join(flags)
