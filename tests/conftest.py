@@ -13,7 +13,7 @@ import compiling
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 # Most of the time is XLA's, compiling. Optimized programs are tested too, by .ci/run with the
 # newest versions.
-if "OPTIMIZED" not in os.environ:
+if not os.environ.get("OPTIMIZED"):
     flags += compiling.FLAGS
 os.environ["XLA_FLAGS"] = " ".join(flags)
 
