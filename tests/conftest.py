@@ -2,16 +2,19 @@
 
 import builtins
 import functools
+import gc
 import os
 import shutil
 import tempfile
 
+import compiling
+
 # Eight devices, for the tests of meshes; set before JAX looks at it. What else runs uses the first.
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-# Most of the time is XLA's, compiling. Optimized programs are tested too, by .ci/run at both ends
-# of the versions.
-if "OPTIMIZED" not in os.environ:
-    flags.append("--xla_backend_optimization_level=0")
+# Most of the time is XLA's, compiling. Optimized programs are tested too, by .ci/run with the
+# newest versions.
+if not os.environ.get("OPTIMIZED"):
+    flags += compiling.FLAGS
 os.environ["XLA_FLAGS"] = " ".join(flags)
 
 # The processes of a run, examples included, share what XLA compiles: a fifth of all the time.
@@ -52,6 +55,12 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 def pytest_unconfigure():
     if COMPILED is not None:  # the process that made it, the last to end
         shutil.rmtree(COMPILED, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collections_look_at_what_is_new():
+    """Those that tests ask for would look for seconds at all that earlier ones have compiled."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+import compiling
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
@@ -20,9 +22,9 @@ def example(name):
     return module
 
 
-def run(tmp_path, name, *arguments, xla_flags="--xla_backend_optimization_level=0"):
+def run(tmp_path, name, *arguments, xla_flags=compiling.FLAGS):
     # Half of the time would be XLA's, optimizing programs that run for a few steps.
-    environment = {**os.environ, "XLA_FLAGS": xla_flags}
+    environment = {**os.environ, "XLA_FLAGS": " ".join(xla_flags)}
     finished = subprocess.run(
         [sys.executable, EXAMPLES / name, *arguments],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
@@ -240,7 +242,7 @@ def test_swa_prints_its_table(tmp_path):
 
 
 def test_sampling_finds_every_mode_with_cycles_and_fewer_at_a_constant_rate(tmp_path):
-    output = run(tmp_path, "sampling.py", "--steps", "30000", "--keys", "2", xla_flags="")
+    output = run(tmp_path, "sampling.py", "--steps", "30000", "--keys", "2", xla_flags=[])
     table = [line for line in output.splitlines() if line.endswith("%")]
     assert len(table) == 6
     # Modes found, divergence and the percentage in none, by sampler and what its rate is best at.

@@ -1,5 +1,7 @@
 """Constant rates side by side against a plain loop of Optax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,15 +32,19 @@ def run(batches=BATCHES, loss_fn=loss_fn, optimizer=optax.adam, **options):
     return optax_clr.lr_grid_test(loss_fn, PARAMS, optimizer, batches, **options)
 
 
+@functools.partial(jax.jit, static_argnames="optimizer")
+def train_step(params, state, batch, rate, optimizer):
+    loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
+    updates, state = optimizer(rate).update(gradients, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+
 def train(rate, optimizer=optax.adam, num_steps=NUM_STEPS):
     """An ordinary training loop: the loss of each step, and the params after it."""
-    transformation = optimizer(rate)
-    params, state, losses = PARAMS, transformation.init(PARAMS), []
+    params, state, losses = PARAMS, optimizer(rate).init(PARAMS), []
     for step in range(num_steps):
         batch = jax.tree.map(lambda leaf, step=step: leaf[step], BATCHES)
-        loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
-        updates, state = transformation.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state, loss = train_step(params, state, batch, rate, optimizer)
         losses.append(float(loss))
     return np.array(losses), params
 

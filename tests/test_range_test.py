@@ -35,6 +35,14 @@ def batch_at(step):
     return jax.tree.map(lambda leaf: leaf[step], BATCHES)
 
 
+@functools.partial(jax.jit, static_argnames="optimizer")
+def train(params, state, batch, rate, optimizer):
+    """A step as anyone would write it: the new params and state, and the loss before it."""
+    loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
+    updates, state = optimizer(rate).update(gradients, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+
 def scripted_step(state, batch, value):
     """A training step whose loss is whatever the batch says."""
     return state + 1, batch + 0 * value
@@ -65,9 +73,7 @@ def test_rows_are_those_of_a_loop_that_anyone_would_write(optimizer):
     rates = 1e-7 * (0.1 / 1e-7) ** (np.arange(NUM_STEPS) / (NUM_STEPS - 1))
     params, state, losses = PARAMS, optimizer(0.1).init(PARAMS), []
     for step, rate in enumerate(rates):
-        loss, gradients = jax.value_and_grad(loss_fn)(params, batch_at(step))
-        updates, state = optimizer(float(rate)).update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state, loss = train(params, state, batch_at(step), rate, optimizer)
         losses.append(float(loss))
 
     assert result.num_valid == NUM_STEPS
@@ -146,9 +152,7 @@ def test_the_held_out_loss_is_that_after_each_row(steps_per_value):
     params, state, expected = PARAMS, optax.adam(0.1).init(PARAMS), []
     rates = np.geomspace(1e-7, 0.1, NUM_STEPS // steps_per_value)
     for step, rate in enumerate(np.repeat(rates, steps_per_value)):
-        gradients = jax.grad(loss_fn)(params, batch_at(step))
-        updates, state = optax.adam(rate).update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state, _ = train(params, state, batch_at(step), rate, optax.adam)
         expected.append(float(loss_fn(params, HELD_OUT)))
     np.testing.assert_allclose(
         result.held_out_losses, expected[steps_per_value - 1 :: steps_per_value], rtol=1e-4

@@ -142,21 +142,20 @@ def test_the_answer_does_not_depend_on_the_number_of_rows_after_the_stop():
     np.testing.assert_allclose(read(stopped), read(result_of(valley())), rtol=0.15)
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_readings_work_under_jit_and_vmap(reading):
-    curves = np.stack([valley(lowest) for lowest in (1e-3, 1e-2, 0.1)])
+def test_readings_work_under_jit_and_vmap():
+    curves = np.stack([valley(lowest) for lowest in (1e-3, 1e-2, 0.1)]).astype(np.float32)
     rates = jnp.geomspace(1e-5, 10.0, 300)
 
     def read_one(losses):
-        return getattr(RangeTestResult(rates, losses, losses, jnp.int32(300)), reading)()
+        result = RangeTestResult(rates, losses, losses, jnp.int32(300))
+        return [result.suggest(), result.one_cycle_peak(), *result.bounds()]
 
-    expected = [read_one(jnp.asarray(curve, jnp.float32)) for curve in curves]
-    batched = jax.vmap(read_one)(jnp.asarray(curves, jnp.float32))
-    for lane, single in enumerate(expected):
-        jitted = jax.jit(read_one)(jnp.asarray(curves[lane], jnp.float32))
-        np.testing.assert_allclose(jitted, single, rtol=1e-5)
-        np.testing.assert_allclose(jnp.stack(batched).T[lane] if reading == "bounds"
-                                   else batched[lane], single, rtol=1e-5)  # fmt: skip
+    jitted = jax.jit(read_one)
+    batched = jnp.stack(jax.vmap(read_one)(curves), axis=1)
+    for curve, lane in zip(curves, batched, strict=True):
+        single = read_one(jnp.asarray(curve))
+        np.testing.assert_allclose(jitted(curve), single, rtol=1e-5)
+        np.testing.assert_allclose(lane, single, rtol=1e-5)
 
 
 def test_many_seeds_are_read_together():
@@ -232,11 +231,13 @@ def test_a_curve_that_cannot_be_read_says_why(problem, reading):
         getattr(UNREADABLE[problem], reading)()
 
 
-@pytest.mark.parametrize("reading", READINGS)
+all_readings = jax.jit(lambda result: [getattr(result, reading)() for reading in READINGS])
+
+
 @pytest.mark.parametrize("problem", UNREADABLE)
-def test_and_is_nan_inside_jit(problem, reading):
-    answer = jax.jit(lambda result: getattr(result, reading)())(UNREADABLE[problem])
-    assert np.isnan(answer).all()
+def test_and_is_nan_inside_jit(problem):
+    answers = jax.tree.leaves(all_readings(UNREADABLE[problem]))
+    assert np.isnan(answers).all()
 
 
 def walk(innovations, correlation):
@@ -419,7 +420,7 @@ def test_the_summary_names_a_doubt_and_warns_of_none(doubt):
 
 @pytest.mark.parametrize("doubt", DOUBTS)
 def test_inside_jit_nothing_warns(doubt):
-    assert np.isfinite(jax.jit(lambda result: result.suggest())(DOUBTS[doubt]))
+    assert np.isfinite(jax.tree.leaves(all_readings(DOUBTS[doubt]))).all()
 
 
 # --------------------------------------------------------------------------------- the summary
@@ -461,9 +462,8 @@ def test_readings_print_and_serialize_as_numbers():
     assert json.loads(json.dumps(found)) == [*found[:2], list(found[2])]
     assert json.loads(json.dumps(result.bounds()._asdict())) == result.bounds()._asdict()
     # Few digits, and still the same float32 as in a compiled program.
-    compiled = jax.jit(lambda result: [result.suggest(), result.one_cycle_peak(), result.bounds()])
     np.testing.assert_array_equal(
-        np.float32(jax.tree.leaves(found)), jax.tree.leaves(compiled(result))
+        np.float32(jax.tree.leaves(found)), jax.tree.leaves(all_readings(result))
     )
     assert all(len(repr(rate)) <= 15 for rate in jax.tree.leaves(found))
 

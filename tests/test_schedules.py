@@ -26,6 +26,7 @@ WAVES = {
     optax_clr.waves.welch: exact.welch,
 }
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "torch.json").read_text())
+MOST_RECORDED = max(len(record["values"]) for record in GOLDEN["records"])
 
 any_step = st.one_of(
     st.integers(0, LAST),
@@ -298,7 +299,8 @@ def test_values_are_those_recorded_from_torch(record):
         kwargs["wave"] = getattr(optax_clr.waves, kwargs["wave"])
     schedule = getattr(optax_clr, record["factory"])(*record["args"], **kwargs)
 
-    values = schedule(np.arange(len(record["values"])))
+    # As many steps for each, since each number of them is compiled.
+    values = schedule(np.arange(MOST_RECORDED))[: len(record["values"])]
 
     np.testing.assert_allclose(values, record["values"], rtol=2e-6)
 

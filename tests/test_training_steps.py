@@ -421,16 +421,19 @@ def test_an_update_is_given_the_loss_and_what_computes_it(name):
         steps_per_value=steps_per_value,
     )  # fmt: skip
 
-    params, losses, state = new_params(), [], optimizer(1e-3).init(new_params())
-    rates = np.repeat(result.learning_rates, steps_per_value)
-    for step, rate in enumerate(rates):
-        batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
+    @jax.jit
+    def train(params, state, batch, rate):
         value_fn = functools.partial(mlp_loss, batch=batch)
         loss, gradients = jax.value_and_grad(value_fn)(params)
         updates, state = optimizer(rate).update(
             gradients, state, params, value=loss, grad=gradients, value_fn=value_fn
         )
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state, loss
+
+    params, losses, state = new_params(), [], optimizer(1e-3).init(new_params())
+    for step, rate in enumerate(np.repeat(result.learning_rates, steps_per_value)):
+        batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
+        params, state, loss = train(params, state, batch, rate)
         losses.append(loss)
     expected = np.reshape(losses, (-1, steps_per_value)).mean(1)
     np.testing.assert_allclose(result.losses, expected, rtol=1e-3)
