@@ -1,0 +1,195 @@
+"""What keeps a curve from being read, and what leaves a doubt."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_clr._documentation import see
+from optax_clr._noise import Descent, fall_in_errors, largest_drop
+from optax_clr._valley import (
+    GRID_SIZE,
+    Rows,
+    Scale,
+    Within,
+    average_of,
+    first_rows,
+    last_rows,
+    mean,
+)
+
+_MIN_ROWS = 6
+# How far below the first losses the lowest average must be, in standard errors of the two: if rows
+# are independent, and if they wander. Of 500 curves of noise each, of 300 rows, fewer than 1 in 100
+# are read if normal, exponential, lognormal or AR(1) with a correlation of .5, and 2% with one of
+# .95; of 1,000 rows 1 in 200. Of 63 development tests of 300 rows none is refused.
+_MIN_SIGNIFICANCE = 4.0
+_MIN_WANDER_SIGNIFICANCE = 9.5
+# Over the number of rows, what is added to that: few rows do not tell their own noise well, and of
+# 6 to 20 one in ten would be read.
+_FOR_FEW_ROWS = 56.0
+# Of rows with others between them, how far apart they are over neighbours: where the second begins
+# to count, and where alone.
+_INDEPENDENT, _WALK = 1.2, 1.5
+# In fewer rows than this that is not known well enough to refuse a test: it leaves a doubt.
+_ROWS_TO_KNOW_WANDER = 200
+# In less than so many decades the loss of a model that learns does not make so much of its fall,
+# beyond two standard errors. Of 451 development tests read without a doubt 2 do, or fall again.
+# Where one of 5 to 10 classes follows another and nothing is learned, 1 to 2% are read in silence,
+# not 20 to 45%.
+_JUMP_WIDTH, _JUMP = 0.24, 0.5
+# What is below so many times what it has to be is doubtful.
+_CLEAR = 1.15
+
+READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED, _SUDDEN = range(7)
+PROBLEMS = (
+    "",
+    f"too few points: a curve needs at least {_MIN_ROWS} rows with a finite loss at a positive "
+    f"rate. Test with more steps. {see('reading/#too-few-steps')}",
+    f"the loss diverged at once: fewer than {_MIN_ROWS} rows are finite. Begin at a smaller rate "
+    "(min_lr); a loss that is NaN at any rate has another cause. "
+    f"{see('reading/#too-high-a-start')}",
+    "the loss never fell: no rate made it clearly lower than it was in the first rows. If it rose "
+    "from the start, begin at a smaller rate (min_lr); if it stayed level, go on to a larger "
+    "one (max_lr) or take more steps; if neither helps, this model cannot learn from this loss. "
+    f"{see('reading/#a-model-that-cannot-learn')}",
+    "the loss wanders: it fell, but not clearly by more than it strays where it is level. Where "
+    "neighbouring batches are alike, shuffle the data; where they are shuffled, the test is too "
+    "short to tell: take more steps, or have a held-out batch read (held_out), whose loss has less "
+    f"noise. {see('reading/#batches-that-are-not-shuffled')}",
+    "the curves are of different sweeps: only those over the same rates can be read together. Read "
+    f"each by itself: jax.vmap(lambda lane: lane.bounds())(result). {see('sweeps/')}",
+    "the test ended suddenly: its losses were no longer finite, and had neither fallen nor risen "
+    "before. Look for an example in the data that is not finite, or an operation that overflows. "
+    f"{see('reading/#other-doubts')}",
+)
+DOUBTS = (
+    "the end of the sweep cuts the valley: after its lowest point the loss did not rise by half of "
+    "its fall, and what is read may be too low. Go on to a larger rate (max_lr). "
+    f"{see('reading/#too-low-an-end')}",
+    "the test ended within the valley: after its lowest point the loss did not rise by half of its "
+    "fall before the test ended, and what is read may be too low. Give it batches for all of its "
+    f"rows. {see('reading/#too-low-an-end')}",
+    "the test ended suddenly: its losses were no longer finite, and had not risen before. If an "
+    "example in the data is not finite, or an operation overflows, that says nothing of the rate, "
+    f"and what is read may be far too low. Look for it. {see('reading/#other-doubts')}",
+    "the start of the sweep cuts the valley: the loss had made half of its fall within the first "
+    "rows, and what is read may be too high. Begin at a smaller rate (min_lr). "
+    f"{see('reading/#too-high-a-start')}",
+    "the loss fell little in comparison with its noise: take more steps, larger batches "
+    "(steps_per_value), or several seeds (jax.vmap), whose curves are read together. "
+    f"{see('reading/#too-few-steps')}",
+    "the loss jumps: it fell by most of its fall at once, or fell again after it had risen, as it "
+    "does where batches of one kind follow those of another, whatever the rate. Shuffle the data; "
+    "if they are shuffled, take more steps, or several seeds (jax.vmap), whose curves are read "
+    "together. "
+    f"{see('reading/#batches-that-are-not-shuffled')}",
+    "the rates do not rise: what a low rate does to a model that a higher one has trained, or "
+    "destroyed, says little, and what is read may be far off. Sweep from the lowest rate to the "
+    "highest.",
+    "after its lowest point the loss rose by less than half of its fall, and stayed: it is taken "
+    "for that of a guess, by a model that is destroyed and began far worse. If it still learns "
+    "there, what is read may be too low. Look at the curve.",
+)
+
+
+def descent_to(rows: Rows, scales: Scale, lowest: jax.Array) -> Descent:
+    """Return the fall to the lowest average, of the losses as they are."""
+    heights = jnp.minimum(rows.curves, scales.ceiling[:, None]) - scales.lowest[:, None]
+    losses = jnp.where(rows.valid, mean(heights / scales.typical[:, None]), jnp.nan)
+    is_first = first_rows(jnp.isfinite(losses))
+    num_first = is_first.sum(dtype=losses.dtype)
+    order = jnp.arange(losses.shape[0])
+    share = jnp.where(rows.valid, rows.weights[lowest], 0)
+    share = share / jnp.maximum(share.sum(), 1e-30)
+    first = jnp.mean(losses, where=is_first)
+    average = average_of(rows.weights, losses, rows.valid)
+    fall = first - average[lowest]
+    row = jnp.nanargmin(jnp.abs(rows.position - rows.grid[lowest]))
+    is_before = is_first | (order < row)
+    # In the order of the sweep, which may be downward: before a quarter of the fall was made.
+    is_high = jnp.interp(rows.position, rows.grid, average) > first - fall / 4
+    last_high = jnp.max(order, initial=-1, where=is_high & is_before)
+    is_level = order <= last_high
+    enough = is_level.sum() >= jnp.maximum(12, losses.shape[0] // 10)
+    return Descent(
+        losses,
+        height=fall,
+        relative_error=jnp.sqrt(jnp.sum(share**2) + 1 / num_first),
+        is_before=is_before,
+        is_level=jnp.where(enough, is_level, is_before),
+    )
+
+
+class Clarity(NamedTuple):
+    """How many times the fall is as large as it has to be."""
+
+    independent: jax.Array  # if rows are independent
+    wandering: jax.Array  # if they wander as they do before it
+
+
+def clarity_of(rows: Rows, descent: Descent) -> Clarity:
+    """Return how clear a fall is."""
+    fall = fall_in_errors(descent)
+    num_valid = jnp.maximum(rows.valid.sum(dtype=jnp.float32), 1)
+    least = _MIN_SIGNIFICANCE + _FOR_FEW_ROWS / num_valid
+    is_walk = jnp.clip((fall.far_over_near - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
+    least_wander = _MIN_SIGNIFICANCE + is_walk * (_MIN_WANDER_SIGNIFICANCE - _MIN_SIGNIFICANCE)
+    return Clarity(fall.independent / least, fall.wandering / least_wander)
+
+
+def is_jump(rows: Rows, descent: Descent) -> jax.Array:
+    """Return whether most of the fall is made at once, clearly."""
+    width = _JUMP_WIDTH / (rows.grid[-1] - rows.grid[0])
+    drop = largest_drop(descent, width)
+    return drop.height - 2 * drop.error > _JUMP * descent.height
+
+
+def problem_of(
+    rows: Rows, lowest_rate: jax.Array, clarity: Clarity, diverged: jax.Array
+) -> jax.Array:
+    """Return the index of what keeps a curve from being read; that which comes last here counts."""
+    num_rows, valid, is_first = rows.valid.shape[0], rows.valid, first_rows(rows.valid)
+    can_tell = num_rows >= _ROWS_TO_KNOW_WANDER
+    problem = jnp.where(can_tell & (clarity.wandering <= 1), _WANDERS, READABLE)
+    among_first = (lowest_rate >= jnp.min(rows.position, initial=jnp.inf, where=is_first)) & (
+        lowest_rate <= jnp.max(rows.position, initial=-jnp.inf, where=is_first)
+    )
+    losses, is_last = mean(rows.curves), last_rows(valid)
+    before = jnp.max(losses, initial=-jnp.inf, where=valid & ~is_last)
+    is_sudden = diverged & (jnp.mean(losses, where=is_last) <= before)
+    never_fell = (clarity.independent <= 1) | among_first
+    problem = jnp.where(never_fell, jnp.where(is_sudden, _SUDDEN, _NEVER_FELL), problem)
+    few = _DIVERGED if num_rows >= _MIN_ROWS else _TOO_FEW
+    problem = jnp.where(valid.sum() < _MIN_ROWS, few, problem)
+    return jnp.where(rows.mixed, _MIXED, problem)
+
+
+def doubts_of(
+    rows: Rows,
+    within: Within,
+    clarity: Clarity,
+    jumps: jax.Array,
+    diverged: jax.Array,
+    has_risen: jax.Array,
+) -> jax.Array:
+    """Return which of the doubts there are, ``bool[d]``."""
+    first_end = jnp.max(rows.position, initial=-jnp.inf, where=first_rows(rows.valid))
+    begins_within = (rows.grid[within.lower] <= first_end) & (rows.grid[within.lowest] > first_end)
+    highest_before = jax.lax.cummax(jnp.where(rows.valid, rows.position, -jnp.inf))
+    rises = jnp.all(rows.position >= highest_before, where=rows.valid)
+    is_cut = within.upper == GRID_SIZE - 1
+    return jnp.stack(
+        [
+            is_cut & ~diverged & rows.valid[-1],
+            is_cut & ~diverged & ~rows.valid[-1],
+            is_cut & diverged & ~has_risen,
+            begins_within & rises,  # a falling sweep begins at the other end
+            jnp.minimum(*clarity) <= _CLEAR,
+            jumps & ~begins_within,  # there a model may learn much in a few rows
+            ~rises,
+            within.is_destroyed,
+        ]
+    )
