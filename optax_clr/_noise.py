@@ -17,6 +17,8 @@ _MEDIAN = 0.6745
 _BEND = math.sqrt(6)
 # On a slope this share more of the rows that are far apart have moved one way than the other.
 _SLOPE = 0.6
+# Rows are averaged until a drop is known to an eighth of the whole fall; three at least.
+_ERROR_OF_DROP, _LEAST_BESIDE = 1 / 8, 3.0
 _LARGEST = np.int32(2**31 - 1)
 _LAGS = (1, 3, 9, 27, 81, 243, 729)
 
@@ -25,10 +27,12 @@ class Descent(NamedTuple):
     """A curve down to where its average is lowest."""
 
     rows: jax.Array  # f32[n] losses; NaN where there is none
+    position: jax.Array  # f32[n] log10 of their rates
     height: jax.Array  # f32[] from the average of the first rows to the lowest
     # Deviation of the difference of these two averages, if that of a row is 1 and rows are
     # independent.
     relative_error: jax.Array  # f32[]
+    noise_at_end: jax.Array  # f32[] deviation of a row near the lowest average
     is_before: jax.Array  # bool[n] rows before the lowest average, whose noise is that of the fall
     is_level: jax.Array  # bool[n] rows before the fall began
 
@@ -119,9 +123,9 @@ def deviation(rows: jax.Array, weights: jax.Array) -> jax.Array:
 
 def fall_in_errors(descent: Descent) -> Fall:
     """Return how significant a fall is."""
-    rows, fall, relative_error, is_before, is_level = descent
+    rows, is_level = descent.rows, descent.is_level
     known = jnp.isfinite(rows)
-    noise = deviation(jnp.where(known, rows, 0), (known & is_before).astype(rows.dtype))
+    noise = deviation(jnp.where(known, rows, 0), (known & descent.is_before).astype(rows.dtype))
     level = jnp.where(is_level, rows, jnp.nan)
     distances, drifts = _distances(level)
     near, *others = distances
@@ -137,33 +141,39 @@ def fall_in_errors(descent: Descent) -> Fall:
     # 1 - 1/r^2; the variance of an average is then 2 r^2 - 1 times that of independent rows.
     ratio = jnp.where(near > 0, far / jnp.where(near > 0, near, 1), 1)
     correlated = jnp.sqrt(2 * jnp.square(ratio) - 1)
-    wander = far / (_MEDIAN * math.sqrt(2)) * jnp.minimum(correlated * relative_error, 1)
-    independent = _over(fall, noise * relative_error)
+    wander = far / (_MEDIAN * math.sqrt(2)) * jnp.minimum(correlated * descent.relative_error, 1)
+    independent = _over(descent.height, noise * descent.relative_error)
     return Fall(
         independent=independent,
-        wandering=jnp.where(is_slope, independent, _over(fall, wander)),
+        wandering=jnp.where(is_slope, independent, _over(descent.height, wander)),
         far_over_near=jnp.where(is_slope, 1, ratio),
     )
 
 
-def largest_drop(descent: Descent, width: jax.Array) -> Drop:
-    """Return the largest drop before the lowest average, between this share of the rows each.
+def largest_drop(descent: Descent, rows_per_decade: jax.Array, width: float) -> Drop:
+    """Return the largest drop before the lowest average, at once.
 
-    It is 0 where that is fewer than three rows.
+    Between averages of as few rows as their noise allows, and no more than are in ``width``
+    decades: a jump is one between any two rows, and a fall over several is smaller between few. It
+    is 0 where no rows are so near to each other.
     """
     known = jnp.isfinite(descent.rows)
+    num_known = known.sum()
     rows = jnp.nan_to_num(together(descent.rows, known))
-    num_beside = jnp.nan_to_num(jnp.round(width * known.sum(dtype=rows.dtype)))
+    position = together(descent.position, known)
+    before = jnp.where(descent.is_before, descent.rows, jnp.nan)
+    noise = jnp.maximum(typical_deviation(before), descent.noise_at_end)
+    needed = 2 * jnp.square(noise / (_ERROR_OF_DROP * descent.height))
+    most = jnp.minimum(jnp.round(rows_per_decade * width), float(rows.shape[0]))
+    num_beside = jnp.maximum(jnp.minimum(jnp.nan_to_num(jnp.ceil(needed)), most), _LEAST_BESIDE)
     shift = num_beside.astype(jnp.int32)
     sums = jnp.concatenate([jnp.zeros(1, rows.dtype), jnp.cumsum(rows)])
     row = jnp.arange(rows.shape[0])
     left, right = row - shift, row + shift
     drops = 2 * sums[row] - sums[left] - sums[right]
-    is_within = (left >= 0) & (right <= known.sum()) & (shift >= 3)
-    is_before = row <= jnp.sum(known & descent.is_before)
-    num_beside = jnp.maximum(num_beside, 1)
-    height = jnp.max(drops, initial=0.0, where=is_within & is_before) / num_beside
-    noise = typical_deviation(jnp.where(descent.is_before, descent.rows, jnp.nan))
+    is_near = position[jnp.minimum(right, num_known) - 1] - position[left] <= 2 * width
+    is_within = (left >= 0) & (right <= num_known) & (row <= jnp.sum(known & descent.is_before))
+    height = jnp.max(drops, initial=0.0, where=is_within & is_near) / num_beside
     return Drop(height, noise * jnp.sqrt(2 / num_beside))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from optax_clr._states import walk
+from optax_clr._states import key_name, walk
 
 # Momentum and Adam average gradients over ten steps. What turns round at every step they damp 19
 # times more than what stays, so they are stable at rates that would be too high without. Plain SGD
@@ -21,7 +21,7 @@ NORMALIZED = 1 / 4
 USUAL = 1.0
 
 _NORMALIZED_STATES = {"MuonState", "ScaleByLionState"}
-# Where types are lost, as in nnx.split's state and in a restored checkpoint, their fields are left.
+# Where all types are lost, as in the state of nnx.split, their fields are left in its opt_state.
 _NORMALIZED_FIELDS = ({"count", "mu"}, {"count", "mu", "ns_coeffs"})
 _MEMORYLESS_STATES = {
     "AddNoiseState",
@@ -49,15 +49,15 @@ def optimizer_factor(state: Any) -> float:
 
     It is 1 where the state is not of Optax, or of an optimizer of another kind.
     """
-    kinds = set()
-    for _, node in walk(state):
-        if hasattr(node, "keys") and set(node.keys()) in _NORMALIZED_FIELDS:
-            return NORMALIZED
+    kinds, has_normalized_fields = set(), False
+    for path, node in walk(state):
         if _is_of_optax(node):
             kinds.add(type(node).__name__)
         elif type(node) is tuple and _has_a_strange_member(node):
             return USUAL
-    if kinds & _NORMALIZED_STATES:
+        elif hasattr(node, "keys") and "opt_state" in map(key_name, path):
+            has_normalized_fields |= set(node.keys()) in _NORMALIZED_FIELDS
+    if kinds & _NORMALIZED_STATES or (has_normalized_fields and not kinds):
         return NORMALIZED
     return WITHOUT_MEMORY if kinds and kinds <= _MEMORYLESS_STATES else USUAL
 

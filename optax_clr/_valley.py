@@ -100,7 +100,9 @@ def locate_valley(average: jax.Array, grid: jax.Array) -> Within:
     stays = (highest < 0.25 * average[lowest]) & (grid[-1] - grid[quarter] > 2)
     stays = stays & (quarter < upper)
     seen = jnp.where((index >= lowest) & jnp.isfinite(average), average, -jnp.inf)
-    falls = jnp.where(jnp.isfinite(seen), jax.lax.cummax(seen) - seen, 0)
+    # What a model does that has been destroyed, above where it began, does not matter.
+    highest_before = jnp.minimum(jax.lax.cummax(seen), 0)
+    falls = jnp.where(jnp.isfinite(seen), highest_before - seen, 0)
     falls_again = jnp.max(falls) > -_FALLS_AGAIN * average[lowest]
     return Within(lower, lowest, jnp.where(stays, quarter, upper), stays, falls_again)
 

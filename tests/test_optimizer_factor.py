@@ -127,6 +127,14 @@ def test_the_kind_is_seen_in_the_state_of_nnx_which_has_no_types(make_optimizer,
     assert optimizer_factor(state) == factor
 
 
+@pytest.mark.parametrize(("make_optimizer", "factor"), [(optax.adam, 1.0), (optax.sgd, 2.0)])
+def test_other_things_that_have_the_names_of_those_fields_tell_nothing(make_optimizer, factor):
+    params = {"mu": jnp.ones(3), "count": jnp.ones(())}
+    state = make_optimizer(RATE).init(params)
+    assert optimizer_factor({"params": params, "opt_state": state}) == factor
+    assert optimizer_factor({"params": params}) == 1.0
+
+
 @pytest.mark.parametrize("kind", NO_AVERAGE)
 def test_what_averages_nothing_follows_the_last_gradient(kind):
     nothing_to_decay = jax.tree.map(jnp.zeros_like, PARAMS)
