@@ -121,11 +121,17 @@ def deviation(rows: jax.Array, weights: jax.Array) -> jax.Array:
     return unit * jnp.sqrt(variance) / _BEND
 
 
+def deviation_before(descent: Descent) -> jax.Array:
+    """Return the deviation of a row before the lowest average."""
+    known = jnp.isfinite(descent.rows)
+    weights = (known & descent.is_before).astype(descent.rows.dtype)
+    return deviation(jnp.where(known, descent.rows, 0), weights)
+
+
 def fall_in_errors(descent: Descent) -> Fall:
     """Return how significant a fall is."""
     rows, is_level = descent.rows, descent.is_level
-    known = jnp.isfinite(rows)
-    noise = deviation(jnp.where(known, rows, 0), (known & descent.is_before).astype(rows.dtype))
+    noise = deviation_before(descent)
     level = jnp.where(is_level, rows, jnp.nan)
     distances, drifts = _distances(level)
     near, *others = distances
@@ -161,8 +167,7 @@ def largest_drop(descent: Descent, rows_per_decade: jax.Array, width: float) -> 
     num_known = known.sum()
     rows = jnp.nan_to_num(together(descent.rows, known))
     position = together(descent.position, known)
-    before = jnp.where(descent.is_before, descent.rows, jnp.nan)
-    noise = jnp.maximum(typical_deviation(before), descent.noise_at_end)
+    noise = jnp.maximum(deviation_before(descent), descent.noise_at_end)
     needed = 2 * jnp.square(noise / (_ERROR_OF_DROP * descent.height))
     most = jnp.minimum(jnp.round(rows_per_decade * width), float(rows.shape[0]))
     num_beside = jnp.maximum(jnp.minimum(jnp.nan_to_num(jnp.ceil(needed)), most), _LEAST_BESIDE)
