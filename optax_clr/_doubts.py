@@ -120,7 +120,7 @@ def descent_to(rows: Rows, scales: Scale, lowest: jax.Array) -> Descent:
         rows.position,
         height=fall,
         relative_error=jnp.sqrt(jnp.sum(share**2) + 1 / num_first),
-        noise_at_end=deviation(jnp.nan_to_num(losses), jnp.where(jnp.isfinite(losses), share, 0)),
+        noise_at_end=deviation(losses, share),
         is_before=is_before,
         is_level=jnp.where(enough, is_level, is_before),
     )
@@ -143,11 +143,9 @@ def clarity_of(rows: Rows, descent: Descent) -> Clarity:
     return Clarity(fall.independent / least, fall.wandering / least_wander)
 
 
-def is_jump(rows: Rows, descent: Descent) -> jax.Array:
+def _is_jump(descent: Descent) -> jax.Array:
     """Return whether most of the fall is made at once, clearly."""
-    decades = rows.grid[-1] - rows.grid[0]
-    rows_per_decade = jnp.isfinite(descent.rows).sum(dtype=decades.dtype) / decades
-    drop = largest_drop(descent, rows_per_decade, _JUMP_WIDTH)
+    drop = largest_drop(descent, _JUMP_WIDTH)
     return drop.height - 2 * drop.error > _JUMP * descent.height
 
 
@@ -174,8 +172,8 @@ def problem_of(
 def doubts_of(
     rows: Rows,
     within: Within,
+    descent: Descent,
     clarity: Clarity,
-    jumps: jax.Array,
     diverged: jax.Array,
     has_risen: jax.Array,
 ) -> jax.Array:
@@ -192,7 +190,8 @@ def doubts_of(
             is_cut & diverged & ~has_risen,
             begins_within & rises,  # a falling sweep begins at the other end
             jnp.minimum(*clarity) <= _CLEAR,
-            jumps & ~begins_within,  # there a model may learn much in a few rows
+            # At the start a model may learn much in a few rows.
+            (within.falls_again | _is_jump(descent)) & ~begins_within,
             ~rises,
             within.is_destroyed,
         ]

@@ -124,8 +124,7 @@ def deviation(rows: jax.Array, weights: jax.Array) -> jax.Array:
 def deviation_before(descent: Descent) -> jax.Array:
     """Return the deviation of a row before the lowest average."""
     known = jnp.isfinite(descent.rows)
-    weights = (known & descent.is_before).astype(descent.rows.dtype)
-    return deviation(jnp.where(known, descent.rows, 0), weights)
+    return deviation(descent.rows, (known & descent.is_before).astype(descent.rows.dtype))
 
 
 def fall_in_errors(descent: Descent) -> Fall:
@@ -156,7 +155,7 @@ def fall_in_errors(descent: Descent) -> Fall:
     )
 
 
-def largest_drop(descent: Descent, rows_per_decade: jax.Array, width: float) -> Drop:
+def largest_drop(descent: Descent, width: float) -> Drop:
     """Return the largest drop before the lowest average, at once.
 
     Between averages of as few rows as their noise allows, and no more than are in ``width``
@@ -169,6 +168,9 @@ def largest_drop(descent: Descent, rows_per_decade: jax.Array, width: float) -> 
     position = together(descent.position, known)
     noise = jnp.maximum(deviation_before(descent), descent.noise_at_end)
     needed = 2 * jnp.square(noise / (_ERROR_OF_DROP * descent.height))
+    start = jnp.min(position, initial=jnp.inf, where=jnp.isfinite(position))
+    end = jnp.max(position, initial=-jnp.inf, where=jnp.isfinite(position))
+    rows_per_decade = num_known.astype(rows.dtype) / (end - start)
     most = jnp.minimum(jnp.round(rows_per_decade * width), float(rows.shape[0]))
     num_beside = jnp.maximum(jnp.minimum(jnp.nan_to_num(jnp.ceil(needed)), most), _LEAST_BESIDE)
     shift = num_beside.astype(jnp.int32)

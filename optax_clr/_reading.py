@@ -18,7 +18,6 @@ from optax_clr._doubts import (
     clarity_of,
     descent_to,
     doubts_of,
-    is_jump,
     problem_of,
 )
 from optax_clr._valley import average_of, centred, last_rows, locate_valley, mean, rows_of, scale_of
@@ -240,8 +239,7 @@ def _find_valley(
     clarity = clarity_of(rows, descent)
     problem = problem_of(rows, grid[within.lowest], clarity, diverged.all())
     has_risen = jnp.mean(depth, where=last_rows(valid)) > average[within.lowest] / 2
-    jumps = within.falls_again | is_jump(rows, descent)
-    doubts = doubts_of(rows, within, clarity, jumps, diverged.all(), has_risen)
+    doubts = doubts_of(rows, within, descent, clarity, diverged.all(), has_risen)
     found = problem == READABLE
     return jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley), problem, doubts
 

@@ -84,10 +84,10 @@ def sorted_curve(losses, length, batch_size):
 def print_sorted():
     print(f"\nsorted by class, {NUM_NETWORKS} networks, batches of {BATCH_SIZES}")
     print(f"{'rows':>6}{''.join(f'{name:>30}' for name in SORTED)}")
+    networks = [[losses_by_class(name, seed) for seed in range(NUM_NETWORKS)] for name in SORTED]
     for length in SORTED_LENGTHS:
         cells = []
-        for name in SORTED:
-            losses = [losses_by_class(name, seed) for seed in range(NUM_NETWORKS)]
+        for losses in networks:
             found = np.array(
                 [
                     [is_read(test_of(sorted_curve(of_one, length, size))) for of_one in losses]
