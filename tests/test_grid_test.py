@@ -1,7 +1,5 @@
 """Constant rates side by side against a plain loop of Optax."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 
 import optax_clr
 from optax_clr._batches import HeldBatches
+from plain import train_step
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -32,19 +31,12 @@ def run(batches=BATCHES, loss_fn=loss_fn, optimizer=optax.adam, **options):
     return optax_clr.lr_grid_test(loss_fn, PARAMS, optimizer, batches, **options)
 
 
-@functools.partial(jax.jit, static_argnames="optimizer")
-def train_step(params, state, batch, rate, optimizer):
-    loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
-    updates, state = optimizer(rate).update(gradients, state, params)
-    return optax.apply_updates(params, updates), state, loss
-
-
 def train(rate, optimizer=optax.adam, num_steps=NUM_STEPS):
     """An ordinary training loop: the loss of each step, and the params after it."""
     params, state, losses = PARAMS, optimizer(rate).init(PARAMS), []
     for step in range(num_steps):
         batch = jax.tree.map(lambda leaf, step=step: leaf[step], BATCHES)
-        params, state, loss = train_step(params, state, batch, rate, optimizer)
+        params, state, loss = train_step(loss_fn, optimizer, params, state, batch, rate)
         losses.append(float(loss))
     return np.array(losses), params
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import optax_clr
+from plain import train_step
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -33,14 +34,6 @@ def loss_fn(params, batch):
 
 def batch_at(step):
     return jax.tree.map(lambda leaf: leaf[step], BATCHES)
-
-
-@functools.partial(jax.jit, static_argnames="optimizer")
-def train(params, state, batch, rate, optimizer):
-    """A step as anyone would write it: the new params and state, and the loss before it."""
-    loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
-    updates, state = optimizer(rate).update(gradients, state, params)
-    return optax.apply_updates(params, updates), state, loss
 
 
 def scripted_step(state, batch, value):
@@ -73,7 +66,8 @@ def test_rows_are_those_of_a_loop_that_anyone_would_write(optimizer):
     rates = 1e-7 * (0.1 / 1e-7) ** (np.arange(NUM_STEPS) / (NUM_STEPS - 1))
     params, state, losses = PARAMS, optimizer(0.1).init(PARAMS), []
     for step, rate in enumerate(rates):
-        params, state, loss = train(params, state, batch_at(step), rate, optimizer)
+        batch = batch_at(step)
+        params, state, loss = train_step(loss_fn, optimizer, params, state, batch, rate)
         losses.append(float(loss))
 
     assert result.num_valid == NUM_STEPS
@@ -152,7 +146,8 @@ def test_the_held_out_loss_is_that_after_each_row(steps_per_value):
     params, state, expected = PARAMS, optax.adam(0.1).init(PARAMS), []
     rates = np.geomspace(1e-7, 0.1, NUM_STEPS // steps_per_value)
     for step, rate in enumerate(np.repeat(rates, steps_per_value)):
-        params, state, _ = train(params, state, batch_at(step), rate, optax.adam)
+        batch = batch_at(step)
+        params, state, _ = train_step(loss_fn, optax.adam, params, state, batch, rate)
         expected.append(float(loss_fn(params, HELD_OUT)))
     np.testing.assert_allclose(
         result.held_out_losses, expected[steps_per_value - 1 :: steps_per_value], rtol=1e-4
