@@ -37,13 +37,15 @@ import optax_clr
 SEEDS = (100, 101, 102)  # other starts and batches than those of the ground truth
 TESTS = (
     (300, 1e-7, 10.0),
+    (75, 1e-7, 10.0),
     (150, 1e-7, 10.0),
+    (250, 1e-7, 10.0),
     (600, 1e-7, 10.0),
     (1000, 1e-7, 10.0),
     (300, 1e-8, 100.0),
 )
 HELD_OUT_SIZE = 200
-PART_STEPS = 50  # in one call of the program
+PART_STEPS = 25  # in one call of the program
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -16,6 +16,7 @@ from scipy import stats
 
 FOLDER = pathlib.Path(__file__).parent
 LENGTHS = (300, 600, 1000)
+QUARTERS = tuple(length // 4 for length in LENGTHS)
 USES = ("constant", "one cycle", "triangular")
 OURS, OURS_HELD_OUT = "range test", "range test, held-out batch"
 DEFAULT, TUNED = "the optimizer's default rate (no test)", "a rate per optimizer, tuned (no test)"
@@ -136,6 +137,36 @@ def stability_table(regrets, suggestions):
             cells.append(f"{near.sum()} of {chosen.sum()} ({np.exp(moves[chosen].max()):.1f}x)")
         rows.append([change, *cells])
     return markdown([f"within {SAME}x (largest)", "development", "held-out"], rows)
+
+
+def quarter_table(regrets, suggestions):
+    """What it says of a test that one of a quarter of its steps reads much less."""
+    rows = []
+    for name, chosen in {
+        "development": ~regrets["is held-out"],
+        "held-out": regrets["is held-out"] & ~regrets["is saturated"],
+    }.items():
+        for length, quarter in zip(LENGTHS, QUARTERS, strict=True):
+            rates, before = (
+                suggestions[f"{steps}/{OURS}"][chosen, :, 0] for steps in (length, quarter)
+            )
+            both = np.isfinite(rates) & np.isfinite(before)
+            has_grown = both & (rates > SAME * before)
+            best = regrets["best rate/constant"][chosen, None] / rates
+            each = regrets[f"{length}/{OURS}/constant/each"][chosen]
+            rows.append([
+                f"{name}, {quarter} and {length:,} steps",
+                f"{has_grown.sum()} of {both.sum()}",
+                number(each[has_grown].mean()),
+                number(each[both & ~has_grown].mean()),
+                f"{np.median(best[has_grown]):.1f} ({np.mean(best[has_grown] > 1):.0%} above 1)",
+                f"{np.median(best[both & ~has_grown]):.1f}",
+            ])  # fmt: skip
+    titles = [
+        "", "has grown", "regret of those", "of the others", "best rate over `suggest()`, those",
+        "the others",
+    ]  # fmt: skip
+    return markdown(titles, rows)
 
 
 def held_out_table(regrets, suggestions):
@@ -262,6 +293,7 @@ PAGES = {
         doubts_table,
         optimizers_table,
         stability_table,
+        quarter_table,
         badly_scaled_table,
     ),
     "docs/study/README.md": (differences_table, within_table, long_table),

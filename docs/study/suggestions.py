@@ -10,8 +10,8 @@ which also says what a regret is) and on those of today (modern_truth.py). The r
 (suggestion_peers.py) read the same sweeps as ours without this library's early stop: they have
 their own.
 
-    read       what each rule suggests for the recorded tests of 300, 600 and 1,000 steps, and which
-               of our readings are in doubt, into suggestions.npz
+    read       what each rule suggests for the recorded tests of 300, 600 and 1,000 steps, ours also
+               for those of a quarter, and which of our readings are in doubt, into suggestions.npz
     scores     the regret of each rule on each task, as published and with a factor for each use
                that is fitted to the "dev" tasks, into regrets.npz; suggestion_tables.py makes the
                tables of the documentation from it
@@ -39,7 +39,15 @@ import suggestion_truth
 from modern_tasks import LONG_STEPS, MODERN_OPTIMIZERS, MODERN_TASKS, SHORT_STEPS
 from record_curves import SEEDS
 from suggestion_peers import PEERS, Suggestion
-from suggestion_tables import DEFAULT, LENGTHS, OURS, OURS_HELD_OUT, TUNED, stability
+from suggestion_tables import (
+    DEFAULT,
+    LENGTHS,
+    OURS,
+    OURS_HELD_OUT,
+    QUARTERS,
+    TUNED,
+    stability,
+)
 from suggestion_tasks import OPTIMIZERS, TASKS
 from suggestion_truth import USES, noise_floor
 
@@ -115,7 +123,7 @@ def by_rules(result, rates, losses):
 
 def read(folder):
     """Return the arrays to store: ``[task, seed, 4]`` a rule, and bool ``[task, seed]`` doubts."""
-    tests = [(num_steps, RANGE) for num_steps in (150, *LENGTHS)] + [(300, WIDE_RANGE)]
+    tests = [(num_steps, RANGE) for num_steps in (*QUARTERS, *LENGTHS)] + [(300, WIDE_RANGE)]
     arrays = {"tasks": np.array(list(ALL_TASKS))}
     for num_steps, value_range in tests:
         key = f"{num_steps}{' wide' if value_range == WIDE_RANGE else ''}"
