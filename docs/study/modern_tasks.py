@@ -333,12 +333,6 @@ class ModernTask(Task):
     def loss_fn(self, params, batch):
         return self.loss(functools.partial(self.model.apply, params), *batch)
 
-    def validation_loss(self, params, optimizer_state, validation):
-        """Return the loss of what has been trained so far, for the ground truth."""
-        if self.optimizer == "schedule-free adamw":
-            params = contrib.schedule_free_eval_params(optimizer_state, params)
-        return self.loss_fn(params, validation)
-
     def start(self, seed):
         params = super().start(seed)
         if self.trained_params is None:

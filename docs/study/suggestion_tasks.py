@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax import contrib
 
 MAX_VALIDATION = 600
 
@@ -384,6 +385,12 @@ class Task:
     def loss_fn(self, params, batch):
         inputs, targets = batch
         return self.loss(self.model.apply(params, inputs), targets)
+
+    def validation_loss(self, params, optimizer_state, validation):
+        """Return the loss of what has been trained so far, for the ground truth."""
+        if self.optimizer == "schedule-free adamw":
+            params = contrib.schedule_free_eval_params(optimizer_state, params)
+        return self.loss_fn(params, validation)
 
     def start(self, seed):
         return self.model.init(jax.random.key(seed), self.data.inputs[: self.batch_size])

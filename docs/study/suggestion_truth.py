@@ -61,7 +61,7 @@ def train(task: Task, params, data, validation, rows, rates):
 
     def part(carry, rows):
         carry, _ = jax.lax.scan(step, carry, rows)
-        return carry, jax.vmap(lambda params: task.loss_fn(params, validation))(carry[0])
+        return carry, jax.vmap(lambda *run: task.validation_loss(*run, validation))(*carry)
 
     shaped = lambda column: column.reshape(NUM_EVALUATIONS, -1, *column.shape[1:])
     return jax.lax.scan(part, (params, state), (shaped(rows), shaped(rates)))[1]
