@@ -36,7 +36,8 @@ from optax_clr import envelopes, peer_rules, plotting, waves
 from optax_clr._averaging import average_at_cycle_ends, averaged_params
 from optax_clr._cycles import Cycles
 from optax_clr._grid_test import lr_grid_test
-from optax_clr._hyperparams import get_hyperparams, inject_schedules, set_hyperparams
+from optax_clr._hyperparams import get_hyperparams, set_hyperparams
+from optax_clr._inject_schedules import inject_schedules
 from optax_clr._range_test import lr_range_test, range_test
 from optax_clr._reading import LRBounds, RangeTestError, RangeTestWarning
 from optax_clr._result import RangeTestResult

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import itertools
-import math
-from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.typing import ArrayLike
 
-from optax_clr._arguments import native, shown, whole_number
+from optax_clr._arguments import shown, whole_number
+from optax_clr._arrays import ShapeDtype, as_array, is_array, is_numeric, on_device
 from optax_clr._documentation import see
 from optax_clr._loop import Inputs
 from optax_clr._step import PyTree, describe
+from optax_clr._streams import StreamedBatches
 
 _DEFAULT_NUM_STEPS = 300
-# One read of a stream is no longer than this. With 256 rows the calls cost a few percent of the
-# smallest training steps; 8 MiB are a transfer of good size, and memory that malloc uses again.
-_READ_ROWS = 256
-_READ_BYTES = 2**23
-_ALIGNMENT = 64  # in bytes, of XLA's buffers on the CPU
-
-_ShapeDtype: Any = jax.ShapeDtypeStruct
-
 _FORM = (
     "a pytree of arrays with a leading axis, one entry a step; a function step -> batch; or an "
     "iterable of batches"
@@ -76,26 +65,6 @@ def is_stream(batches: Any) -> bool:
 
 def _is_leaf(value: Any) -> bool:
     return jax.tree_util.all_leaves([value])
-
-
-def is_array(value: Any) -> bool:
-    """Whether ``value`` is an array, of NumPy, JAX or another library such as PyTorch."""
-    known = isinstance(value, (jax.Array, np.ndarray))
-    return known or (hasattr(value, "__array__") and hasattr(value, "shape"))
-
-
-def as_array(value: Any) -> jax.Array | np.ndarray:
-    """Return the array of another library as NumPy's."""
-    if isinstance(value, (jax.Array, np.ndarray)):
-        return native(value)  # type: ignore[no-any-return]
-    if hasattr(value, "detach"):  # PyTorch refuses to convert what has a gradient
-        value = value.detach()
-    try:
-        return np.asarray(value)
-    except (TypeError, RuntimeError):  # of bfloat16 in PyTorch, or on a GPU
-        if not hasattr(value, "__dlpack__"):
-            raise
-        return np.array(jnp.from_dlpack(value))
 
 
 def check_num_steps(
@@ -157,13 +126,6 @@ def _refuse_lists(batches: PyTree) -> None:
             "numpy.stack(the_list), or make it a tuple if it is one part of a batch after the "
             f"other. {see('range-test/#batches')}"
         )
-
-
-def is_numeric(dtype: Any) -> bool:
-    """Whether there are arrays of that dtype on devices."""
-    # By kind, since those of bfloat16 and of JAX's keys are no numbers to NumPy. A dtype of another
-    # library is told by its array.
-    return not isinstance(dtype, np.dtype) or dtype.kind not in "OSUMm"
 
 
 def open_batches(batches: Any, num_rows: int, steps_per_value: int) -> Batches:
@@ -228,8 +190,8 @@ class HeldBatches:
     def example(self) -> PyTree:
         """Shapes and dtypes of one batch, or of the step that the function is given."""
         if self.batch_fn is not None:
-            return _ShapeDtype((), jnp.int32)
-        shape = lambda leaf: _on_device(leaf.shape[1:], leaf.dtype)
+            return ShapeDtype((), jnp.int32)
+        shape = lambda leaf: on_device(leaf.shape[1:], leaf.dtype)
         return jax.tree.map(shape, self.arrays)
 
     def read(self, num_rows: int, room: int) -> Inputs | None:
@@ -246,227 +208,3 @@ class HeldBatches:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-class StreamedBatches:
-    """Batches of a Python iterable, stacked in arrays that all have the same shape.
-
-    One that can be iterated again is, when it runs out; ``ended_by`` is the exception that it
-    ended with, if any.
-    """
-
-    held = False
-    arrays: PyTree = ()
-    batch_fn: Callable[[jax.Array], PyTree] | None = None
-
-    def __init__(self, batches: Iterable[PyTree], num_rows: int, steps_per_value: int) -> None:
-        self.ended_by: BaseException | None = None
-        self._rows_left = num_rows
-        self._steps_per_value = steps_per_value
-        passes = _passes(batches)
-        first = next(passes, None)
-        if first is None:
-            raise ValueError("batches must give at least one batch, got none.")
-        self._like = first
-        self._by_jax = [_is_stacked_by_jax(leaf) for leaf in first.leaves]
-        self._passes = passes
-        self._next_batches: Iterator[_Batch] = itertools.chain([first], passes)
-        num_bytes = steps_per_value * sum(leaf.size * leaf.dtype.itemsize for leaf in first.leaves)
-        self.most_rows = max(1, min(num_rows, _READ_ROWS, _READ_BYTES // max(num_bytes, 1)))
-
-    @property
-    def example(self) -> PyTree:
-        """Shapes and dtypes of one batch."""
-        shapes = [_on_device(leaf.shape, leaf.dtype) for leaf in self._like.leaves]
-        return jax.tree.unflatten(self._like.structure, shapes)
-
-    def read(self, num_rows: int, room: int) -> Inputs | None:
-        num_wanted = self._steps_per_value * min(num_rows, self._rows_left)
-        num_slots = self._steps_per_value * room
-        on_host = [_HostColumn(like, num_slots) for like in self._split(self._like.leaves)[0]]
-        on_device = _DeviceColumns(num_slots)
-        length = 0
-        while length < num_wanted and (leaves := self._next_leaves()) is not None:
-            host_leaves, device_leaves = self._split(leaves)
-            for column, leaf in zip(on_host, host_leaves, strict=True):
-                column.put(leaf, length)
-            if device_leaves:
-                on_device.put(device_leaves, length)
-            length += 1
-        num_rows = length // self._steps_per_value
-        if not num_rows:
-            return None
-        self._rows_left -= num_rows
-        stacked = jax.device_put([column.filled(length) for column in on_host])
-        batches = jax.tree.unflatten(self._like.structure, self._join(stacked, on_device.columns))
-        return Inputs(batches, np.int32(0), np.int32(num_rows))
-
-    def _split(self, leaves: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Return the leaves that are stacked by NumPy, and those by JAX."""
-        if not any(self._by_jax):
-            return leaves, []
-        parts: tuple[list[Any], list[Any]] = ([], [])
-        for leaf, by_jax in zip(leaves, self._by_jax, strict=True):
-            parts[by_jax].append(leaf)
-        return parts
-
-    def _join(self, host_leaves: list[Any], device_leaves: list[Any]) -> list[Any]:
-        parts = iter(host_leaves), iter(device_leaves)
-        return [next(parts[by_jax]) for by_jax in self._by_jax]
-
-    def _next_leaves(self) -> list[Any] | None:
-        try:
-            batch = next(self._next_batches, None)
-        except _UnfitBatchError:
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            self.ended_by = error  # whatever it is, the batches before it are good
-            self._next_batches = iter(())  # Ctrl-C may come between two batches, with more to come
-            return None
-        return None if batch is None else batch.leaves
-
-    def close(self) -> None:
-        self._next_batches = iter(())
-        self._passes.close()
-
-
-class _Batch(NamedTuple):
-    leaves: list[Any]
-    structure: Any
-    types: list[Any]  # shapes and dtypes of the leaves
-
-
-def _passes(batches: Iterable[PyTree]) -> Generator[_Batch, None, None]:
-    """Yield the batches, pass after pass if they can be read again.
-
-    A loader's own iterator, with its workers and threads, is closed with this generator.
-    """
-    first: _Batch | None = None
-    again = True
-    while again:
-        again = False
-        iterator = iter(batches)
-        is_exhausted = False
-        unfit: str | None = None
-        try:
-            for tree in iterator:
-                if unfit is not None:
-                    raise _UnfitBatchError(unfit)
-                leaves, structure = jax.tree.flatten(tree)
-                leaves = [as_array(leaf) for leaf in leaves]
-                batch = _Batch(leaves, structure, [(leaf.shape, leaf.dtype) for leaf in leaves])
-                if first is None:
-                    first = _checked_first(batch)
-                unfit = _difference(batch, first)
-                if unfit is None:
-                    again = iterator is not batches
-                    yield batch
-            # A last batch that does not fit is what remained of the data: it is left out.
-            is_exhausted = True
-        finally:
-            if not is_exhausted and iterator is not batches and hasattr(iterator, "close"):
-                iterator.close()
-
-
-def _checked_first(batch: _Batch) -> _Batch:
-    if not batch.leaves or not all(is_numeric(leaf.dtype) for leaf in batch.leaves):
-        raise TypeError(
-            f"batches must give pytrees of numeric arrays; got {batch.structure} of "
-            f"{_in_words(batch.types)}. Encode what is not a number, or leave it out."
-        )
-    return batch
-
-
-def _difference(batch: _Batch, first: _Batch) -> str | None:
-    """Return what is wrong with a batch that is not like the first."""
-    if batch.structure != first.structure:
-        return (
-            f"batches must all have the structure of the first, {first.structure}; got "
-            f"{batch.structure}."
-        )
-    if batch.types != first.types:
-        return (
-            "batches must all have the shapes and dtypes of the first, "
-            f"{_in_words(first.types)}; got {_in_words(batch.types)}. Pad or crop them to one "
-            "shape; only the last of an epoch may be another, and is left out."
-        )
-    return None
-
-
-class _UnfitBatchError(ValueError):
-    """A batch that cannot be stacked with the first."""
-
-
-def _on_device(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Return shape and dtype as JAX has them: 64-bit types of NumPy become 32-bit ones."""
-    is_key = jnp.issubdtype(dtype, jax.dtypes.extended)
-    return _ShapeDtype(shape, dtype if is_key else jax.dtypes.canonicalize_dtype(dtype))
-
-
-def _in_words(types: list[Any]) -> str:
-    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in types) or "nothing"
-
-
-# ------------------------------------------------------------------------- stacking one by one
-
-
-def _is_stacked_by_jax(leaf: Any) -> bool:
-    """Whether a leaf is to stay on its devices, with its sharding; on the host NumPy is faster."""
-    if not isinstance(leaf, jax.Array):
-        return False
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-    first = jax.devices()[0]
-    return is_key or first.platform != "cpu" or leaf.devices() != {first}
-
-
-class _HostColumn:
-    """A NumPy array, into which batches are copied: a loader may use its own memory again."""
-
-    def __init__(self, like: Any, num_slots: int) -> None:
-        self._array = aligned((num_slots, *like.shape), like.dtype)
-
-    def put(self, leaf: Any, slot: int) -> None:
-        self._array[slot] = leaf
-
-    def filled(self, length: int) -> np.ndarray:
-        """Return the array; free slots have the last batch, which nothing records."""
-        self._array[length:] = self._array[length - 1]
-        return self._array
-
-
-def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return an empty array for a batch's dtype, which the CPU backend takes without a copy."""
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    room = np.empty(num_bytes + _ALIGNMENT, np.uint8)
-    offset = -room.ctypes.data % _ALIGNMENT
-    array: np.ndarray = room[offset : offset + num_bytes].view(dtype).reshape(shape)
-    return array
-
-
-class _DeviceColumns:
-    """JAX arrays, into which batches are copied on their devices."""
-
-    def __init__(self, num_slots: int) -> None:
-        self._num_slots = num_slots
-        self.columns: list[jax.Array] = []
-
-    def put(self, leaves: list[jax.Array], slot: int) -> None:
-        if slot:
-            self.columns = _put(self.columns, leaves, np.int32(slot))
-        else:
-            self.columns = _filled(leaves, num_slots=self._num_slots)
-
-
-@functools.partial(jax.jit, static_argnames="num_slots")
-def _filled(leaves: list[jax.Array], *, num_slots: int) -> list[jax.Array]:
-    """Return columns with the first batch in each slot."""
-    return [jnp.broadcast_to(leaf[None], (num_slots, *leaf.shape)) for leaf in leaves]
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(columns: list[jax.Array], leaves: list[jax.Array], slot: ArrayLike) -> list[jax.Array]:
-    return [
-        lax.dynamic_update_index_in_dim(column, leaf, slot, 0)
-        for column, leaf in zip(columns, leaves, strict=True)
-    ]

@@ -77,7 +77,7 @@ class Cycles:
         if isinstance(self.mult, int):
             return self.steps * int(self.mult**self.num_cycles - 1) // (self.mult - 1)
         end = table(self).end
-        return end or sum(length(self, cycle) for cycle in range(self.num_cycles))
+        return end or sum(exact_length(self, cycle) for cycle in range(self.num_cycles))
 
     def index(self, step: ArrayLike) -> jax.Array:
         """Return the cycle that contains ``step``, i32; ``num_cycles`` after the last one."""
@@ -171,7 +171,7 @@ def table(cycles: Cycles) -> CycleTable:
     lengths: list[int] = []
     firsts, starts = [0], [0]
     while starts[-1] <= INT32_MAX and firsts[-1] != cycles.num_cycles:
-        lengths.append(length(cycles, firsts[-1]))
+        lengths.append(exact_length(cycles, firsts[-1]))
         num_equal = _num_equal(cycles, firsts[-1], starts[-1])
         firsts.append(firsts[-1] + num_equal)
         starts.append(starts[-1] + num_equal * lengths[-1])
@@ -190,18 +190,18 @@ def table(cycles: Cycles) -> CycleTable:
 
 def _num_equal(cycles: Cycles, first: int, start: int) -> int:
     """Return how many cycles from ``first`` on have its length, of those that a step reaches."""
-    equal = length(cycles, first)
+    equal = exact_length(cycles, first)
     most = (INT32_MAX - start) // equal + 1
     if cycles.num_cycles is not None:
         most = min(most, cycles.num_cycles - first)
     # Lengths only grow or only shrink: double until they differ, then bisect.
     low, high = 1, 2
-    while high < most and length(cycles, first + high - 1) == equal:
+    while high < most and exact_length(cycles, first + high - 1) == equal:
         low, high = high, 2 * high
     high = min(high, most)
     while low < high:
         middle = (low + high + 1) // 2
-        if length(cycles, first + middle - 1) == equal:
+        if exact_length(cycles, first + middle - 1) == equal:
             low = middle
         else:
             high = middle - 1
@@ -253,7 +253,7 @@ def end_of_all(cycles: Cycles) -> int | None:
     return end if end is not None and end <= INT32_MAX else None
 
 
-def length(cycles: Cycles, cycle: int) -> int:
+def exact_length(cycles: Cycles, cycle: int) -> int:
     """Return the length of a cycle, a Python integer of any size."""
     return max(1, round(cycles.steps * cycles.mult**cycle))
 
@@ -311,7 +311,8 @@ def _check_mult(mult: Any, num_cycles: int | None) -> float:
         raise TypeError(f"mult must be {allowed}, got {shown(mult)}.")
     if not 0 < float(mult) <= INT32_MAX:
         raise ValueError(f"mult must be {allowed}, got {mult!r}.")
-    factor = int(mult) if isinstance(mult, numbers.Integral) else float(mult)
+    # What is equal is the same: a table, or a program of jit, may be that of the other.
+    factor = round(float(mult)) if float(mult).is_integer() else float(mult)
     if factor < 1 and num_cycles is None:
         raise ValueError(
             f"mult={factor} makes every cycle shorter than the one before, so give their number, "

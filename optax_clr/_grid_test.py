@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,28 +120,62 @@ def lr_grid_test(
     if source.batch_fn and makes_one_batch(jax.make_jaxpr(source.batch_fn)(source.example)):
         warnings.warn(ONE_BATCH, RangeTestWarning, stacklevel=3)
 
-    def train_at(rate: jax.Array) -> tuple[Outcome, tuple[Any, ...]]:
-        """Return what was run, and the row of the rate: loss, held-out loss and metrics."""
+    def train_at(rate: jax.Array) -> tuple[Outcome, _Row]:
         outcome = run(
             step, source.again(), params, jnp.full(num_steps, rate), _STOP_AT_NAN, keeps_state=True
         )
-        test = outcome.result
-        is_whole = test.num_valid == num_steps
-        part = test.losses[-math.ceil(num_steps / _JUDGED_PART) :]
-        loss = jnp.where(is_whole, part.mean(), jnp.nan)
-        held_out_loss: Any = ()
-        if held_out is not None:
-            held_out_loss = outcome.evaluate(outcome.state, held_out)
-            held_out_loss = jnp.where(is_whole, held_out_loss, jnp.nan)
-        metrics = (test.losses, test.metrics) if has_aux else test.losses
-        return outcome, (loss, held_out_loss, metrics, test.optimizer_factor)
+        return outcome, _row_of(outcome, held_out, has_aux)
 
     if not runs_by_rows(step, source, params, rates):
-        columns = jax.vmap(lambda rate: train_at(rate)[1])(rates)
-        return _as_range_test(rates, num_steps, *columns)
+        return _as_range_test(rates, num_steps, jax.vmap(lambda rate: train_at(rate)[1])(rates))
 
-    rows: list[tuple[Any, ...]] = []
-    is_interrupted = False
+    rows = _one_by_one(train_at, rates)
+    if len(rows) == num_values:
+        return _as_range_test(rates, num_steps, _stacked(rows))
+    warnings.warn(
+        f"the grid test was interrupted after {len(rows)} of {num_values} rates, which are its "
+        f"result. {see('range-test/#ending-early')}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    missing = jax.tree.map(lambda entry: jnp.full_like(entry, jnp.nan), rows[0])
+    result = _as_range_test(rates, num_steps, _stacked(rows + [missing] * (num_values - len(rows))))
+    return result._replace(ended_by=np.int32(EndedBy.INTERRUPT))
+
+
+class _Row(NamedTuple):
+    """What a training run at one rate leaves, or columns of it."""
+
+    loss: jax.Array
+    held_out_loss: Any
+    metrics: PyTree
+    batch_size: Any
+    optimizer_factor: jax.Array
+
+
+def _row_of(outcome: Outcome, held_out: PyTree, has_aux: bool) -> _Row:
+    test = outcome.result
+    num_steps = len(test.losses)
+    is_whole = test.num_valid == num_steps
+    part = test.losses[-math.ceil(num_steps / _JUDGED_PART) :]
+    held_out_loss: Any = ()
+    if held_out is not None:
+        held_out_loss = outcome.evaluate(outcome.state, held_out)
+        held_out_loss = jnp.where(is_whole, held_out_loss, jnp.nan)
+    return _Row(
+        loss=jnp.where(is_whole, part.mean(), jnp.nan),
+        held_out_loss=held_out_loss,
+        metrics=(test.losses, test.metrics) if has_aux else test.losses,
+        batch_size=test.batch_size,
+        optimizer_factor=test.optimizer_factor,
+    )
+
+
+def _one_by_one(
+    train_at: Callable[[jax.Array], tuple[Outcome, _Row]], rates: jax.Array
+) -> list[_Row]:
+    """Return the rows of all rates, or, after Ctrl-C, of those that are done."""
+    rows: list[_Row] = []
     try:
         for rate in rates:
             outcome, row = train_at(rate)
@@ -149,46 +183,32 @@ def lr_grid_test(
                 raise outcome.stopped_by  # Ctrl-C, since the batches are in memory
             rows.append(row)
     except KeyboardInterrupt:
-        is_interrupted = True
         if not rows:
             raise
-    if is_interrupted:
-        warnings.warn(
-            f"the grid test was interrupted after {len(rows)} of {num_values} rates, which are its "
-            f"result. {see('range-test/#ending-early')}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    missing = jax.tree.map(lambda entry: jnp.full_like(entry, jnp.nan), rows[0])
-    rows += [missing] * (num_values - len(rows))
-    columns = jax.tree.map(lambda *entries: jnp.stack(entries), *rows)
-    result = _as_range_test(rates, num_steps, *columns)
-    return result._replace(ended_by=np.int32(EndedBy.INTERRUPT)) if is_interrupted else result
+    return rows
 
 
-def _as_range_test(
-    rates: jax.Array,
-    num_steps: int,
-    losses: jax.Array,
-    held_out_losses: Any,
-    metrics: PyTree,
-    factors: jax.Array,
-) -> RangeTestResult:
+def _stacked(rows: list[_Row]) -> _Row:
+    return jax.tree.map(lambda *entries: jnp.stack(entries), *rows)  # type: ignore[no-any-return]
+
+
+def _as_range_test(rates: jax.Array, num_steps: int, columns: _Row) -> RangeTestResult:
     """Return rows up to the first rate that diverged; those after it are not data."""
-    is_row = jnp.cumprod(jnp.isfinite(losses)).astype(bool)
-    steps = jnp.full_like(rates, num_steps)
-    columns = jax.tree.map(
-        lambda column: jnp.where(is_row, column, jnp.nan), (rates, losses, held_out_losses, steps)
+    is_row = jnp.cumprod(jnp.isfinite(columns.loss)).astype(bool)
+    rates, losses, held_out_losses, steps = jax.tree.map(
+        lambda column: jnp.where(is_row, column, jnp.nan),
+        (rates, columns.loss, columns.held_out_loss, jnp.full_like(rates, num_steps)),
     )
-    rates, losses, held_out_losses, steps = columns
     return RangeTestResult(
         learning_rates=rates,
         losses=losses,
         smoothed_losses=losses,
         num_valid=is_row.sum(dtype=jnp.int32),
-        metrics=metrics,
+        metrics=columns.metrics,
         held_out_losses=held_out_losses,
         equivalent_steps=steps,
         ended_by=jnp.where(is_row.all(), EndedBy.LAST_VALUE, EndedBy.DIVERGENCE).astype(jnp.int32),
-        optimizer_factor=factors[0],  # the same for all rates
+        # The same for all rates.
+        batch_size=jax.tree.map(lambda sizes: sizes[0], columns.batch_size),
+        optimizer_factor=columns.optimizer_factor[0],
     )

@@ -1,13 +1,9 @@
-"""Hyperparameters inside an optimizer: schedule them, read them, set them."""
+"""Hyperparameters in the state of an optimizer: read them, set them."""
 
 from __future__ import annotations
 
-import collections.abc
-import functools
-import inspect
 import numbers
-import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,7 +12,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import function, native, shown
+from optax_clr._arguments import native, shown
 from optax_clr._documentation import see
 from optax_clr._states import (
     RESTORE,
@@ -31,88 +27,6 @@ from optax_clr._states import (
 )
 
 _Injected = optax.InjectStatefulHyperparamsState
-
-
-def inject_schedules(
-    factory: Callable[..., optax.GradientTransformation],
-    static_args: str | Sequence[str] = (),
-) -> Callable[..., optax.GradientTransformationExtraArgs]:
-    """Wrap an optimizer factory so that any of its hyperparameters may be a schedule.
-
-    This is a thin layer over ``optax.inject_hyperparams``. Only what varies becomes a
-    hyperparameter, that is schedules and arrays of numbers, and it is kept in float32 whatever the
-    dtype of the params. Numbers, dtypes, flags, names and tuples stay constants of the program.
-    So a float32 run of Adam, AdamW, Lion or SGD with a scheduled learning rate is bit-identical to
-    one that passes the schedule to the factory, and Adam in a bfloat16 model keeps its b2 of
-    0.999, which bfloat16 would round to 1.
-
-    The state keeps its dtypes from ``init`` on, also when a schedule drives the momentum of a
-    bfloat16 model: it compiles once under ``jax.jit``, and can be the carry of a ``jax.lax.scan``.
-    Each of its arrays has its own buffer, so that a training step may donate it.
-
-    Args:
-      factory: a function that returns a ``GradientTransformation``, such as ``optax.adamw``.
-      static_args: names of arguments that are functions but not schedules. Needed only if a
-        function could be mistaken for a schedule. Arguments with "mask" in their name or
-        annotated as another kind of function, and functions of the params that return flags or
-        labels, are recognised without it.
-
-    Returns:
-      A function with the factory's arguments, each of which may be a schedule
-      (``step -> scalar``) or an array, that returns the ``GradientTransformationExtraArgs``. Its
-      state holds the values used in the last update; see [`get_hyperparams`][].
-
-    Raises:
-      TypeError: if ``factory`` is not callable; when it is called, if an argument is a function
-        that is neither a schedule nor one of the above, or bounds where a schedule belongs.
-      ValueError: if ``static_args`` names an argument that the factory does not have.
-
-    Examples:
-      >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
-      >>> momentum = optax_clr.triangular_schedule(0.95, 0.85, rise_steps=2)
-      >>> optimizer = inject_schedules(optax.sgd)(learning_rate=rate, momentum=momentum)
-      >>> state = optimizer.init(jnp.zeros(3))
-      >>> for _ in range(3):
-      ...     _, state = optimizer.update(jnp.ones(3), state)
-      >>> {name: f"{value:.2f}" for name, value in get_hyperparams(state).items()}
-      {'learning_rate': '0.50', 'momentum': '0.85'}
-
-    References:
-      ``optax.inject_hyperparams``; Smith,
-      [A disciplined approach](https://arxiv.org/abs/1803.09820), 2018, on cycling the momentum
-      with the rate.
-    """
-    if isinstance(factory, optax.GradientTransformation):
-        raise TypeError(
-            "factory must be a function that builds an optimizer, such as optax.adamw, got one "
-            "already built. Write inject_schedules(optax.adamw)(learning_rate=schedule). "
-            + see("optimizers/")
-        )
-    factory = function("factory", factory, form="of hyperparameters")
-    parameters = inspect.signature(factory).parameters
-    static = {static_args} if isinstance(static_args, str) else set(static_args)
-    if unknown := static - set(parameters):
-        raise ValueError(
-            f"static_args={sorted(unknown)} must be arguments of the factory, "
-            f"which has {list(parameters)}."
-        )
-
-    @functools.wraps(factory)
-    def build(*args: Any, **hyperparams: Any) -> optax.GradientTransformationExtraArgs:
-        given = inspect.signature(factory).bind(*args, **hyperparams)
-        varying = {
-            name
-            for name, value in given.arguments.items()
-            if name not in static and _varies(parameters[name], value)
-        }
-        for name in varying:
-            given.arguments[name] = _as_varying(given.arguments[name])
-        inject = optax.inject_hyperparams(
-            factory, static_args=set(parameters) - varying, hyperparam_dtype=jnp.float32
-        )
-        return _with_steady_state(inject(*given.args, **given.kwargs))
-
-    return build
 
 
 def get_hyperparams(state: Any) -> dict[str, jax.Array]:
@@ -200,152 +114,6 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
     else:
         changed = rebuild(with_values, state)
     return own_buffers(changed)
-
-
-# --------------------------------------------------------------------------- building optimizers
-
-
-def _varies(parameter: inspect.Parameter, value: Any) -> bool:
-    """Whether an argument of a factory becomes a hyperparameter: a schedule or an array."""
-    if isinstance(value, optax.schedules.StatefulSchedule):
-        return True
-    if isinstance(value, (jax.Array, np.ndarray)):
-        is_float = jnp.issubdtype(value.dtype, jnp.inexact)
-        return is_float or (jnp.issubdtype(value.dtype, jnp.integer) and value.ndim == 0)
-    if isinstance(value, (tuple, list)) and _takes_schedule(parameter):
-        raise TypeError(
-            f"{parameter.name} must be a number, an array or a schedule, got {shown(value)}. To "
-            f"cycle between two bounds pass {parameter.name}=optax_clr.triangular_schedule("
-            f"*bounds, rise_steps=...). {see('schedules/')}"
-        )
-    # A class, such as jnp.float32, is a dtype.
-    if not callable(value) or isinstance(value, type) or _takes_another_function(parameter):
-        return False
-    problem = _problem_as_schedule(value)
-    if problem is None:
-        return True
-    if _gives_flags_or_labels(value):
-        return False
-    raise TypeError(
-        f"{parameter.name} must be a number, an array or a schedule (a traceable function from the "
-        f"step to a scalar), got {shown(value)}. If it is meant to be another kind of function, "
-        f"such as a mask, name it: inject_schedules(factory, static_args={parameter.name!r})."
-    ) from problem
-
-
-def _takes_schedule(parameter: inspect.Parameter) -> bool:
-    is_rate = parameter.name.endswith("learning_rate")
-    return is_rate or optax.Schedule in _alternatives(parameter.annotation)
-
-
-def _takes_another_function(parameter: inspect.Parameter) -> bool:
-    """Whether the name or annotation of an argument shows that it takes another function."""
-    if "mask" in parameter.name:
-        return True
-    kinds = _alternatives(parameter.annotation)
-    functions = [kind for kind in kinds if typing.get_origin(kind) is collections.abc.Callable]
-    return bool(functions) and optax.Schedule not in kinds
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    """Return the members of a union, nested ones too, or the annotation itself."""
-    members = typing.get_args(annotation)
-    if not members or typing.get_origin(annotation) is collections.abc.Callable:
-        return [annotation]
-    return [kind for member in members for kind in _alternatives(member)]
-
-
-def _problem_as_schedule(value: Callable[..., Any]) -> Exception | None:
-    """Return what keeps a function from being a schedule, or None."""
-    try:
-        result = jax.eval_shape(value, np.int32(0))
-    except Exception as error:  # the function may be anything, and raise anything
-        return error
-    is_array = isinstance(result, jax.ShapeDtypeStruct)
-    if is_array and result.shape == () and jnp.issubdtype(result.dtype, jnp.number):
-        return None
-    return TypeError(f"It maps a step to {shown(result)}.")
-
-
-def _gives_flags_or_labels(value: Callable[..., Any]) -> bool:
-    """Whether a function of params returns flags, as masks do, or labels, as partitions do."""
-    try:
-        leaves = jax.tree.leaves(value({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}))
-    except Exception:  # the function may be anything, and raise anything
-        return False
-    return bool(leaves) and all(isinstance(leaf, (bool, np.bool_, str)) for leaf in leaves)
-
-
-def _as_varying(value: Any) -> Any:
-    if isinstance(value, optax.schedules.StatefulSchedule):
-        return value
-    if callable(value):
-        return lambda step: _as_hyperparam(value(step))
-    return _as_hyperparam(value)
-
-
-def _as_hyperparam(value: Any) -> jax.Array:
-    """Return a number as a new array: a float in float32, or float64 if it is a JAX array of it."""
-    value = native(value)
-    dtype = jnp.result_type(value)
-    is_double = isinstance(value, jax.Array) and not value.weak_type and dtype == jnp.float64
-    if jnp.issubdtype(dtype, jnp.floating) and not is_double:
-        dtype = jnp.dtype(jnp.float32)
-    return jnp.array(value, dtype)
-
-
-def _with_steady_state(
-    inner: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-    """Return the same transformation, whose state keeps its dtypes and shares no buffer."""
-
-    def init(params: Any) -> Any:
-        return own_buffers(jax.tree.map(_strong, inner.init(params)))
-
-    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        new_updates, new_state = inner.update(updates, state, params, **extra_args)
-        # A float32 rate would widen bfloat16 updates, and wrappers that choose between updates and
-        # gradients need one dtype. So updates are no wider than gradients and params.
-        narrowed = _map_alike(_narrow, new_updates, updates, updates if params is None else params)
-        return narrowed, own_buffers(_map_alike(_in_dtype, new_state, state))
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _map_alike(change: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """Return the tree with its leaves changed, or as it is if the others differ in structure."""
-    structures: list[Any] = [jax.tree.structure(other) for other in (tree, *others)]
-    if any(structure != structures[0] for structure in structures):
-        return tree
-    return jax.tree.map(change, tree, *others)
-
-
-def _strong(leaf: Any) -> Any:
-    """Return a number as an array that is not weakly typed."""
-    if isinstance(leaf, (jax.Array, int, float, complex)) and not isinstance(leaf, bool):
-        return jnp.asarray(leaf, jnp.result_type(leaf))
-    return leaf
-
-
-def _in_dtype(new: Any, old: Any) -> Any:
-    if not hasattr(old, "dtype"):
-        return _strong(new)
-    dtype = jnp.result_type(old)
-    for kind in (jnp.floating, jnp.integer, jnp.complexfloating):
-        if jnp.issubdtype(dtype, kind) and jnp.issubdtype(jnp.result_type(new), kind):
-            return jnp.asarray(new, dtype)
-    return new
-
-
-def _narrow(update: Any, gradient: Any, param: Any) -> Any:
-    dtypes = [jnp.result_type(leaf) for leaf in (update, gradient, param)]
-    if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
-        return update
-    widest = max(dtypes[1:], key=lambda dtype: dtype.itemsize)
-    return update.astype(widest) if dtypes[0].itemsize > widest.itemsize else update
-
-
-# ------------------------------------------------------------------------------- reading, setting
 
 
 def _state_of(state: Any) -> Any:

@@ -61,8 +61,6 @@ class Loop:
       rows_per_chunk: rows that are trained before they are judged.
       unroll: steps that are compiled one after the other, in each turn of a loop over steps.
       keeps_state: whether the state after the last row is wanted, and not one of padding.
-      batch_size: examples in a batch, where that can be told.
-      optimizer_factor: of the rates that are read.
     """
 
     start: Callable[..., PyTree]
@@ -73,8 +71,6 @@ class Loop:
     rows_per_chunk: int
     unroll: int
     keeps_state: bool
-    batch_size: int | None
-    optimizer_factor: float
 
     def whole(
         self,
@@ -164,8 +160,6 @@ class Loop:
             held_out_losses=held_out_losses,
             equivalent_steps=mask(self.steps_per_value * jnp.cumsum(values) / values),
             ended_by=ended_by,
-            batch_size=() if self.batch_size is None else jnp.int32(self.batch_size),
-            optimizer_factor=jnp.float32(self.optimizer_factor),
         )
 
     def _train_chunk(

@@ -20,7 +20,7 @@ _SLOPE = 0.6
 # Rows are averaged until a drop is known to an eighth of the whole fall; three at least.
 _ERROR_OF_DROP, _LEAST_BESIDE = 1 / 8, 3.0
 _LARGEST = np.int32(2**31 - 1)
-_LAGS = (1, 3, 9, 27, 81, 243, 729)
+_LAGS = 3 ** np.arange(7, dtype=np.int32)  # 1 to 729
 
 
 class Descent(NamedTuple):
@@ -95,7 +95,7 @@ def median_size(values: jax.Array) -> jax.Array:
     num_lower = (count - 1) // 2
 
     def with_bit(place: jax.Array, found: jax.Array) -> jax.Array:
-        larger = found | (jnp.int32(1) << (30 - place.astype(jnp.int32)))
+        larger = found | (jnp.int32(1) << (30 - jnp.int32(place)))  # int without jit
         num_below = jnp.sum(bits < larger[..., None], axis=-1, dtype=jnp.int32)
         return jnp.where(num_below <= num_lower, larger, found)
 
@@ -133,15 +133,14 @@ def fall_in_errors(descent: Descent) -> Fall:
     noise = deviation_before(descent)
     level = jnp.where(is_level, rows, jnp.nan)
     distances, drifts = _distances(level)
-    near, *others = distances
-    is_slope = jnp.zeros((), bool)
-    for lag, drift in zip(_LAGS, drifts, strict=True):  # the longest that is not too long decides
-        is_slope = jnp.where(3 * lag <= is_level.sum(), jnp.abs(drift) > _SLOPE, is_slope)
+    near = distances[0]
+    num_level = is_level.sum(dtype=jnp.int32)
+    # The longest that is not too long decides.
+    longest = jnp.sum(num_level >= 3 * _LAGS) - 1
+    is_slope = (longest >= 0) & (jnp.abs(drifts[longest]) > _SLOPE)
     # Of independent rows all pairs are equally far apart. Those of a walk are the farther apart the
     # more rows are between them; a level part shorter than twice that says nothing of it.
-    far = near
-    for lag, distance in zip(_LAGS[1:], others, strict=True):
-        far = jnp.where(is_level.sum() >= 2 * lag, jnp.fmax(far, distance), far)
+    far = jnp.max(distances, initial=near, where=num_level >= 2 * _LAGS)
     # Those of an AR(1) process are r times as far apart as neighbours where its correlation is
     # 1 - 1/r^2; the variance of an average is then 2 r^2 - 1 times that of independent rows.
     ratio = jnp.where(near > 0, far / jnp.where(near > 0, near, 1), 1)
@@ -191,8 +190,8 @@ def _distances(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     risen than fallen, as a share of them.
     """
     rows = together(rows, jnp.isfinite(rows))
-    later = [jnp.pad(rows, (0, lag), constant_values=jnp.nan)[lag:] for lag in _LAGS]
-    moves = jnp.stack(later) - rows[None]
+    later = np.arange(rows.shape[0], dtype=np.int32) + _LAGS[:, None]
+    moves = rows.at[later].get(mode="fill", fill_value=jnp.nan) - rows[None]
     return median_size(moves), jnp.nan_to_num(jnp.nanmean(jnp.sign(moves), axis=1))
 
 

@@ -7,29 +7,23 @@ look for an old curve there. They live as long as these functions, and hold none
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
-import sys
-import sysconfig
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import is_traced
 from optax_clr._documentation import see
 from optax_clr._loop import Loop, with_step_types
+from optax_clr._references import MOST_OBJECTS, Function, Seen, look, sees_the_same
 from optax_clr._step import PyTree, Step, shape_in_words
 from optax_clr._traced import StepFacts, facts_of, makes_one_batch
 
 _CONFIG: Any = jax.config
-
-Function = Callable[..., Any]
 
 
 class CompiledLoop:
@@ -117,7 +111,7 @@ def _type_of(leaf: Any) -> Any:
 
 class _Kept(NamedTuple):
     programs: Programs
-    seen: list[_Seen]  # what the functions referred to when they were traced
+    seen: list[Seen]  # what the functions referred to when they were traced
     watches: list[Any]  # that remove this entry when one of the functions is gone
 
 
@@ -130,13 +124,13 @@ def programs_of(step: Step, batch_fn: Function | None) -> Iterator[Programs]:
     functions = step.functions if batch_fn is None else (*step.functions, batch_fn)
     key = type(step), step.has_aux, *map(_identity, functions)
     kept = _kept.pop(key, None)  # back when all has gone well
-    if kept is None or not _sees_the_same(functions, kept.seen):
+    if kept is None or not sees_the_same(functions, kept.seen):
         kept = _new(step, functions, key)
     num_traces = kept.programs.num_traces
     yield kept.programs
     if kept.programs.num_traces > num_traces:  # tracing may have changed what they refer to
-        kept = kept._replace(seen=_look(functions))
-    is_known = len(kept.seen) <= _MOST_OBJECTS
+        kept = kept._replace(seen=look(functions))
+    is_known = len(kept.seen) <= MOST_OBJECTS
     if kept.watches and is_known and not any(seen.is_tracer for seen in kept.seen):
         _kept[key] = kept
 
@@ -178,197 +172,3 @@ def _identity(function: Function) -> Any:
     if isinstance(function, types.MethodType):
         return id(function.__self__), id(function.__func__)
     return id(function)
-
-
-# ---------------------------------------------------------------------- what functions refer to
-
-# There may be anything among what functions refer to. With more objects than this, of which a look
-# takes a tenth of a second, a program is not kept, for nobody could say whether it is still true.
-# The graph of a Flax module has 2,000 for each layer of a transformer.
-_MOST_OBJECTS = 100_000
-_ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes, type(None), np.generic)
-_SEQUENCES = (list, tuple, set, frozenset, collections.deque)
-_MAPPINGS = (dict, types.MappingProxyType)
-_BUILT_IN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)  # as those of a dictionary
-# Of these what is in them counts; a method is a new object at each look.
-_CONTAINERS = (list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial)
-# One of a class that is derived from these may have attributes too.
-_PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
-# What nobody changes, or where nothing can be seen.
-_OPAQUE = (types.ModuleType, jax.Array, np.ndarray)
-
-
-class _Seen(NamedTuple):
-    """An object that a function referred to, not kept alive by this where that is possible."""
-
-    kind: type
-    get: Callable[[], Any] | None  # None of a container
-    is_atom: bool
-
-    @property
-    def is_tracer(self) -> bool:
-        return self.get is not None and is_traced(self.get())
-
-
-def _look(functions: tuple[Function, ...]) -> list[_Seen]:
-    return [_seen(value) for value in _referred_to(functions)]
-
-
-def _seen(value: Any) -> _Seen:
-    if isinstance(value, _CONTAINERS):
-        return _Seen(type(value), None, False)
-    if not isinstance(value, _ATOMS):
-        with contextlib.suppress(TypeError):
-            return _Seen(type(value), weakref.ref(value), False)
-    return _Seen(type(value), lambda: value, isinstance(value, _ATOMS))
-
-
-def _sees_the_same(functions: tuple[Function, ...], seen: list[_Seen]) -> bool:
-    now = _referred_to(functions)
-    for (kind, get, is_atom), value in zip(seen, now, strict=False):
-        if type(value) is not kind:
-            return False
-        if get is None:
-            continue
-        then = get()
-        if then is not value and not (is_atom and bool(then == value)):
-            return False
-    return len(seen) == len(now)
-
-
-def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
-    """Return what functions see: variables, globals, attributes, entries, and what these see.
-
-    Functions and classes of installed packages are not looked into, but their objects are; arrays
-    are not. Of a class those attributes count that some function names.
-    """
-    waiting = list(functions)[::-1]
-    found: list[Any] = []
-    met: set[int] = set()
-    names: set[str] = {"__call__"}
-    classes: list[type] = []
-    while waiting and len(found) <= _MOST_OBJECTS:
-        value = waiting.pop()
-        found.append(value)
-        if type(value) in _ATOMS or id(value) in met:
-            continue
-        met.add(id(value))
-        if isinstance(value, type):
-            if _is_own(value.__module__):
-                classes.append(value)
-                waiting += [*value.__bases__, *_named(value, names)]
-        elif isinstance(value, types.FunctionType):
-            if _is_own(value.__module__):
-                new_names = set(_names(value.__code__)) - names
-                names |= new_names
-                waiting += _variables(value)
-                waiting += [part for each in classes for part in _named(each, new_names)]
-        else:
-            waiting += _parts(value)
-    return found
-
-
-def _named(owner: type, names: set[str]) -> list[Any]:
-    return [vars(owner)[name] for name in sorted(names & vars(owner).keys())]
-
-
-def _parts(value: Any) -> list[Any]:
-    """Return what an object is made of, as far as its owner may change it."""
-    if isinstance(value, (np.generic, *_OPAQUE)):
-        return []
-    kind, entries = type(value), _entries(value)
-    if kind in _PLAIN:
-        return entries
-    wrapped = getattr(value, "__wrapped__", None)  # of jax.jit, staticmethod, classmethod
-    return [kind, wrapped, *entries, *_attributes(value)]
-
-
-def _entries(value: Any) -> list[Any]:
-    """Return what is in an object of Python's own types, or of a class derived from one."""
-    if isinstance(value, _MAPPINGS):
-        return _items(value)
-    if isinstance(value, _SEQUENCES):
-        return list(value)
-    if isinstance(value, types.MethodType):
-        return [value.__func__, value.__self__]
-    if isinstance(value, _BUILT_IN_METHODS):
-        return [value.__self__, value.__name__]
-    if isinstance(value, functools.partial):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, property):
-        return [value.fget]
-    if isinstance(value, weakref.ref):
-        return [value()]
-    return []
-
-
-def _attributes(value: Any) -> list[Any]:
-    """Return names and values of an object's attributes, and what is in its slots."""
-    slots = [_in_slot(slot, value) for slot in _slots(type(value))]  # type: ignore[arg-type]
-    return [*_items(getattr(value, "__dict__", {})), *slots]
-
-
-def _in_slot(slot: types.MemberDescriptorType, value: Any) -> Any:
-    try:
-        return slot.__get__(value)
-    except AttributeError:  # it is not filled
-        return None
-
-
-def _items(mapping: Mapping[Any, Any]) -> list[Any]:
-    """Return the keys, in one string if they are names, and the values."""
-    try:
-        keys: list[Any] = ["\n".join(mapping)]
-    except TypeError:
-        keys = list(mapping)
-    return [*keys, *mapping.values()]
-
-
-def _variables(function: types.FunctionType) -> list[Any]:
-    """Return a function's defaults, its free variables and attributes, and the globals it names."""
-    values: list[Any] = [function.__defaults__, function.__kwdefaults__, vars(function)]
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # one that is not filled yet
-            values.append(cell.cell_contents)
-    names = _names(function.__code__)
-    for name in names:
-        if name in function.__globals__:
-            found = function.__globals__[name]
-            values.append(found)
-            if isinstance(found, types.ModuleType):  # whose attributes are among the names
-                values += [vars(found)[each] for each in names if each in vars(found)]
-    return values
-
-
-@functools.lru_cache(maxsize=1000)
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names that a function's code, and that of functions in it, looks up."""
-    parts = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    inner = [name for part in parts for name in _names(part)]
-    return tuple(dict.fromkeys([*code.co_names, *inner]))
-
-
-@functools.lru_cache(maxsize=1000)
-def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
-    """Return what reads the slots of a class: under their own names, which may be mangled."""
-    return tuple(
-        attribute
-        for each in kind.__mro__
-        if "__slots__" in vars(each)  # and not a class of C, whose members nobody changes
-        for attribute in vars(each).values()
-        if isinstance(attribute, types.MemberDescriptorType)
-    )
-
-
-_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platlib", "purelib"))
-
-
-@functools.lru_cache(maxsize=1000)
-def _is_own(module: str | None) -> bool:
-    """Whether a module is the caller's: a notebook, a script, and not an installed package."""
-    if module is None or module.partition(".")[0] == "optax_clr":
-        return False
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None:
-        return module not in sys.builtin_module_names
-    return not file.startswith(_INSTALLED)

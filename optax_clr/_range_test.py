@@ -14,8 +14,17 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import function, is_traced, known_float, real_scalar, shown, whole_number
-from optax_clr._batches import as_array, check_num_steps, is_array, open_batches
+from optax_clr._arguments import (
+    float_dtype,
+    function,
+    is_traced,
+    known_float,
+    real_scalar,
+    shown,
+    whole_number,
+)
+from optax_clr._arrays import as_array, is_array
+from optax_clr._batches import check_num_steps, open_batches
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
 from optax_clr._reading import RangeTestWarning
@@ -214,6 +223,7 @@ def lr_range_test(
     num_steps = check_num_steps(num_steps, batches, steps_per_value)
     values = spaced(min_lr, max_lr, num_steps // steps_per_value, spacing)
     rule = _stop_rule(smoothing, stop_factor)
+    held_out = held_out_batch(held_out)  # before a batch of the caller's iterator is read
     source = open_batches(batches, values.shape[0], steps_per_value)
     outcome = run(
         step,
@@ -222,7 +232,7 @@ def lr_range_test(
         values,
         rule,
         steps_per_value=steps_per_value,
-        held_out=held_out_batch(held_out),
+        held_out=held_out,
         progress=progress,
     )
     for remark in remarks(outcome):
@@ -319,8 +329,7 @@ def _check_values(values: ArrayLike) -> jax.Array | np.ndarray:
     # An explicit transfer, which jax.transfer_guard("disallow") allows.
     if not is_traced(array) and not np.isfinite(jax.device_get(array).astype(np.float64)).all():
         raise ValueError(f"values must be finite, got {shown(values)}.")
-    is_float = jnp.issubdtype(array.dtype, jnp.floating)
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype) if is_float else np.float32)
+    return array.astype(float_dtype(array))
 
 
 def spaced(min_lr: Any, max_lr: Any, num_values: int, spacing: str) -> jax.Array | np.ndarray:

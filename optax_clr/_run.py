@@ -119,8 +119,6 @@ def run(
             # Called row by row, the program has no loop at all.
             unroll=steps_per_value if by_rows else _unrolled_steps(device, facts),
             keeps_state=keeps_state,
-            batch_size=facts.batch_size,
-            optimizer_factor=facts.optimizer_factor,
         )
         chunk_rule = for_chunks(rule, size)
         if from_python:
@@ -132,6 +130,10 @@ def run(
         else:
             result, state = loop.whole(initial, batches.arrays, values, chunk_rule, held_out)
             stopped_by, ended_early = None, False
+        result = result._replace(
+            batch_size=() if facts.batch_size is None else jnp.int32(facts.batch_size),
+            optimizer_factor=jnp.float32(facts.optimizer_factor),
+        )
         return Outcome(result, state, programs.evaluate, facts, ended_early, stopped_by)
 
 

@@ -25,8 +25,7 @@ from optax_clr._arguments import (
     shown,
     whole_number,
 )
-from optax_clr._cycles import Cycles, locate, pick, table
-from optax_clr._cycles import length as cycle_length
+from optax_clr._cycles import Cycles, Place, exact_length, locate, pick, table
 from optax_clr._shapes import check_envelope, check_wave, scaled, shaped
 from optax_clr.envelopes import Envelope, Exponential, exponential
 from optax_clr.waves import Wave
@@ -83,21 +82,13 @@ def _between(low: ArrayLike, high: ArrayLike, up: jax.Array, down: jax.Array) ->
     return jnp.asarray(low, up.dtype) * down + jnp.asarray(high, up.dtype) * up
 
 
-class _Place(NamedTuple):
-    """Where steps are in their cycles; ``position``, ``peak`` and ``end`` count from its start."""
-
-    step: jax.Array
-    cycle: jax.Array
-    position: jax.Array
-    peak: _Moment
-    end: _Moment
-
-
-def _locator(cycles: Cycles, peak_of: Callable[[int], _Moment]) -> Callable[[ArrayLike], _Place]:
-    """Return a function from steps to their places.
+def _locator(
+    cycles: Cycles, peak_of: Callable[[int], _Moment]
+) -> Callable[[ArrayLike], tuple[Place, _Moment, _Moment]]:
+    """Return a function from steps to their places, and the peaks and ends of their cycles.
 
     After the last cycle every step is at the end of that cycle. ``peak_of`` maps the length of a
-    cycle to the moment of its peak.
+    cycle to the moment of its peak, counted from the start of the cycle.
     """
     if cycles.mult == 1:
         peaks, ends = peak_of(cycles.steps), _moment(cycles.steps)
@@ -105,12 +96,11 @@ def _locator(cycles: Cycles, peak_of: Callable[[int], _Moment]) -> Callable[[Arr
         lengths = table(cycles).exact_lengths
         peaks, ends = _column(map(peak_of, lengths)), _column(map(_moment, lengths))
 
-    def place_of(step: ArrayLike) -> _Place:
-        step, row, cycle, position = locate(cycles, as_step(step))
-        if row is None:
-            return _Place(step, cycle, position, peaks, ends)
-        peak, end = jax.tree.map(lambda column: pick(column, row), (peaks, ends))
-        return _Place(step, cycle, position, peak, end)
+    def place_of(step: ArrayLike) -> tuple[Place, _Moment, _Moment]:
+        place = locate(cycles, as_step(step))
+        if (row := place.row) is None:
+            return place, peaks, ends
+        return place, *jax.tree.map(lambda column: pick(column, row), (peaks, ends))
 
     return place_of
 
@@ -188,10 +178,10 @@ def cyclical_schedule(
     dtype = float_dtype(base_value, peak_value)
 
     def schedule(step: ArrayLike) -> jax.Array:
-        step, cycle, position, peak, end = place_of(step)
-        height, depth, _ = _climb(position, peak, end, dtype)
+        place, peak, end = place_of(step)
+        height, depth, _ = _climb(place.position, peak, end, dtype)
         up, down = shaped(wave, height, depth)
-        up, down = scaled(envelope, cycle, step, up, down)
+        up, down = scaled(envelope, place.cycle, place.step, up, down)
         return _between(base_value, peak_value, up, down)
 
     return schedule
@@ -398,8 +388,8 @@ def warm_restarts_schedule(
     dtype = float_dtype(base_value, peak_value, peak_decay)
 
     def schedule(step: ArrayLike) -> jax.Array:
-        _, cycle, position, peak, end = place_of(step)
-        height, depth, rising = _climb(position, peak, end, dtype)
+        place, peak, end = place_of(step)
+        height, depth, rising = _climb(place.position, peak, end, dtype)
         curved = shaped(waves.cosine, height, depth)
         up, down = (
             jnp.where(rising, line, curve)
@@ -408,7 +398,7 @@ def warm_restarts_schedule(
         base, top = jnp.asarray(base_value, dtype), jnp.asarray(peak_value, dtype)
         if constant_peak:
             return _between(base, top, up, down)
-        decayed = top * decay.power_and_complement(cycle, dtype)[0]
+        decayed = top * decay.power_and_complement(place.cycle, dtype)[0]
         return _between(base, jnp.maximum(decayed, base), up, down)
 
     return schedule
@@ -710,7 +700,7 @@ def _check_decaying_peak(peak_value: float | None, base_value: float | None) -> 
 def _check_warmup(warmup_steps: int, cycles: Cycles) -> None:
     """Raise unless every cycle is longer than the warm-up."""
     last = (cycles.num_cycles or 1) - 1
-    shortest = cycle_length(cycles, last) if cycles.mult < 1 else cycles.steps
+    shortest = exact_length(cycles, last) if cycles.mult < 1 else cycles.steps
     if warmup_steps >= shortest:
         raise ValueError(
             f"warmup_steps={warmup_steps} must be less than the steps of every cycle, the shortest "

@@ -1,0 +1,46 @@
+"""What a batch is made of: arrays of JAX, of NumPy, and of libraries such as PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_clr._arguments import native
+
+ShapeDtype: Any = jax.ShapeDtypeStruct
+
+
+def is_array(value: Any) -> bool:
+    """Whether ``value`` is an array, of NumPy, JAX or another library such as PyTorch."""
+    known = isinstance(value, (jax.Array, np.ndarray))
+    return known or (hasattr(value, "__array__") and hasattr(value, "shape"))
+
+
+def as_array(value: Any) -> jax.Array | np.ndarray:
+    """Return the array of another library as NumPy's."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return native(value)  # type: ignore[no-any-return]
+    if hasattr(value, "detach"):  # PyTorch refuses to convert what has a gradient
+        value = value.detach()
+    try:
+        return np.asarray(value)
+    except (TypeError, RuntimeError):  # of bfloat16 in PyTorch, or on a GPU
+        if not hasattr(value, "__dlpack__"):
+            raise
+        return np.array(jnp.from_dlpack(value))
+
+
+def is_numeric(dtype: Any) -> bool:
+    """Whether there are arrays of that dtype on devices."""
+    # By kind, since those of bfloat16 and of JAX's keys are no numbers to NumPy. A dtype of another
+    # library is told by its array.
+    return not isinstance(dtype, np.dtype) or dtype.kind not in "OSUMm"
+
+
+def on_device(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return shape and dtype as JAX has them: 64-bit types of NumPy become 32-bit ones."""
+    is_key = jnp.issubdtype(dtype, jax.dtypes.extended)
+    return ShapeDtype(shape, dtype if is_key else jax.dtypes.canonicalize_dtype(dtype))
