@@ -80,6 +80,7 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
     Of a traced one only type and shape are checked.
     """
     allowed = f"a finite {'positive ' if positive else ''}real number"
+    value = native(value)
     if isinstance(value, (bool, np.bool_)) or not (
         isinstance(value, numbers.Real) or hasattr(value, "dtype")
     ):
@@ -105,6 +106,8 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
             f"3.4e+38 in size, as float32 holds it, got {value!r}. Arrays of dtype float64 may "
             "be smaller and larger, where jax_enable_x64 is on."
         )
+    if isinstance(value, np.ndarray):
+        return value.copy()  # which its owner may write to
     return value if hasattr(value, "dtype") else number
 
 
@@ -127,8 +130,10 @@ def float_dtype(*values: Any) -> np.dtype[Any]:
 
 def as_step(step: Any, name: str = "step") -> jax.Array:
     """Return integers of any dtype and shape as int32, held to the range 0 to 2**31 - 1."""
-    if not isinstance(step, jax.Array):
-        step = np.asarray(step)
+    if hasattr(step, "__jax_array__") or any_traced(step):  # an nnx.Variable, a list of tracers
+        step = jnp.asarray(step)
+    elif not isinstance(step, jax.Array):
+        step = np.asarray(step)  # where int64 keeps its values
     if not jnp.issubdtype(step.dtype, jnp.integer):
         raise TypeError(
             f"{name} must be an integer or an array of integers, got dtype {step.dtype}. "
@@ -140,7 +145,18 @@ def as_step(step: Any, name: str = "step") -> jax.Array:
 
 
 def native(value: Any) -> Any:
-    """Return an array in the byte order of this machine, the only one that JAX takes."""
-    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.isnative:
-        return value.astype(value.dtype.newbyteorder("="))
-    return value
+    """Return an array as JAX takes it: of another library as NumPy's, in this byte order."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+    is_array = all(hasattr(value, name) for name in ("dtype", "shape", "__array__"))
+    is_class = isinstance(value, type)  # np.float32 has all of them
+    if not is_array or is_class or isinstance(value, jax.Array) or hasattr(value, "__jax_array__"):
+        return value
+    if hasattr(value, "detach"):  # PyTorch refuses to convert what has a gradient
+        value = value.detach()
+    try:
+        return native(np.asarray(value))
+    except (TypeError, RuntimeError):  # of bfloat16 in PyTorch, or on a GPU
+        if not hasattr(value, "__dlpack__"):
+            raise
+        return np.array(jnp.from_dlpack(value))

@@ -21,16 +21,8 @@ def is_array(value: Any) -> bool:
 
 def as_array(value: Any) -> jax.Array | np.ndarray:
     """Return the array of another library as NumPy's."""
-    if isinstance(value, (jax.Array, np.ndarray)):
-        return native(value)  # type: ignore[no-any-return]
-    if hasattr(value, "detach"):  # PyTorch refuses to convert what has a gradient
-        value = value.detach()
-    try:
-        return np.asarray(value)
-    except (TypeError, RuntimeError):  # of bfloat16 in PyTorch, or on a GPU
-        if not hasattr(value, "__dlpack__"):
-            raise
-        return np.array(jnp.from_dlpack(value))
+    value = native(value)
+    return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
 def is_numeric(dtype: Any) -> bool:

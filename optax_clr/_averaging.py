@@ -111,7 +111,8 @@ def averaged_params(opt_state: PyTree) -> PyTree:
 
     Returns:
       Copies of the averaged params, in float32 if the params have a lower precision; the current
-      params until the first cycle ends.
+      params until the first cycle ends. Those of an ``nnx.Optimizer`` are variables of the
+      optimizer: ``nnx.update(model, averaged)`` puts them into the model's own.
 
     Raises:
       ValueError: if it holds no such state, or more than one.
@@ -136,4 +137,5 @@ def averaged_params(opt_state: PyTree) -> PyTree:
 def _wide(leaf: Any) -> Any:
     """Return the dtype in which a leaf is averaged: at least float32, or its own if no float."""
     dtype = jnp.result_type(leaf)
-    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype
+    is_narrow = jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize < 4
+    return jnp.dtype(jnp.float32) if is_narrow else dtype

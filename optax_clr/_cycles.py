@@ -273,7 +273,7 @@ def _gather(column: jax.Array, row: jax.Array) -> jax.Array:
     sharding = getattr(jax.typeof(row), "sharding", None) if hasattr(jax, "typeof") else None
     is_sharded = any(axis is not None for axis in getattr(sharding, "spec", ()))
     options: dict[str, Any] = {"out_sharding": sharding} if is_sharded else {}
-    return column.at[row].get(mode="clip", **options)
+    return jnp.asarray(column).at[row].get(mode="clip", **options)  # NumPy's without jit
 
 
 @jax.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from optax_clr._documentation import see
 from optax_clr._states import (
     RESTORE,
     Path,
+    in_place_of,
     is_trainer,
     key_name,
     own_buffers,
@@ -45,7 +47,8 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
       everything is constant.
 
     Raises:
-      ValueError: if a schedule was passed to Optax itself, whose state does not hold its value.
+      ValueError: if there is no such state, and a schedule was passed to Optax itself, which does
+        not keep its value.
 
     Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
@@ -86,8 +89,8 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
       TypeError: if a value is not a number, or not an integer for a hyperparameter that is one;
         or if ``state`` is an ``nnx.Optimizer`` in a version of Flax in which it is not a pytree.
       ValueError: if no hyperparameter has that name, a schedule drives it (the next update would
-        overwrite the value), the shape differs, or the state was restored from a checkpoint
-        without its types.
+        overwrite the value), the shape differs, the value is NaN or too large for the dtype, or
+        the state was restored from a checkpoint without its types.
 
     Examples:
       >>> optimizer = inject_schedules(optax.sgd)(learning_rate=jnp.float32(0.1))
@@ -96,6 +99,7 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
       {'learning_rate': Array(0.05, dtype=float32)}
     """
     optimizer_state = _state_of(state)
+    values = {name: native(value) for name, value in values.items()}
     for name, value in values.items():
         _check_settable(optimizer_state, name)
         _check_number(name, value)
@@ -109,16 +113,22 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
         }
         return node._replace(hyperparams=hyperparams)
 
-    if is_trainer(state):
-        changed = with_optimizer_state(state, lambda inner: rebuild(with_values, inner))
-    else:
+    if optimizer_state is state:
         changed = rebuild(with_values, state)
+    else:
+        changed = with_optimizer_state(state, lambda inner: rebuild(with_values, inner))
     return own_buffers(changed)
 
 
 def _state_of(state: Any) -> Any:
-    """Return the optimizer's state of a trainer, or the state itself."""
-    return state.opt_state if is_trainer(state) else state
+    """Return the optimizer's state of a trainer, or the state itself.
+
+    A trainer with several, such as ``critic_opt_state`` beside it, is taken whole.
+    """
+    if not is_trainer(state):
+        return state
+    whole, inner = (len(list(_injected(part, restored=True))) for part in (state, state.opt_state))
+    return state if whole > inner else state.opt_state
 
 
 def _injected(state: Any, *, restored: bool) -> Iterator[tuple[Path, Any]]:
@@ -201,9 +211,21 @@ def _like(old: Any, value: Any, name: str) -> Any:
         raise ValueError(
             f"{name} must have shape {array.shape} or (), got an array of shape {np.shape(value)}."
         )
-    new = native(value)
-    kinds = [jnp.issubdtype(jnp.result_type(each), jnp.integer) for each in (array, new)]
-    if kinds == [True, False]:
+    _check_held(name, value, array.dtype)
+    return in_place_of(old, jnp.broadcast_to(jnp.asarray(value, array.dtype), array.shape))
+
+
+def _check_held(name: str, value: Any, dtype: Any) -> None:
+    """Raise unless ``dtype`` holds a value, as far as it is known without waiting for it."""
+    is_host_number = not hasattr(value, "dtype")
+    kind = type(value) if is_host_number else value.dtype
+    if jnp.issubdtype(dtype, jnp.integer) and not jnp.issubdtype(kind, jnp.integer):
         raise TypeError(f"{name} must be an integer, as it is in the state, got {shown(value)}.")
-    array = jnp.broadcast_to(jnp.asarray(new, array.dtype), array.shape)
-    return old.replace(array) if hasattr(old, "replace") else array
+    if jnp.issubdtype(kind, jnp.complexfloating) > jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be a real number, as it is in the state, got {shown(value)}.")
+    if isinstance(value, jax.Array):
+        return
+    largest = float((jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo)(dtype).max)
+    for number in [value] if is_host_number else np.ravel(value).tolist():
+        if number != number or (abs(number) > largest and abs(number) != math.inf):
+            raise ValueError(f"{name} must be a number that {dtype} holds, got {shown(value)}.")

@@ -18,6 +18,8 @@ from optax_clr._arguments import function, native, shown
 from optax_clr._documentation import see
 from optax_clr._states import own_buffers
 
+_GATHERED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 def inject_schedules(
     factory: Callable[..., optax.GradientTransformation],
@@ -50,7 +52,8 @@ def inject_schedules(
 
     Raises:
       TypeError: if ``factory`` is not callable; when it is called, if an argument is a function
-        that is neither a schedule nor one of the above, or bounds where a schedule belongs.
+        that is neither a schedule nor one of the above, bounds where a schedule belongs, or one
+        that the factory gathers in ``*args`` or ``**kwargs``.
       ValueError: if ``static_args`` names an argument that the factory does not have.
 
     Examples:
@@ -86,6 +89,13 @@ def inject_schedules(
     @functools.wraps(factory)
     def build(*args: Any, **hyperparams: Any) -> optax.GradientTransformationExtraArgs:
         given = inspect.signature(factory).bind(*args, **hyperparams)
+        for name, value in given.arguments.items():
+            if parameters[name].kind in _GATHERED:
+                raise TypeError(
+                    f"factory must name each argument that it is given, got {shown(value)} for its "
+                    f"{parameters[name]}. Add these to its signature."
+                )
+            given.arguments[name] = native(value)
         varying = {
             name
             for name, value in given.arguments.items()

@@ -12,16 +12,18 @@ from optax_clr._arguments import INT32_MAX, as_step, is_traced, shown
 from optax_clr._documentation import see
 from optax_clr._states import (
     Path,
+    check_rebuildable,
     children,
+    in_place_of,
     is_array,
     is_trainer,
     key_name,
     own_buffers,
     was_restored,
-    with_optimizer_state,
 )
 
-# Counters that only schedules read. A state that is a single counter needs no entry here.
+# Counters that only schedules read. A state that is a single counter needs no entry here, unless it
+# may lie in a field that is not known to hold states.
 _OF_SCHEDULES = {
     "AddNoiseState": "count",  # the variance of the noise falls with it
     "AveragingState": "step",
@@ -31,7 +33,9 @@ _OF_SCHEDULES = {
     "InjectStatefulHyperparamsState": "count",
     "MultiStepsState": "gradient_step",
     "ScaleByAdemamixState": "count_m2",
+    "ScaleByScheduleState": "count",
     "ScheduleFreeState": "step_count",
+    "WeightDecaySchedule": "count",
 }
 # Counters that both a schedule and the rest of the transformation read.
 _SHARED = {
@@ -118,8 +122,10 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
     count = as_step(step)
     if count.shape != () or (not is_traced(step) and int(step) < 0):
         raise ValueError(f"step must be a scalar of at least 0, got {shown(step)}.")
+    if is_trainer(state):
+        check_rebuildable(state)
     move = _Move(count)
-    moved = with_optimizer_state(state, move.state) if is_trainer(state) else move.state(state)
+    moved = move.state(state)
     if not move.num_moved:
         raise ValueError(
             "state has no schedule whose step could be set: all its values are constants, or it "
@@ -159,8 +165,9 @@ class _Move:
         return self.state(child, path, known_only)
 
     def trainer_field(self, node: Any, path: Path, child: Any, known_only: bool) -> Any:
-        is_state = key_name(path[-1]) == "opt_state"
-        return self.state(child, path, known_only or not is_state)
+        # Also critic_opt_state beside it, and where the trainer is itself a field of an agent.
+        name = key_name(path[-1])
+        return self.state(child, path, known_only="opt" not in name or "state" not in name)
 
     def field(self, node: Any, path: Path, child: Any, known_only: bool) -> Any:
         name = key_name(path[-1])
@@ -205,8 +212,7 @@ class _Move:
         # Like Optax's own counters, it stays at the last step that can be counted.
         most = min(INT32_MAX, np.iinfo(old.dtype).max)
         step = (jnp.minimum(self.step, most - first) + first).astype(old.dtype)
-        array = jnp.broadcast_to(step, old.shape)
-        return counter.replace(array) if hasattr(counter, "replace") else array
+        return in_place_of(counter, jnp.broadcast_to(step, old.shape))
 
 
 def _is_counter(leaf: Any) -> bool:

@@ -57,9 +57,14 @@ def _check_result(name: str, shape: Callable[..., Any], *arguments: np.ndarray) 
 
 def shaped(wave: Wave, height: jax.Array, depth: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return ``wave(height)`` and ``1 - wave(height)``."""
-    up = jnp.broadcast_to(jnp.asarray(wave(height), height.dtype), height.shape)
     complement = _complement_of(wave)
-    return up, 1 - up if complement is None else jnp.asarray(complement(depth))
+    if complement is not None:
+        return jnp.asarray(wave(height)), jnp.asarray(complement(depth))
+    # XLA may divide by multiplying, and round a height to just above 1, where the root of what is
+    # left to 1 is NaN. In a phase that has ended it is far above.
+    height = jnp.clip(height, 0, 1)
+    up = jnp.broadcast_to(jnp.asarray(wave(height), height.dtype), height.shape)
+    return up, 1 - up
 
 
 def scaled(

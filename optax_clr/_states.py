@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_clr._arguments import is_traced
 from optax_clr._documentation import see
 
 Path = tuple[Any, ...]
@@ -87,23 +88,30 @@ def is_trainer(node: Any) -> bool:
     return hasattr(node, "opt_state") and not isinstance(node, tuple)
 
 
-def with_optimizer_state(trainer: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a trainer's state with its optimizer's state changed, if the trainer is a pytree."""
-    found, build = children(trainer)
-    names = [key_name(key) for key, _ in found]
-    if "opt_state" not in names:
+def check_rebuildable(trainer: Any) -> None:
+    """Raise unless a trainer's state is a pytree, which can be rebuilt with another state."""
+    if "opt_state" not in [key_name(key) for key, _ in children(trainer)[0]]:
         raise TypeError(
             f"A {type(trainer).__name__} cannot be rebuilt with another state, because it is not a "
             "pytree in this version of Flax. Pass its opt_state, and assign the result: "
             "optimizer.opt_state = "
             f"optax_clr.set_hyperparams(optimizer.opt_state, ...). {see('optimizers/#flax')}"
         )
-    return build(
-        [
-            change(child) if name == "opt_state" else child
-            for name, (_, child) in zip(names, found, strict=True)
-        ]
-    )
+
+
+def with_optimizer_state(trainer: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a trainer's state with its optimizer's state changed."""
+    check_rebuildable(trainer)
+    found, build = children(trainer)
+    return build([change(child) if key_name(key) == "opt_state" else child for key, child in found])
+
+
+def in_place_of(old: Any, new: jax.Array) -> Any:
+    """Return a new array where an old one was: on its devices, and in its nnx.Variable."""
+    array = jnp.asarray(old)
+    if not is_traced(array) and not is_traced(new) and array.committed:
+        new = jax.device_put(new, array.sharding)
+    return old.replace(new) if hasattr(old, "replace") else new
 
 
 def was_restored(node: Any, *fields: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -107,6 +108,8 @@ class Exponential:
         rounding = lower - (exponent - upper)  # exact: upper is the larger one, or 0
         # The rest is under 1% of the exponent; the bound only matters where the power is 0 anyway.
         rest = jnp.expm1(jnp.clip(rounding + step.astype(dtype) * tail, -8, 8))
+        # A power that grows stays finite: at a height of 0 the value is the base.
+        exponent = jnp.minimum(exponent, math.log(np.finfo(dtype).max) - 8.1)
         power = jnp.exp(exponent)
         return power * (1 + rest), -jnp.expm1(exponent) - power * rest
 

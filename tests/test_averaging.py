@@ -92,6 +92,14 @@ def test_averages_of_bfloat16_are_float32():
     assert_close(averaged_params(state), mean(history[1::2]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float16, jnp.complex64])
+def test_averages_have_32_bits_a_number_or_more(dtype):
+    params = jnp.ones(2, dtype)
+    state = average_at_cycle_ends(Cycles(1)).init(params)
+    wide = jnp.complex64 if dtype == jnp.complex64 else jnp.float32
+    assert averaged_params(state).dtype == wide
+
+
 def test_float64_is_averaged_in_float64(x64):
     with x64():
         state = average_at_cycle_ends(Cycles(2)).init(jnp.ones(3, jnp.float64))

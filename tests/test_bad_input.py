@@ -299,6 +299,10 @@ def with_gain(learning_rate, gain):  # of which no annotation says what they tak
     return optax.sgd(learning_rate)
 
 
+def gathering(learning_rate, **others):
+    return optax.sgd(learning_rate)
+
+
 HYPERPARAMS = {
     "inject_schedules": Entry(
         injected_with,
@@ -318,6 +322,7 @@ HYPERPARAMS = {
                 r"learning_rate must be .* got \(0.1, 0.5\).*triangular_schedule\(\*bounds",
             ),
             Wrong({"learning_rate": optax_clr.LRBounds(0.1, 0.5)}, TypeError, r"\(\*bounds, rise"),
+            Wrong({"factory": gathering}, TypeError, r"name each argument .*\*\*others"),
         ),
     ),
     "get_hyperparams": Entry(
@@ -350,7 +355,14 @@ HYPERPARAMS = {
             Wrong({"values": {"momentum": None}}, TypeError, "momentum must be .* got None"),
             Wrong({"values": {"momentum": SCHEDULE}}, TypeError, "momentum must be a number"),
             Wrong({"values": {"momentum": np.array("1")}}, TypeError, "momentum must be a number"),
+            Wrong({"values": {"momentum": 1j}}, TypeError, "momentum must be a number.* 1j"),
+            Wrong({"values": {"momentum": np.complex64(1j)}}, TypeError, "must be a real number"),
+            Wrong({"values": {"momentum": math.nan}}, ValueError, "that float32 holds, got nan"),
+            Wrong({"values": {"momentum": 1e60}}, ValueError, r"that float32 holds, got 1e\+60"),
+            Wrong({"values": {"momentum": 10**400}}, ValueError, "that float32 holds, got 1000"),
+            Wrong({"values": {"momentum": np.array(math.nan)}}, ValueError, "that float32 holds"),
             Wrong({"state": WHOLE, "values": {"k": 0.5}}, TypeError, "k must be an integer,.* 0.5"),
+            Wrong({"state": WHOLE, "values": {"k": 2**40}}, ValueError, "that int32 holds, got 1"),
             Wrong({"state": SCHEDULED._asdict()}, ValueError, "set in a state of dicts .*restore"),
         ),
     ),

@@ -1,6 +1,7 @@
 """Injected schedules: identical to Optax's own where it is right, right where it is not."""
 
 import inspect
+import math
 import os
 
 import jax
@@ -512,6 +513,44 @@ def test_an_nnx_run_that_stops_and_is_saved_resumes_bit_for_bit():
         jax.tree.leaves(nnx.state(resumed[0])), jax.tree.leaves(nnx.state(model))
     )  # fmt: skip
     assert_hyperparams(resumed[1], learning_rate=RATE(19), b1=MOMENTUM(19))
+
+
+def test_a_schedule_takes_the_step_of_an_nnx_optimizer():
+    _, optimizer = nnx_model_and_optimizer()
+    value = nnx.jit(lambda optimizer: RATE(optimizer.step))(optimizer)
+    np.testing.assert_array_equal([value, RATE(optimizer.step)], RATE(0))
+    cycles = optax_clr.Cycles(4)
+    assert not nnx.jit(lambda optimizer: cycles.is_end(optimizer.step))(optimizer)
+
+
+class Foreign:
+    """A number of another library, as much of it as NumPy asks for."""
+
+    dtype, shape = "theirs.float32", ()
+
+    def __init__(self, number):
+        self.number = number
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.number, np.float32)
+
+
+def test_numbers_of_other_libraries_are_taken():
+    schedule = optax_clr.triangular_schedule(0.1, Foreign(0.5), 4)
+    assert schedule(4) == 0.5
+    optimizer = inject(optax.sgd)(learning_rate=Foreign(0.25))
+    state = optimizer.init(jnp.ones(2))
+    assert_hyperparams(state, learning_rate=0.25)
+    state = optax_clr.set_hyperparams(state, learning_rate=Foreign(0.125))
+    updates, _ = optimizer.update(jnp.ones(2), state)
+    np.testing.assert_array_equal(updates, -0.125)
+
+
+@pytest.mark.parametrize("value", [math.inf, np.float32(np.inf), jnp.float32(jnp.inf), 3, True])
+def test_a_number_that_the_state_can_hold_is_set(value):
+    state = inject(optax.sgd)(learning_rate=jnp.float32(0.1)).init(jnp.ones(2))
+    state = optax_clr.set_hyperparams(state, learning_rate=value)
+    assert_hyperparams(state, learning_rate=float(value))
 
 
 def test_the_state_of_an_nnx_optimizer_can_be_set():

@@ -5,6 +5,7 @@ import inspect
 import warnings
 from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -348,6 +349,62 @@ def test_a_state_that_is_nothing_but_a_counter_counts_for_a_schedule():
     assert state[0].seen == STEP
 
 
+@flax.struct.dataclass
+class ActorCritic:
+    params: dict
+    opt_state: tuple
+    critic_opt_state: tuple
+
+
+@flax.struct.dataclass
+class Agent:
+    actor: object
+    critic: object
+
+
+class Around(NamedTuple):
+    inner: tuple
+
+
+def trainers_of(optimizer):
+    """Trainers with two states of an optimizer, in the forms in which people write them."""
+    state = optimizer.init(PARAMS)
+    trainer = TrainState.create(apply_fn=None, params=PARAMS, tx=optimizer)
+    yield ActorCritic(PARAMS, state, state)
+    yield {"params": PARAMS, "opt_state": state, "critic_opt_state": state}
+    yield Agent(trainer, trainer)
+    yield Agent(state, state)
+    yield (state, Around(state))
+
+
+@pytest.mark.parametrize("factory", [optax.adam, inject(optax.adam)], ids=["Optax", "injected"])
+@pytest.mark.parametrize("form", range(5))
+def test_every_schedule_of_a_trainer_moves(factory, form):
+    state = list(trainers_of(factory(schedule)))[form]
+    moved = optax_clr.set_step(state, STEP)
+    is_schedule = lambda node: type(node).__name__ in (
+        "InjectStatefulHyperparamsState", "ScaleByScheduleState"
+    )  # fmt: skip
+    counts = [node.count for node in jax.tree.leaves(moved, is_schedule) if is_schedule(node)]
+    assert counts == [STEP, STEP]
+    by_hand = [leaf for leaf in jax.tree.leaves(moved) if np.shape(leaf) == () and leaf == STEP]
+    assert len(by_hand) == (2 if factory is optax.adam else 4)  # nothing else
+
+
+@pytest.mark.parametrize("form", range(5))
+def test_every_hyperparameter_of_a_trainer_is_read_and_set(form):
+    state = list(trainers_of(inject(optax.adam)(HELD)))[form]
+    values = optax_clr.get_hyperparams(state)
+    assert len(values) == 2
+    np.testing.assert_array_equal(list(values.values()), HELD)
+    changed = optax_clr.set_hyperparams(state, learning_rate=0.5)
+    assert type(changed) is type(state)
+    np.testing.assert_array_equal(list(optax_clr.get_hyperparams(changed).values()), 0.5)
+    first, second = values
+    changed = optax_clr.set_hyperparams(state, **{second: 0.25})
+    assert optax_clr.get_hyperparams(changed) == {first: HELD, second: 0.25}
+
+
 def test_what_may_be_params_has_no_counters():
     params = {"kernel": jnp.ones(2), "updates": jnp.int32(7)}
     state = optax_clr.set_step(optax.chain(optax.ema(0.9), sgd(0)).init(params), STEP)
@@ -495,6 +552,31 @@ def test_copies_keep_shardings_weak_types_and_keys():
     assert isinstance(array, np.ndarray)
     assert array is not state[4]
     assert (text, nothing) == ("text", None)
+
+
+def test_new_values_are_where_the_old_ones_were_and_compile_nothing():
+    mesh = jax.sharding.Mesh(jax.devices("cpu")[:4], ("data",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    optimizer = inject(optax.sgd)(HELD, momentum=MOMENTUM)
+    params = jax.device_put(PARAMS, everywhere)
+    state = jax.device_put(optimizer.init(params), everywhere)
+    num_traces = 0
+
+    @jax.jit
+    def step(state):
+        nonlocal num_traces
+        num_traces += 1
+        return optimizer.update(params, state, params)[1]
+
+    for change in (
+        lambda state: state,
+        lambda state: optax_clr.set_hyperparams(state, learning_rate=0.2),
+        lambda state: optax_clr.set_step(state, STEP),
+    ):
+        changed = change(state)
+        assert {leaf.sharding for leaf in jax.tree.leaves(changed)} == {everywhere}
+        step(changed)
+    assert (num_traces, step._cache_size()) == (1, 1)
 
 
 def test_a_sharded_state_keeps_its_shardings():

@@ -512,6 +512,39 @@ def test_after_the_last_cycle_its_last_value_is_held(mult):
     np.testing.assert_array_equal(schedule(np.array([total, total + 1, LAST])), 0.25 * 0.25)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_growing_power_is_the_base_between_its_peaks(x64, dtype):
+    with x64():
+        schedule = optax_clr.exp_range_schedule(np.array(0.25, dtype), 0.5, 4, gamma=1.01)
+        np.testing.assert_array_equal(schedule(np.array([80_000, 800_000, LAST - 7])), 0.25)
+        assert schedule(80_004) > 1e30
+        np.testing.assert_allclose(schedule(804), 0.25 + 0.25 * 1.01**804, rtol=1e-5)
+
+
+def test_a_step_may_be_a_list_of_what_is_traced():
+    schedule = optax_clr.triangular_schedule(0.0, 1.0, 4)
+    found = jax.jit(lambda step: schedule([step, step + 1, 2]))(jnp.int32(1))
+    np.testing.assert_array_equal(found, [0.25, 0.5, 0.5])
+
+
+def test_a_schedule_keeps_its_values_when_an_array_that_it_was_given_is_written_to():
+    peak = np.array(0.5)
+    schedule = optax_clr.triangular_schedule(0.1, peak, 4)
+    peak *= 2
+    assert schedule(4) == 0.5
+
+
+@pytest.mark.parametrize("mult", [1, 2, 1.5])
+def test_schedules_and_cycles_need_no_jit(mult):
+    schedule = optax_clr.warm_restarts_schedule(0.1, 4, mult=mult)
+    cycles, steps = optax_clr.Cycles(4, mult), np.arange(30)
+    expected = schedule(steps), cycles.index(steps), cycles.is_end(steps)
+    with jax.disable_jit():
+        found = schedule(steps), cycles.index(steps), cycles.is_end(steps)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    chex.assert_trees_all_equal(found[1:], expected[1:])
+
+
 def test_the_stable_part_is_the_peak_itself():
     peak = 0.1  # which no sum of its parts need give
     schedule = optax_clr.warmup_stable_decay_schedule(
@@ -528,6 +561,46 @@ def test_a_decay_by_one_minus_the_square_root():
     )
     # 1 - sqrt(done / 16), of done = 0, 1, 4, 9, 16
     np.testing.assert_array_equal(schedule(np.array([4, 5, 8, 13, 20])), [1, 0.75, 0.5, 0.25, 0])
+
+
+def by_a_root(height):
+    """It has no value above a height of 1, nor a slope at 1."""
+    return 1 - jnp.sqrt(1 - height)
+
+
+ROOT_SCHEDULES = {
+    "stable, decay": lambda peak, steps: optax_clr.warmup_stable_decay_schedule(
+        peak, 2 * steps, warmup_steps=5, decay_steps=steps, decay_wave=by_a_root
+    ),
+    "one cycle": lambda peak, steps: optax_clr.one_cycle_schedule(peak, steps, wave=by_a_root),
+    "cycle": lambda peak, steps: optax_clr.cyclical_schedule(
+        0.0, peak, rise_steps=steps, wave=by_a_root
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROOT_SCHEDULES)
+@pytest.mark.parametrize("steps", [10, 20, 250, 300, 500, 1000, 8000])
+def test_a_wave_has_a_value_at_every_height_of_a_compiled_program(name, steps):
+    """Which divides by multiplying, and so may round to more than 1."""
+    schedule = ROOT_SCHEDULES[name](0.1, steps)
+    ends = np.array([0, 1, 5, steps - 1, steps, steps + 1, 2 * steps - 1, 2 * steps])
+    near = [int(0.3 * steps) - 1, int(0.3 * steps)]  # of one cycle's peak
+    values = [jax.jit(schedule)(np.int32(step)) for step in (*ends, *near)]
+    assert np.isfinite(values).all()
+    np.testing.assert_allclose(np.max(values), 0.1, rtol=1e-6 if name != "one cycle" else 0.5)
+    if name == "stable, decay":
+        done = np.arange(steps + 1)
+        np.testing.assert_allclose(
+            jax.jit(jax.vmap(schedule))(steps + done), 0.1 * (1 - np.sqrt(done / steps)), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", ROOT_SCHEDULES)
+def test_a_schedule_has_a_slope_in_its_peak_whatever_its_wave(name):
+    steps = jnp.array([0, 10, 29, 30, 50, 99, 100, 200, 300])
+    values = lambda peak: jax.vmap(ROOT_SCHEDULES[name](peak, 100))(steps)
+    np.testing.assert_allclose(jax.jacobian(values)(0.1) * 0.1, values(0.1), rtol=1e-4)
 
 
 def test_warmup_stable_decay_is_batched_and_differentiable_in_its_values():
