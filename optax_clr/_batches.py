@@ -145,7 +145,13 @@ def open_batches(batches: Any, num_rows: int, steps_per_value: int) -> Batches:
             f"batches must have a leading axis of at least {num_needed}, one entry for each "
             f"training step; got {length}."
         )
-    return HeldBatches(jax.tree.map(as_array, batches), num_rows)
+    return HeldBatches(jax.tree.map(lambda leaf: _needed(leaf, num_needed), batches), num_rows)
+
+
+def _needed(leaf: Any, num_needed: int) -> jax.Array | np.ndarray:
+    """Return an array; of the host, where it may be a file or too large, only what is used."""
+    array = as_array(leaf)
+    return array[:num_needed] if isinstance(array, np.ndarray) else array
 
 
 def hold_batches(batches: Any, num_steps: int) -> HeldBatches:

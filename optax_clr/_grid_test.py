@@ -25,11 +25,11 @@ from optax_clr._range_test import (
     spaced,
 )
 from optax_clr._reading import RangeTestWarning
-from optax_clr._result import EndedBy, RangeTestResult
+from optax_clr._result import ONE_EXAMPLE, EndedBy, RangeTestResult
 from optax_clr._run import Outcome, run, runs_by_rows
 from optax_clr._step import PyTree
 from optax_clr._stop_rule import StopRule
-from optax_clr._traced import makes_one_batch
+from optax_clr._traced import makes_one_batch, num_examples, trace_batches
 
 _DEFAULT_NUM_STEPS = 50
 # A run is judged by the last quarter of its losses, which have less noise than the last of them.
@@ -95,6 +95,8 @@ def lr_grid_test(
         built, or the params are not floats.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
         in length or shape, the loss is not a scalar, or the optimizer ignores its rate.
+      RangeTestWarning: a warning, if every step trains on the same batch; or on a single example,
+        where ``num_steps`` is not given.
 
     Examples:
       >>> def loss_fn(params, batch):
@@ -112,13 +114,16 @@ def lr_grid_test(
     step = optimizer_step(loss_fn, optimizer, has_aux)
     check_arrays("params", params)
     num_values = whole_number("num_values", num_values, minimum=2)
+    counts_batches = num_steps is None
     num_steps = check_num_steps(num_steps, batches, 1, default=_DEFAULT_NUM_STEPS)
     rates = jnp.asarray(spaced(min_lr, max_lr, num_values, spacing))
     held_out = held_out_batch(held_out)
     source = hold_batches(batches, num_steps)
 
-    if source.batch_fn and makes_one_batch(jax.make_jaxpr(source.batch_fn)(source.example)):
+    if source.batch_fn and makes_one_batch(trace_batches(source.batch_fn, source.example)):
         warnings.warn(ONE_BATCH, RangeTestWarning, stacklevel=3)
+    if counts_batches and not source.batch_fn and num_examples(source.example) == 0:
+        warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
 
     def train_at(rate: jax.Array) -> tuple[Outcome, _Row]:
         outcome = run(

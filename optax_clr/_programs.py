@@ -21,7 +21,7 @@ from optax_clr._documentation import see
 from optax_clr._loop import Loop, with_step_types
 from optax_clr._references import MOST_OBJECTS, Function, Seen, look, sees_the_same
 from optax_clr._step import PyTree, Step, shape_in_words
-from optax_clr._traced import StepFacts, facts_of, makes_one_batch
+from optax_clr._traced import StepFacts, facts_of, makes_one_batch, trace_batches
 
 _CONFIG: Any = jax.config
 
@@ -63,7 +63,7 @@ class Programs:
             traced = jax.make_jaxpr(self._train)(state, batch, value)
             is_one_batch = False
             if self._batch_fn is not None:
-                made = jax.make_jaxpr(self._batch_fn)(batch)
+                made = trace_batches(self._batch_fn, batch)
                 is_one_batch, batch = makes_one_batch(made), made.out_avals
             facts = facts_of(traced, state, batch, is_one_batch)
             if not facts.reads_value:

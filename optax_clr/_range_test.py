@@ -30,6 +30,7 @@ from optax_clr._modes import undisturbed
 from optax_clr._reading import RangeTestWarning
 from optax_clr._result import ONE_EXAMPLE, RangeTestResult
 from optax_clr._run import Outcome, run
+from optax_clr._states import holds_array
 from optax_clr._step import FunctionStep, OptimizerStep, PyTree, StepFn, describe
 from optax_clr._stop_rule import StopRule
 
@@ -197,8 +198,8 @@ def lr_range_test(
         built, or the params are not floats.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
         in length or shape, the loss is not a scalar, or the optimizer ignores its rate.
-      RangeTestWarning: a warning, if each step trained on a single example, or every step on the
-        same batch.
+      RangeTestWarning: a warning, if every step trained on the same batch; or on a single example,
+        where ``num_steps`` was not given.
 
     Examples:
       >>> def loss_fn(params, batch):
@@ -237,7 +238,7 @@ def lr_range_test(
     )
     for remark in remarks(outcome):
         warnings.warn(remark, stacklevel=3)
-    if counts_batches and source.held and outcome.facts.batch_size == 0:
+    if counts_batches and outcome.facts.batch_size == 0:
         warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
     return outcome.result
 
@@ -304,6 +305,7 @@ def check_arrays(name: str, tree: PyTree) -> None:
         raise ValueError(
             f"{name} must have at least one array, got the empty pytree {shown(tree)}."
         )
+    _check_is_tree(name, tree)
     if all(isinstance(leaf, _ARRAYS) for leaf in leaves):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -316,6 +318,23 @@ def check_arrays(name: str, tree: PyTree) -> None:
 
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+
+
+def _check_is_tree(name: str, tree: PyTree) -> None:
+    """Raise for a variable of Flax in two places, which a pytree would make two variables."""
+    places: dict[int, str] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable):
+        place = f"{name}{jax.tree_util.keystr(path)}"
+        if _is_variable(leaf) and places.setdefault(id(leaf), place) != place:
+            raise ValueError(
+                f"{name} must be a tree, but {places[id(leaf)]} and {place} are one variable, and "
+                "would be trained apart. Pass what nnx.split gives, which has it once. "
+                + see("training-steps/#nnx")
+            )
+
+
+def _is_variable(node: Any) -> bool:
+    return hasattr(node, "replace") and holds_array(node)
 
 
 def _check_values(values: ArrayLike) -> jax.Array | np.ndarray:

@@ -33,7 +33,7 @@ _CONTAINERS = (list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, fu
 # One of a class that is derived from these may have attributes too.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
 # What nobody changes, or where nothing can be seen.
-_OPAQUE = (types.ModuleType, jax.Array, np.ndarray)
+_OPAQUE = (np.generic, jax.Array, np.ndarray)
 
 
 class Seen(NamedTuple):
@@ -80,14 +80,15 @@ def sees_the_same(functions: tuple[Function, ...], seen: list[Seen]) -> bool:
 def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
     """Return what functions see: variables, globals, attributes, entries, and what these see.
 
-    Functions and classes of installed packages are not looked into, but their objects are; arrays
-    are not. Of a class those attributes count that some function names.
+    Functions, classes and modules of installed packages are not looked into, but their objects are;
+    arrays are not. Of a class or a module those attributes count that some function names, and of a
+    class its operators.
     """
-    waiting = list(functions)[::-1]
+    waiting: list[Any] = list(functions)[::-1]
     found: list[Any] = []
     met: set[int] = set()
-    names: set[str] = {"__call__"}
-    classes: list[type] = []
+    names: set[str] = set()
+    owners: list[type | types.ModuleType] = []
     while waiting and len(found) <= MOST_OBJECTS:
         value = waiting.pop()
         found.append(value)
@@ -96,31 +97,44 @@ def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
         met.add(id(value))
         if isinstance(value, type):
             if _is_own(value.__module__):
-                classes.append(value)
-                waiting += [*value.__bases__, *_named(value, names)]
+                owners.append(value)
+                waiting += [*value.__bases__, *_operators(value), *_named(value, names)]
+        elif isinstance(value, types.ModuleType):
+            if _is_own(value.__name__):
+                owners.append(value)
+                waiting += _named(value, names)
         elif isinstance(value, types.FunctionType):
             if _is_own(value.__module__):
                 new_names = set(_names(value.__code__)) - names
                 names |= new_names
                 waiting += _variables(value)
-                waiting += [part for each in classes for part in _named(each, new_names)]
+                waiting += [part for each in owners for part in _named(each, new_names)]
         else:
             waiting += _parts(value)
     return found
 
 
-def _named(owner: type, names: set[str]) -> list[Any]:
+def _named(owner: type | types.ModuleType, names: set[str]) -> list[Any]:
     return [vars(owner)[name] for name in sorted(names & vars(owner).keys())]
+
+
+def _operators(owner: type) -> list[Any]:
+    """Return what Python calls without its name: ``__call__``, ``__mul__``, ``__getitem__``."""
+    return [
+        value
+        for name, value in vars(owner).items()
+        if name.startswith("__") and isinstance(value, types.FunctionType)
+    ]
 
 
 def _parts(value: Any) -> list[Any]:
     """Return what an object is made of, as far as its owner may change it."""
-    if isinstance(value, (np.generic, *_OPAQUE)):
+    if isinstance(value, _OPAQUE):
         return []
     kind, entries = type(value), _entries(value)
     if kind in _PLAIN:
         return entries
-    wrapped = getattr(value, "__wrapped__", None)  # of jax.jit, staticmethod, classmethod
+    wrapped = _attribute(value, "__wrapped__")  # of jax.jit, staticmethod, classmethod
     return [kind, wrapped, *entries, *_attributes(value)]
 
 
@@ -146,7 +160,15 @@ def _entries(value: Any) -> list[Any]:
 def _attributes(value: Any) -> list[Any]:
     """Return names and values of an object's attributes, and what is in its slots."""
     slots = [_in_slot(slot, value) for slot in _slots(type(value))]  # type: ignore[arg-type]
-    return [*_items(getattr(value, "__dict__", {})), *slots]
+    return [*_items(_attribute(value, "__dict__") or {}), *slots]
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """Return an attribute, or None; not what the object's ``__getattr__`` would make of it."""
+    try:
+        return object.__getattribute__(value, name)
+    except AttributeError:
+        return None
 
 
 def _in_slot(slot: types.MemberDescriptorType, value: Any) -> Any:
@@ -176,8 +198,10 @@ def _variables(function: types.FunctionType) -> list[Any]:
         if name in function.__globals__:
             found = function.__globals__[name]
             values.append(found)
-            if isinstance(found, types.ModuleType):  # whose attributes are among the names
+            if isinstance(found, types.ModuleType) and not _is_own(found.__name__):
                 values += [vars(found)[each] for each in names if each in vars(found)]
+        elif name in sys.modules and _is_own(name):  # imported in the function
+            values.append(sys.modules[name])
     return values
 
 

@@ -96,7 +96,7 @@ def run(
     """
     with contextlib.closing(batches), programs_of(step, batches.batch_fn) as programs:
         facts = programs.facts(initial, batches.example, values)
-        arrays = initial, values, batches.arrays, held_out
+        arrays = initial, values, batches.arrays, held_out, rule
         by_rows = _runs_by_rows(facts, arrays)
         from_python = by_rows or progress or not batches.held
         if from_python and _is_inside(facts, arrays):
@@ -130,11 +130,18 @@ def run(
         else:
             result, state = loop.whole(initial, batches.arrays, values, chunk_rule, held_out)
             stopped_by, ended_early = None, False
+            if device is _CPU and _has_host_arrays((initial, batches.arrays, held_out)):
+                # The program reads the caller's own memory, which may be written to after this.
+                result, state = jax.block_until_ready((result, state))  # type: ignore[no-untyped-call]
         result = result._replace(
             batch_size=() if facts.batch_size is None else jnp.int32(facts.batch_size),
             optimizer_factor=jnp.float32(facts.optimizer_factor),
         )
         return Outcome(result, state, programs.evaluate, facts, ended_early, stopped_by)
+
+
+def _has_host_arrays(arrays: PyTree) -> bool:
+    return any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(arrays))
 
 
 def _check_whole_updates(facts: StepFacts, steps_per_value: int) -> None:

@@ -14,8 +14,8 @@ from optax_clr._states import (
     Path,
     check_rebuildable,
     children,
+    holds_array,
     in_place_of,
-    is_array,
     is_trainer,
     key_name,
     own_buffers,
@@ -193,7 +193,7 @@ class _Move:
 
     def schedule(self, state: Any, path: Path) -> Any:
         """Return the state of a schedule, which must be empty or a counter, moved."""
-        leaves, treedef = jax.tree.flatten(state, is_leaf=is_array)
+        leaves, treedef = jax.tree.flatten(state, is_leaf=holds_array)
         if not leaves:
             return state
         if len(leaves) > 1 or not _is_counter(leaves[0]):
@@ -217,7 +217,7 @@ class _Move:
 
 def _is_counter(leaf: Any) -> bool:
     """Whether a leaf is an integer, with a leading axis under vmap, and not an old-style key."""
-    if not is_array(leaf):
+    if not holds_array(leaf):
         return isinstance(leaf, int) and not isinstance(leaf, bool)
     is_key = leaf.dtype == np.uint32 and leaf.shape[-1:] in ((2,), (4,))
     return jnp.issubdtype(leaf.dtype, jnp.integer) and not is_key

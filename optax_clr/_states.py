@@ -34,12 +34,12 @@ def _copy(leaf: Any) -> Any:
         return jnp.copy(leaf)
     if isinstance(leaf, np.ndarray):
         return leaf.copy()
-    if is_array(leaf) and hasattr(leaf, "replace"):  # an nnx.Variable, a leaf in older Flax
+    if holds_array(leaf) and hasattr(leaf, "replace"):  # an nnx.Variable, a leaf in older Flax
         return leaf.replace(jnp.array(leaf))
     return leaf
 
 
-def is_array(node: Any) -> bool:
+def holds_array(node: Any) -> bool:
     """Whether a node is an array, or an nnx.Variable that holds one."""
     return hasattr(node, "dtype") and hasattr(node, "shape")
 
@@ -49,7 +49,7 @@ def children(node: Any) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], An
 
     Leaves and ``nnx.Variable`` have no children.
     """
-    if is_array(node):
+    if holds_array(node):
         return [], lambda _: node
     found, treedef = jax.tree_util.tree_flatten_with_path(
         node, is_leaf=lambda child: child is not node

@@ -256,7 +256,9 @@ def _as_floats(metrics: PyTree) -> PyTree:
                 "key."
             )
         array = jnp.asarray(metric)
-        return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.float32)
+        # Not bfloat16 either, which numpy.savez does not keep.
+        is_wide = jnp.issubdtype(array.dtype, jnp.inexact) and array.dtype.itemsize >= 4
+        return array if is_wide else array.astype(jnp.float32)
 
     return jax.tree_util.tree_map_with_path(as_float, metrics)
 

@@ -162,10 +162,16 @@ def _difference(batch: _Batch, first: _Batch) -> str | None:
             f"{batch.structure}."
         )
     if batch.types != first.types:
+        shapes = [[shape for shape, _ in each.types] for each in (batch, first)]
+        remedy = "Convert them to one dtype."
+        if shapes[0] != shapes[1]:
+            remedy = (
+                "Pad or crop them to one shape; only the last of an epoch may be another, and is "
+                "left out."
+            )
         return (
             "batches must all have the shapes and dtypes of the first, "
-            f"{_in_words(first.types)}; got {_in_words(batch.types)}. Pad or crop them to one "
-            "shape; only the last of an epoch may be another, and is left out."
+            f"{_in_words(first.types)}; got {_in_words(batch.types)}. {remedy}"
         )
     return None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from numbers import Number
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 
 from optax_clr._arguments import is_traced
 from optax_clr._optimizer_factor import optimizer_factor
+from optax_clr._states import key_name
 
 
 class StepFacts(NamedTuple):
@@ -39,10 +41,20 @@ def facts_of(closed: Any, state: Any, batch: Any, is_one_batch: bool) -> StepFac
         closes_over_tracers=any(map(is_traced, closed.consts)),
         num_operations=_num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
-        batch_size=_batch_size(batch),
+        batch_size=num_examples(batch),
         is_one_batch=is_one_batch,
         optimizer_factor=optimizer_factor(state),
     )
+
+
+def trace_batches(batch_fn: Callable[[Any], Any], step: Any) -> Any:
+    """Return the closed jaxpr of the arrays in what a function makes of the step."""
+
+    def arrays(step: Any) -> list[Any]:
+        leaves = jax.tree.leaves(batch_fn(step))
+        return [leaf for leaf in leaves if hasattr(leaf, "dtype") or isinstance(leaf, Number)]
+
+    return jax.make_jaxpr(arrays)(step)
 
 
 def makes_one_batch(closed: Any) -> bool:
@@ -54,7 +66,7 @@ def makes_one_batch(closed: Any) -> bool:
     return not (jaxpr.effects or any(_inputs_of(jaxpr, [True] * len(jaxpr.outvars))))
 
 
-def _batch_size(batch: Any) -> int | None:
+def num_examples(batch: Any) -> int | None:
     """Return the length of the leading axis that all arrays of a batch share; 0 with a scalar."""
     arrays = [leaf for leaf in jax.tree.leaves(batch) if isinstance(leaf.dtype, np.dtype)]
     shapes = [leaf.shape for leaf in arrays]  # without keys of random numbers
@@ -147,9 +159,10 @@ _MOST_STEPS_PER_UPDATE = 1000
 
 def _steps_per_update(closed: Any, state: Any) -> int:
     """Return after how many steps optax.MultiSteps makes its first update, by counting with it."""
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    is_counter = [".mini_step" in path or ".gradient_step" in path for path in paths]
-    if not any(".mini_step" in path for path in paths):
+    # Also of nnx.split, whose entries have the names of the fields.
+    paths = [set(map(key_name, path)) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    is_counter = [bool(path & {"mini_step", "gradient_step"}) for path in paths]
+    if not any("mini_step" in path for path in paths):
         return 1
     # The part of the step that only counts, which is a few operations on integers.
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
@@ -161,11 +174,13 @@ def _steps_per_update(closed: Any, state: Any) -> int:
         return 1  # it also looks at gradients, as to whether to skip a step
     count = jaxpr_as_fun(ClosedJaxpr(counting, closed.consts))
     is_read = [needed for needed, counts in zip(is_needed, is_counter, strict=False) if counts]
-    is_mini = [".mini_step" in path for path in itertools.compress(paths, is_counter)]
+    is_mini = ["mini_step" in path for path in itertools.compress(paths, is_counter)]
     with jax.ensure_compile_time_eval():
         counters: list[Any] = [np.int32(0) for _ in is_mini]
         for steps in range(1, _MOST_STEPS_PER_UPDATE + 1):
             counters = count(*itertools.compress(counters, is_read))
+            if any(map(is_traced, counters)):  # a lane may have any number
+                return 1
             if all(int(counter) == 0 for counter in itertools.compress(counters, is_mini)):
                 return steps
     return 1

@@ -3,6 +3,7 @@
 import itertools
 import math
 import pickle
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -224,3 +225,11 @@ def test_cycles_are_values():
         cycles.steps = 6
     static = jax.jit(lambda step, cycles: cycles.index(step), static_argnames="cycles")
     assert static(6, cycles=cycles) == 1
+
+
+@pytest.mark.parametrize("form", [int, float, np.float64, Fraction])
+def test_cycles_that_are_equal_have_the_same_lengths(form):
+    cycles, same = Cycles(7, 3, 60), Cycles(7, form(3), 60)
+    assert cycles == same
+    assert hash(cycles) == hash(same)
+    assert cycles.total_steps == same.total_steps == sum(7 * 3**cycle for cycle in range(60))

@@ -106,7 +106,7 @@ def test_a_grid_ends_with_the_state_after_its_last_step():
     held_out = jnp.ones(())
     result = optax_clr.lr_grid_test(
         loss_fn, jnp.float32(0.0), optax.sgd, jnp.ones(131), min_lr=0.1, max_lr=1.0,
-        num_values=6, held_out=held_out,
+        num_values=6, num_steps=131, held_out=held_out,
     )  # fmt: skip
     # Each step moves the params down by the rate.
     np.testing.assert_allclose(

@@ -17,7 +17,7 @@ import optax
 import pytest
 
 import optax_clr
-from optax_clr import _programs
+from optax_clr import _programs, _references
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -305,6 +305,112 @@ def test_whatever_a_function_reads_is_seen(function, owner, name, settings_modul
         owner = settings_module if owner == "settings" else owner
         monkeypatch.setattr(owner, name, 7.0, raising=False)
     assert first_loss(function) == pytest.approx(7.0, rel=1e-5)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of the user's, whose inner module has a global and a function."""
+    folder = tmp_path / "package_of_a_user" / "inner"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    (folder / "__init__.py").touch()
+    (folder / "config.py").write_text("scale = 1.0\ndef scaled(x):\n    return scale * x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("package_of_a_user.inner.config")
+    for name in [name for name in sys.modules if name.startswith("package_of_a_user")]:
+        del sys.modules[name]
+
+
+def losses_of_a_package(config):
+    import package_of_a_user
+
+    class Holder:
+        def __init__(self):
+            self.module = config
+
+        def loss(self, params, batch):
+            return self.module.scale * jnp.mean(batch @ params)
+
+    class Number:
+        def __mul__(self, other):
+            return config.scale * other
+
+    number = Number()
+
+    def imported(params, batch):
+        from package_of_a_user.inner import config
+
+        return config.scale * jnp.mean(batch @ params)
+
+    def imported_whole(params, batch):
+        import package_of_a_user.inner.config as renamed
+
+        return renamed.scaled(jnp.mean(batch @ params))
+
+    return {
+        "attribute of an attribute": lambda params, batch: (
+            package_of_a_user.inner.config.scale * jnp.mean(batch @ params)
+        ),
+        "closure": lambda params, batch: config.scaled(jnp.mean(batch @ params)),
+        "attribute of an object": Holder().loss,
+        "operator": lambda params, batch: number * jnp.mean(batch @ params),
+        "imported": imported,
+        "imported whole": imported_whole,
+    }
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["attribute of an attribute", "closure", "attribute of an object", "operator", "imported",
+     "imported whole"],
+)  # fmt: skip
+def test_what_a_module_has_is_seen_wherever_the_module_is(form, package, monkeypatch):
+    loss = losses_of_a_package(package)[form]
+    assert first_loss(loss) == pytest.approx(1.0, rel=1e-5)
+    monkeypatch.setattr(package, "scale", 7.0)
+    assert first_loss(loss) == pytest.approx(7.0, rel=1e-5)
+
+
+class Entries(dict):
+    """A dictionary whose entries are attributes too, as many configurations are."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Raising:
+    def __getattr__(self, name):
+        raise RuntimeError(f"{name} is not there yet")
+
+
+def test_attributes_that_are_not_there_are_not_asked_for():
+    settings, lazy = Entries(scale=1.0), Raising()
+    defaults = Entries(collections.defaultdict(float, scale=1.0))
+
+    def loss(params, batch):
+        scale = settings.scale * defaults.scale
+        return scale * jnp.mean(batch @ params) if lazy is not None else 0.0
+
+    assert first_loss(loss) == pytest.approx(1.0, rel=1e-5)
+    settings["scale"] = 7.0
+    assert first_loss(loss) == pytest.approx(7.0, rel=1e-5)
+    assert (set(settings), set(defaults)) == ({"scale"}, {"scale"})
+
+
+@pytest.mark.parametrize(
+    ("path", "is_own"),
+    [
+        ("/home/me/.local/lib/python3.12/site-packages/jax/__init__.py", False),
+        ("/usr/lib/python3/dist-packages/jax/__init__.py", False),
+        ("/home/me/site-packages-of-mine/train.py", True),
+    ],
+)
+def test_packages_of_users_and_of_the_system_are_installed_ones(path, is_own, monkeypatch):
+    module = types.ModuleType("module_somewhere")
+    module.__file__ = path
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    _references._is_own.cache_clear()
+    assert _references._is_own(module.__name__) == is_own
+    _references._is_own.cache_clear()
 
 
 def test_weights_of_a_module_that_are_changed_in_place_are_seen():

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import optax_clr
+from optax_clr import _batches
 from plain import train_step
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -218,11 +219,61 @@ def _sgd_step(params, batch, rate):
     return jax.tree.map(lambda p, g: p - rate * g, params, gradients), loss
 
 
+def test_what_is_passed_may_be_written_to_when_a_test_has_returned():
+    """Although XLA's CPU backend reads the arrays of NumPy where they are, and computes later."""
+    params = {name: np.array(leaf) for name, leaf in PARAMS.items()}
+    batches = {name: np.array(leaf) for name, leaf in BATCHES.items()}
+    held_out = {name: np.array(leaf[0]) for name, leaf in BATCHES.items()}
+    test = functools.partial(optax_clr.lr_range_test, loss_fn, optimizer=optax.adam, max_lr=0.1)
+    expected = test(PARAMS, batches=BATCHES, held_out=batch_at(0))
+    for _ in range(3):
+        result = test(params, batches=batches, held_out=held_out)
+        saved = jax.tree.map(np.copy, (params, batches, held_out))
+        jax.tree.map(lambda leaf: leaf.fill(np.nan), (params, batches, held_out))
+        np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-5)
+        np.testing.assert_allclose(result.held_out_losses, expected.held_out_losses, rtol=1e-5)
+        jax.tree.map(np.copyto, (params, batches, held_out), saved)
+
+
+def test_of_a_file_only_what_is_used_is_read(tmp_path):
+    shape = (100_000, 16, 4)
+    whole = np.memmap(tmp_path / "inputs", np.float64, "w+", shape=shape)  # 50 MB, of holes
+    whole[:NUM_STEPS] = INPUTS
+    targets = np.zeros((100_000, 16))
+    targets[:NUM_STEPS] = TARGETS
+    source = _batches.open_batches((whole, targets), NUM_STEPS, 1)
+    assert [leaf.shape[0] for leaf in jax.tree.leaves(source.arrays)] == [NUM_STEPS, NUM_STEPS]
+    result = optax_clr.lr_range_test(
+        loss_fn, PARAMS, optax.adam, {"inputs": whole, "targets": targets},
+        num_steps=NUM_STEPS, max_lr=0.1,
+    )  # fmt: skip
+    expected = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES, max_lr=0.1)
+    np.testing.assert_array_equal(result.losses, expected.losses)
+
+
+def test_a_function_may_give_batches_with_names():
+    named = lambda params, batch: loss_fn(params, batch["data"]) * (batch["name"] == "train")
+    given = lambda step: {"data": batch_at(step), "name": "train"}
+    test = functools.partial(optax_clr.lr_range_test, optimizer=optax.adam, max_lr=0.1)
+    result = test(named, PARAMS, batches=given, num_steps=NUM_STEPS)
+    np.testing.assert_allclose(result.losses, test(loss_fn, PARAMS, batches=BATCHES).losses)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, np.int32])
+def test_values_of_any_dtype_are_float32(dtype):
+    values = jnp.arange(1, 301).astype(dtype)
+    result = optax_clr.range_test(scripted_step, jnp.float32(0), jnp.ones(300), values)
+    assert result.learning_rates.dtype == result.equivalent_steps.dtype == jnp.float32
+    exact = np.asarray(values, np.float64)
+    np.testing.assert_allclose(result.equivalent_steps, np.cumsum(exact) / exact, rtol=1e-5)
+
+
 def test_metrics_are_recorded_as_floats():
     def with_metrics(params, batch):
         predictions = jnp.tanh(batch["inputs"] @ params["hidden"]) @ params["out"]
         right = jnp.sum(jnp.sign(predictions) == jnp.sign(batch["targets"]))
-        return loss_fn(params, batch), {"right": right, "predictions": predictions}
+        half = predictions.astype(jnp.bfloat16)
+        return loss_fn(params, batch), {"right": right, "predictions": predictions, "half": half}
 
     result = optax_clr.lr_range_test(
         with_metrics, PARAMS, optax.sgd, BATCHES, has_aux=True, max_lr=1e4
@@ -233,7 +284,7 @@ def test_metrics_are_recorded_as_floats():
     assert 0 < valid < NUM_STEPS
     np.testing.assert_array_equal(result.losses[: valid - 5], plain.losses[: valid - 5])
     right = result.metrics["right"]
-    assert right.dtype == jnp.float32
+    assert right.dtype == result.metrics["half"].dtype == jnp.float32
     assert set(np.asarray(right[:valid])) <= set(range(17))
     assert np.isnan(right[valid:]).all()
     assert result.metrics["predictions"].shape == (NUM_STEPS, 16)
@@ -408,6 +459,7 @@ def test_the_step_is_traced_once_and_a_second_call_compiles_nothing(batches, ste
     assert len(traces) == 1
 
 
+@pytest.mark.skipif(jax.default_backend() == "cpu", reason="where the host and the device are one")
 def test_nothing_is_transferred_to_the_host():
     stacked = jax.device_put((PARAMS, BATCHES, jnp.geomspace(1e-5, 1.0, NUM_STEPS)))
     optax_clr.range_test(_sgd_step, *stacked)  # compiles

@@ -115,6 +115,21 @@ def test_metrics_and_divergence_are_streamed():
     jax.tree.map(np.testing.assert_array_equal, streamed, stacked)
 
 
+def test_a_held_out_batch_that_is_none_costs_no_batch_of_the_stream():
+    stream = iter(BATCHES)
+    with pytest.raises(TypeError, match="held_out"):
+        run(stream, held_out="text")
+    assert len(list(stream)) == len(BATCHES)
+
+
+def test_a_batch_of_another_dtype_or_shape_is_told_what_to_do():
+    x, y = BATCHES[1]
+    with pytest.raises(ValueError, match=r"got float16.* Convert them to one dtype"):
+        run([BATCHES[0], (x.astype(np.float16), y), *BATCHES[2:]])
+    with pytest.raises(ValueError, match=r"Pad or crop them to one shape"):
+        run([BATCHES[0], (x[:3], y[:3]), *BATCHES[2:]])
+
+
 def test_keys_and_bfloat16_are_streamed():
     def step_fn(state, batch, value):
         noise = jax.random.normal(batch["key"], ())
@@ -207,8 +222,6 @@ def test_arrays_that_are_of_another_kind_later_are_taken():
         (jnp.asarray(x) if step % 2 else x, y if step % 3 else jnp.asarray(y))
         for step, (x, y) in enumerate(BATCHES)
     ]
-    for stream in (mixed, mixed[::-1][::-1], [mixed[1], *mixed[1:]]):
-        assert run(stream).losses.shape == (NUM_STEPS,)
     np.testing.assert_array_equal(run(mixed).losses, run(STACKED).losses)
 
 
@@ -615,6 +628,16 @@ def test_a_step_with_convolutions_gives_the_curve_of_one_program(batches, steps_
     by_rows = test(batches=batches)
     one_program = jax.jit(lambda images: test(batches=images))(IMAGES)
     np.testing.assert_allclose(by_rows.losses, one_program.losses, rtol=1e-4)
+
+
+def test_a_convolution_may_have_a_lane_for_each_rule():
+    values = np.geomspace(1e-3, 0.1, 20)
+    losses = lambda factor: (
+        optax_clr.range_test(convolution_step, KERNEL, IMAGES, values, stop_factor=factor).losses
+    )
+    lanes = jax.vmap(losses)(jnp.array([0.5, 2.0]))
+    for lane, factor in zip(lanes, (0.5, 2.0), strict=True):
+        np.testing.assert_allclose(lane, losses(factor), rtol=1e-4)
 
 
 def test_convolutions_on_a_cpu_are_called_row_by_row_and_nothing_else_is(monkeypatch):

@@ -1,6 +1,7 @@
 """Any training step: Flax's TrainState, nnx, MultiSteps, bfloat16 and Equinox in a range test."""
 
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -479,6 +480,68 @@ def test_a_row_has_whole_updates_of_accumulated_gradients(every, steps_per_value
         accumulating_test(form, every, **options)
 
 
+def test_a_state_of_nnx_split_has_whole_updates_too():
+    model = nnx.Linear(64, 10, rngs=nnx.Rngs(0))
+    accumulated = optax.MultiSteps(optax.adam(1e-3), 4).gradient_transformation()
+    graph, state = nnx.split((model, nnx.Optimizer(model, accumulated, wrt=nnx.Param)))
+
+    def step_fn(state, batch, rate):
+        model, optimizer = nnx.merge(graph, state)
+        loss_fn = lambda model: rate * jnp.mean(model(batch[0]) ** 2)
+        loss, gradients = nnx.value_and_grad(loss_fn)(model)
+        takes_model = "model" in inspect.signature(nnx.Optimizer.update).parameters
+        optimizer.update(*((model, gradients) if takes_model else (gradients,)))
+        return nnx.split((model, optimizer))[1], loss
+
+    with pytest.raises(ValueError, match="steps_per_value=1 must be a multiple of the 4 "):
+        optax_clr.range_test(step_fn, state, BATCHES, np.geomspace(1e-4, 1e-2, NUM_STEPS))
+
+
+def test_lanes_may_accumulate_over_any_number_of_steps():
+    def losses(every):
+        optimizer = lambda rate: optax.MultiSteps(optax.adam(rate), lambda step: every)
+        return optax_clr.lr_range_test(
+            mlp_loss, new_params(), optimizer, BATCHES, num_steps=12, steps_per_value=2, max_lr=0.1
+        ).losses
+
+    lanes = jax.vmap(losses)(jnp.array([1, 2]))
+    for lane, every in zip(lanes, (1, 2), strict=True):
+        np.testing.assert_allclose(lane, losses(every), rtol=1e-4)
+
+
+class Tied(nnx.Module):
+    def __init__(self):
+        self.first = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+        self.second = nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+        self.second.kernel = self.first.kernel
+
+
+def test_a_variable_in_two_places_is_refused_and_its_split_state_is_not():
+    model = Tied()
+    if len(jax.tree.leaves(model)) == 1:
+        pytest.skip("in this version of Flax a model is no pytree")
+    batches = jax.random.normal(jax.random.key(0), (20, 8, 4))
+
+    def loss_of(model, batch):
+        return jnp.mean((model.second(jnp.tanh(model.first(batch))) - batch[:, ::-1]) ** 2)
+
+    message = r"params.*kernel.* and .*kernel.* are one variable.*nnx\.split"
+    with pytest.raises(ValueError, match=message):
+        optax_clr.lr_range_test(loss_of, model, optax.sgd, batches)
+    graph, params = nnx.split(model)
+    loss_fn = lambda params, batch: loss_of(nnx.merge(graph, params), batch)
+    result = optax_clr.lr_range_test(loss_fn, params, optax.sgd, batches, min_lr=0.01, max_lr=0.5)
+    optimizer = nnx.Optimizer(model, optax.sgd(1.0), wrt=nnx.Param)
+    takes_model = "model" in inspect.signature(nnx.Optimizer.update).parameters
+    expected = []
+    for batch, rate in zip(batches, result.learning_rates, strict=True):
+        loss, gradients = nnx.value_and_grad(loss_of)(model, batch)
+        gradients = jax.tree.map(lambda leaf, rate=rate: rate * leaf, gradients)
+        optimizer.update(*((model, gradients) if takes_model else (gradients,)))
+        expected.append(loss)
+    np.testing.assert_allclose(result.losses, expected, rtol=1e-5)
+
+
 # ------------------------------------------------------------------ a data set for its batches
 
 
@@ -489,6 +552,14 @@ def test_a_data_set_passed_whole_leaves_a_doubt():
         result = optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_lr=0.1)
     assert "batches of a single example." in result.summary()
     assert "In doubt: each step trained on a single example" in result.summary()
+    with pytest.warns(optax_clr.RangeTestWarning, match="single example"):
+        optax_clr.lr_range_test(of_one, new_params(), optax.adam, [*zip(*rows, strict=True)])
+    few = jax.tree.map(lambda leaf: leaf[:8], rows)
+    with pytest.warns(optax_clr.RangeTestWarning, match="single example"):
+        grid = optax_clr.lr_grid_test(of_one, new_params(), optax.adam, few, num_values=6)
+    assert "batches of a single example." in grid.summary()
+    grid = optax_clr.lr_grid_test(mlp_loss, new_params(), optax.adam, BATCHES, num_steps=2)
+    assert grid.batch_size == 32
     # Asked for, it is nobody's mistake; and a batch is none.
     optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_lr=0.1, num_steps=1000)
     result = optax_clr.lr_range_test(mlp_loss, new_params(), optax.adam, BATCHES, max_lr=0.1)
