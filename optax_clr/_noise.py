@@ -26,7 +26,7 @@ _LAGS = 3 ** np.arange(7, dtype=np.int32)  # 1 to 729
 class Descent(NamedTuple):
     """A curve down to where its average is lowest."""
 
-    rows: jax.Array  # f32[n] losses; NaN where there is none
+    losses: jax.Array  # f32[n], NaN where there is none
     position: jax.Array  # f32[n] log10 of their rates
     height: jax.Array  # f32[] from the average of the first rows to the lowest
     # Deviation of the difference of these two averages, if that of a row is 1 and rows are
@@ -123,13 +123,13 @@ def deviation(rows: jax.Array, weights: jax.Array) -> jax.Array:
 
 def deviation_before(descent: Descent) -> jax.Array:
     """Return the deviation of a row before the lowest average."""
-    known = jnp.isfinite(descent.rows)
-    return deviation(descent.rows, (known & descent.is_before).astype(descent.rows.dtype))
+    known = jnp.isfinite(descent.losses)
+    return deviation(descent.losses, (known & descent.is_before).astype(descent.losses.dtype))
 
 
 def fall_in_errors(descent: Descent) -> Fall:
     """Return how significant a fall is."""
-    rows, is_level = descent.rows, descent.is_level
+    rows, is_level = descent.losses, descent.is_level
     noise = deviation_before(descent)
     level = jnp.where(is_level, rows, jnp.nan)
     distances, drifts = _distances(level)
@@ -161,9 +161,9 @@ def largest_drop(descent: Descent, width: float) -> Drop:
     decades: a jump is one between any two rows, and a fall over several is smaller between few. It
     is 0 where no rows are so near to each other.
     """
-    known = jnp.isfinite(descent.rows)
+    known = jnp.isfinite(descent.losses)
     num_known = known.sum()
-    rows = jnp.nan_to_num(together(descent.rows, known))
+    rows = jnp.nan_to_num(together(descent.losses, known))
     position = together(descent.position, known)
     noise = jnp.maximum(deviation_before(descent), descent.noise_at_end)
     needed = 2 * jnp.square(noise / (_ERROR_OF_DROP * descent.height))

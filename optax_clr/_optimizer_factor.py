@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from optax_clr._states import key_name, walk
+from optax_clr._states import is_of_optax, key_name, walk
 
 # Momentum and Adam average gradients over ten steps. What turns round at every step they damp 19
 # times more than what stays, so they are stable at rates that would be too high without. Plain SGD
@@ -51,7 +51,7 @@ def optimizer_factor(state: Any) -> float:
     """
     kinds, has_normalized_fields = set(), False
     for path, node in walk(state):
-        if _is_of_optax(node):
+        if _is_state_of_optax(node):
             kinds.add(type(node).__name__)
         elif type(node) is tuple and _has_a_strange_member(node):
             return USUAL
@@ -62,10 +62,9 @@ def optimizer_factor(state: Any) -> float:
     return WITHOUT_MEMORY if kinds and kinds <= _MEMORYLESS_STATES else USUAL
 
 
-def _is_of_optax(node: Any) -> bool:
-    package = type(node).__module__.partition(".")[0]
+def _is_state_of_optax(node: Any) -> bool:
     is_state = isinstance(node, tuple) and not isinstance(node, optax.MaskedNode)
-    return is_state and package in ("optax", "optax_clr")
+    return is_state and is_of_optax(type(node))
 
 
 def _has_a_strange_member(chain: tuple[Any, ...]) -> bool:
@@ -73,6 +72,8 @@ def _has_a_strange_member(chain: tuple[Any, ...]) -> bool:
     if not any(isinstance(member, optax.EmptyState) for member in chain):
         return False
     return any(
-        not _is_of_optax(member) and type(member) is not tuple and bool(jax.tree.leaves(member))
+        not _is_state_of_optax(member)
+        and type(member) is not tuple
+        and bool(jax.tree.leaves(member))
         for member in chain
     )

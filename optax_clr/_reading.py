@@ -218,7 +218,7 @@ def _find_valley(
     """Return the valley (NaN if there is none), the index of the problem, and the doubts."""
     num_rows = losses.shape[-1]
     rows = rows_of(learning_rates, losses)
-    valid, grid, weights = rows[1:4]
+    valid, grid, weights = rows.valid, rows.grid, rows.weights
     steps = jnp.nanmax(equivalent_steps.reshape(-1, num_rows).astype(jnp.float32), axis=0)
     scales = jax.vmap(lambda curve: scale_of(curve, valid, weights))(rows.curves)
     ran_out = jnp.broadcast_to(ran_out.reshape(-1), rows.curves.shape[:1])
@@ -246,10 +246,12 @@ def _find_valley(
 
 def spread(curve: Curve) -> tuple[float, float] | None:
     """Return the lowest and highest suggestion of the single curves; None if there is one."""
-    lanes = [jnp.reshape(column, (-1, column.shape[-1])) for column in curve[:3]]
+    columns = curve.learning_rates, curve.losses, curve.equivalent_steps
+    lanes = [jnp.reshape(column, (-1, column.shape[-1])) for column in columns]
     if len(lanes[0]) == 1:
         return None
-    of_lanes = [jnp.broadcast_to(part, curve.losses.shape[:-1]).reshape(-1) for part in curve[3:]]
+    of_tests = curve.diverged, curve.ran_out, curve.factor
+    of_lanes = [jnp.broadcast_to(part, curve.losses.shape[:-1]).reshape(-1) for part in of_tests]
     valleys, _, _ = jax.vmap(_find_valley)(*lanes, *of_lanes)
     rates = np.asarray(suggest(valleys))
     found = rates[np.isfinite(rates)]

@@ -26,7 +26,7 @@ from optax_clr._arguments import (
     whole_number,
 )
 from optax_clr._cycles import Cycles, Place, exact_length, locate, pick, table
-from optax_clr._shapes import check_envelope, check_wave, scaled, shaped
+from optax_clr._heights import check_envelope, check_wave, scaled, shaped
 from optax_clr.envelopes import Envelope, Exponential, exponential
 from optax_clr.waves import Wave
 

@@ -16,6 +16,7 @@ from optax_clr._states import (
     children,
     holds_array,
     in_place_of,
+    is_of_optax,
     is_trainer,
     key_name,
     own_buffers,
@@ -182,7 +183,7 @@ class _Move:
     def counter(self, node: Any, path: Path, counter: Any, known_only: bool) -> Any:
         """Return the counter that is a field of ``node``, moved if it is a schedule's."""
         kind, name = type(node), key_name(path[-1])
-        is_known = kind.__module__.partition(".")[0] in ("optax", "optax_clr")
+        is_known = is_of_optax(kind)
         if is_known and _MOVED.get(kind.__name__) == name:
             return self.moved(counter, _FIRST.get(kind.__name__, 0))
         if known_only or (is_known and name in _KEPT.get(kind.__name__, ())):

@@ -75,6 +75,11 @@ def rebuild(visit: Callable[[Path, Any], Any], node: Any, path: Path = ()) -> An
     return visit(path, build([rebuild(visit, child, (*path, key)) for key, child in found]))
 
 
+def is_of_optax(kind: type) -> bool:
+    """Whether a type is one of Optax's, or of ours."""
+    return kind.__module__.partition(".")[0] in ("optax", "optax_clr")
+
+
 def key_name(key: Any) -> str:
     """Return an entry of a path as text: a field's name, a dictionary's key, or an index."""
     for attribute in ("name", "key", "idx"):

@@ -1,4 +1,4 @@
-"""The shape of a cycle: heights by a wave, scaled by an envelope, and what is left to the peak."""
+"""Heights within a cycle: by a wave, scaled by an envelope, and what is left to the peak."""
 
 from __future__ import annotations
 
