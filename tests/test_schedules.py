@@ -580,13 +580,14 @@ ROOT_SCHEDULES = {
 
 
 @pytest.mark.parametrize("name", ROOT_SCHEDULES)
-@pytest.mark.parametrize("steps", [10, 20, 250, 300, 500, 1000, 8000])
+@pytest.mark.parametrize("steps", [10, 20, 500, 1000])
 def test_a_wave_has_a_value_at_every_height_of_a_compiled_program(name, steps):
     """Which divides by multiplying, and so may round to more than 1."""
     schedule = ROOT_SCHEDULES[name](0.1, steps)
-    ends = np.array([0, 1, 5, steps - 1, steps, steps + 1, 2 * steps - 1, 2 * steps])
+    compiled = jax.jit(schedule)
     near = [int(0.3 * steps) - 1, int(0.3 * steps)]  # of one cycle's peak
-    values = [jax.jit(schedule)(np.int32(step)) for step in (*ends, *near)]
+    steps_of_a_run = [0, 1, 5, *near, steps - 1, steps, steps + 1, 2 * steps - 1, 2 * steps]
+    values = [compiled(np.int32(step)) for step in steps_of_a_run]
     assert np.isfinite(values).all()
     np.testing.assert_allclose(np.max(values), 0.1, rtol=1e-6 if name != "one cycle" else 0.5)
     if name == "stable, decay":

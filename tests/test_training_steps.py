@@ -546,25 +546,34 @@ def test_a_variable_in_two_places_is_refused_and_its_split_state_is_not():
 
 
 def test_a_data_set_passed_whole_leaves_a_doubt():
-    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), EPOCH)
-    of_one = lambda params, row: mlp_loss(params, jax.tree.map(lambda leaf: leaf[None], row))
-    with pytest.warns(optax_clr.RangeTestWarning, match="single example.*cut it into batches"):
-        result = optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_lr=0.1)
-    assert "batches of a single example." in result.summary()
-    assert "In doubt: each step trained on a single example" in result.summary()
-    with pytest.warns(optax_clr.RangeTestWarning, match="single example"):
-        optax_clr.lr_range_test(of_one, new_params(), optax.adam, [*zip(*rows, strict=True)])
-    few = jax.tree.map(lambda leaf: leaf[:8], rows)
-    with pytest.warns(optax_clr.RangeTestWarning, match="single example"):
-        grid = optax_clr.lr_grid_test(of_one, new_params(), optax.adam, few, num_values=6)
-    assert "batches of a single example." in grid.summary()
-    grid = optax_clr.lr_grid_test(mlp_loss, new_params(), optax.adam, BATCHES, num_steps=2)
-    assert grid.batch_size == 32
+    inputs = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    rows, batches = (inputs, inputs.sum(-1)), (inputs.reshape(16, 4, 3), inputs.reshape(16, 4, 3))
+    of_one = lambda params, row: (row[0] @ params - row[1]) ** 2
+    of_many = lambda params, batch: jnp.mean((batch[0] @ params - batch[1].sum(-1)) ** 2)
+    test = functools.partial(optax_clr.lr_range_test, of_one, jnp.zeros(3), optax.sgd, max_lr=1e-3)
+    grid = functools.partial(optax_clr.lr_grid_test, of_one, jnp.zeros(3), optax.sgd, max_lr=1e-3)
+    stream = list(zip(*rows, strict=True))
+    for run, given in ((test, rows), (test, stream), (grid, rows)):
+        with pytest.warns(optax_clr.RangeTestWarning, match="single example.*cut it into batches"):
+            result = run(given)
+        assert result.batch_size == 0
     # Asked for, it is nobody's mistake; and a batch is none.
-    optax_clr.lr_range_test(of_one, new_params(), optax.adam, rows, max_lr=0.1, num_steps=1000)
-    result = optax_clr.lr_range_test(mlp_loss, new_params(), optax.adam, BATCHES, max_lr=0.1)
-    assert "batches of 32." in result.summary()
-    assert "single example" not in result.summary()
+    test(rows, num_steps=32)
+    grid(rows, num_steps=32)
+    result = optax_clr.lr_range_test(of_many, jnp.zeros(3), optax.sgd, batches)
+    assert result.batch_size == 4
+
+
+def test_a_doubt_about_single_examples_stands_in_the_summary():
+    result = optax_clr.RangeTestResult(*3 * [jnp.geomspace(1e-3, 10.0, 20)], jnp.int32(20))
+    doubt = "In doubt: each step trained on a single example"
+    losses = (jnp.log10(result.learning_rates) + 1) ** 2
+    single = result._replace(losses=losses, batch_size=jnp.int32(0))
+    assert "batches of a single example." in single.summary()
+    assert doubt in single.summary()
+    several = single._replace(batch_size=jnp.int32(4)).summary()
+    assert "batches of 4." in several
+    assert "single example" not in several
 
 
 ROWS = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
