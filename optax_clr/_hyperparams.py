@@ -211,21 +211,22 @@ def _like(old: Any, value: Any, name: str) -> Any:
         raise ValueError(
             f"{name} must have shape {array.shape} or (), got an array of shape {np.shape(value)}."
         )
-    _check_held(name, value, array.dtype)
+    _check_fits(name, value, array.dtype)
     return in_place_of(old, jnp.broadcast_to(jnp.asarray(value, array.dtype), array.shape))
 
 
-def _check_held(name: str, value: Any, dtype: Any) -> None:
+def _check_fits(name: str, value: Any, dtype: Any) -> None:
     """Raise unless ``dtype`` holds a value, as far as it is known without waiting for it."""
-    is_host_number = not hasattr(value, "dtype")
-    kind = type(value) if is_host_number else value.dtype
-    if jnp.issubdtype(dtype, jnp.integer) and not jnp.issubdtype(kind, jnp.integer):
+    kind, is_whole = getattr(value, "dtype", type(value)), jnp.issubdtype(dtype, jnp.integer)
+    if is_whole and not jnp.issubdtype(kind, jnp.integer):
         raise TypeError(f"{name} must be an integer, as it is in the state, got {shown(value)}.")
-    if jnp.issubdtype(kind, jnp.complexfloating) > jnp.issubdtype(dtype, jnp.complexfloating):
+    is_complex = jnp.issubdtype(kind, jnp.complexfloating)
+    if is_complex and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be a real number, as it is in the state, got {shown(value)}.")
     if isinstance(value, jax.Array):
         return
-    largest = float((jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo)(dtype).max)
-    for number in [value] if is_host_number else np.ravel(value).tolist():
-        if number != number or (abs(number) > largest and abs(number) != math.inf):
-            raise ValueError(f"{name} must be a number that {dtype} holds, got {shown(value)}.")
+    info: Any = jnp.iinfo if is_whole else jnp.finfo
+    largest = float(info(dtype).max)
+    found = np.ravel(value).tolist() if hasattr(value, "dtype") else [value]
+    if any(size != size or largest < size != math.inf for size in map(abs, found)):  # or NaN
+        raise ValueError(f"{name} must be a number that {dtype} holds, got {shown(value)}.")
