@@ -68,16 +68,6 @@ def test_a_median_size_needs_no_jit():
         assert _noise.median_size(jnp.asarray(values)) == 2.0
 
 
-@pytest.mark.slow  # since each of a thousand operations is compiled
-def test_a_curve_is_read_without_jit():
-    rates = jnp.geomspace(1e-5, 10.0, 60)
-    losses = jnp.minimum((jnp.log10(rates) - jnp.log10(0.05)) ** 2, 4.0)
-    result = RangeTestResult(rates, losses, losses, jnp.int32(60))
-    expected = result.suggest()
-    with jax.disable_jit():
-        assert result.suggest() == pytest.approx(expected, rel=1e-5)
-
-
 @pytest.mark.parametrize(("lower", "upper"), [(1e-4, 1e-2), (3e-3, 0.1), (0.01, 2.0)])
 @pytest.mark.parametrize("num_rows", [100, 300, 1000])
 @pytest.mark.parametrize("noise", [0.0, 0.05])
