@@ -30,7 +30,7 @@ from optax_clr._modes import undisturbed
 from optax_clr._reading import RangeTestWarning
 from optax_clr._result import ONE_EXAMPLE, RangeTestResult
 from optax_clr._run import Outcome, run
-from optax_clr._states import holds_array
+from optax_clr._states import is_variable
 from optax_clr._step import FunctionStep, OptimizerStep, PyTree, StepFn, describe
 from optax_clr._stop_rule import StopRule
 
@@ -323,18 +323,14 @@ _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 def _check_is_tree(name: str, tree: PyTree) -> None:
     """Raise for a variable of Flax in two places, which a pytree would make two variables."""
     places: dict[int, str] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable):
         place = f"{name}{jax.tree_util.keystr(path)}"
-        if _is_variable(leaf) and places.setdefault(id(leaf), place) != place:
+        if is_variable(leaf) and places.setdefault(id(leaf), place) != place:
             raise ValueError(
                 f"{name} must be a tree, but {places[id(leaf)]} and {place} are one variable, and "
                 "would be trained apart. Pass what nnx.split gives, which has it once. "
                 + see("training-steps/#nnx")
             )
-
-
-def _is_variable(node: Any) -> bool:
-    return hasattr(node, "replace") and holds_array(node)
 
 
 def _check_values(values: ArrayLike) -> jax.Array | np.ndarray:

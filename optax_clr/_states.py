@@ -34,9 +34,14 @@ def _copy(leaf: Any) -> Any:
         return jnp.copy(leaf)
     if isinstance(leaf, np.ndarray):
         return leaf.copy()
-    if holds_array(leaf) and hasattr(leaf, "replace"):  # an nnx.Variable, a leaf in older Flax
+    if is_variable(leaf):  # a leaf in older Flax
         return leaf.replace(jnp.array(leaf))
     return leaf
+
+
+def is_variable(node: Any) -> bool:
+    """Whether a node is an nnx.Variable that holds an array."""
+    return hasattr(node, "replace") and holds_array(node)
 
 
 def holds_array(node: Any) -> bool:
@@ -116,7 +121,7 @@ def in_place_of(old: Any, new: jax.Array) -> Any:
     array = jnp.asarray(old)
     if not is_traced(array) and not is_traced(new) and array.committed:
         new = jax.device_put(new, array.sharding)
-    return old.replace(new) if hasattr(old, "replace") else new
+    return old.replace(new) if is_variable(old) else new
 
 
 def was_restored(node: Any, *fields: str) -> bool:

@@ -1,6 +1,5 @@
 """Injected schedules: identical to Optax's own where it is right, right where it is not."""
 
-import inspect
 import math
 import os
 
@@ -13,6 +12,7 @@ from flax import linen, nnx, serialization
 from flax.training import train_state
 
 import optax_clr
+from plain import update_nnx
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -488,9 +488,7 @@ def nnx_model_and_optimizer():
 
 def nnx_step(model, optimizer, x):
     grads = nnx.grad(lambda model: jnp.mean((model(x) - 1) ** 2))(model)
-    # Before Flax 0.11 the optimizer held the model.
-    takes_model = "model" in inspect.signature(nnx.Optimizer.update).parameters
-    optimizer.update(*((model, grads) if takes_model else (grads,)))
+    update_nnx(optimizer, model, grads)
 
 
 def test_an_nnx_run_that_stops_and_is_saved_resumes_bit_for_bit():

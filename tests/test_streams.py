@@ -222,6 +222,8 @@ def test_arrays_that_are_of_another_kind_later_are_taken():
         (jnp.asarray(x) if step % 2 else x, y if step % 3 else jnp.asarray(y))
         for step, (x, y) in enumerate(BATCHES)
     ]
+    for stream in (mixed, [mixed[1], *mixed[1:]]):
+        assert run(stream).losses.shape == (NUM_STEPS,)
     np.testing.assert_array_equal(run(mixed).losses, run(STACKED).losses)
 
 

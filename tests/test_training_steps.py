@@ -1,7 +1,6 @@
 """Any training step: Flax's TrainState, nnx, MultiSteps, bfloat16 and Equinox in a range test."""
 
 import functools
-import inspect
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,6 +14,7 @@ from flax.training import train_state
 from sklearn import datasets
 
 import optax_clr
+from plain import update_nnx
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -489,8 +489,7 @@ def test_a_state_of_nnx_split_has_whole_updates_too():
         model, optimizer = nnx.merge(graph, state)
         loss_fn = lambda model: rate * jnp.mean(model(batch[0]) ** 2)
         loss, gradients = nnx.value_and_grad(loss_fn)(model)
-        takes_model = "model" in inspect.signature(nnx.Optimizer.update).parameters
-        optimizer.update(*((model, gradients) if takes_model else (gradients,)))
+        update_nnx(optimizer, model, gradients)
         return nnx.split((model, optimizer))[1], loss
 
     with pytest.raises(ValueError, match="steps_per_value=1 must be a multiple of the 4 "):
@@ -532,12 +531,11 @@ def test_a_variable_in_two_places_is_refused_and_its_split_state_is_not():
     loss_fn = lambda params, batch: loss_of(nnx.merge(graph, params), batch)
     result = optax_clr.lr_range_test(loss_fn, params, optax.sgd, batches, min_lr=0.01, max_lr=0.5)
     optimizer = nnx.Optimizer(model, optax.sgd(1.0), wrt=nnx.Param)
-    takes_model = "model" in inspect.signature(nnx.Optimizer.update).parameters
     expected = []
     for batch, rate in zip(batches, result.learning_rates, strict=True):
         loss, gradients = nnx.value_and_grad(loss_of)(model, batch)
         gradients = jax.tree.map(lambda leaf, rate=rate: rate * leaf, gradients)
-        optimizer.update(*((model, gradients) if takes_model else (gradients,)))
+        update_nnx(optimizer, model, gradients)
         expected.append(loss)
     np.testing.assert_allclose(result.losses, expected, rtol=1e-5)
 

@@ -59,6 +59,11 @@ def groups(regrets):
     }
 
 
+def sides(regrets):
+    """Return which tasks are for development, and which no choice was made on."""
+    return {"development": ~regrets["is held-out"], "held-out": groups(regrets)["all"]}
+
+
 def stability(stored):
     """Return how far ``suggest()`` moves, as logs, ``[task]``: the median over the seeds.
 
@@ -142,10 +147,7 @@ def stability_table(regrets, suggestions):
 def quarter_table(regrets, suggestions):
     """What it says of a test that one of a quarter of its steps reads much less."""
     rows = []
-    for name, chosen in {
-        "development": ~regrets["is held-out"],
-        "held-out": regrets["is held-out"] & ~regrets["is saturated"],
-    }.items():
+    for name, chosen in sides(regrets).items():
         for length, quarter in zip(LENGTHS, QUARTERS, strict=True):
             rates, before = (
                 suggestions[f"{steps}/{OURS}"][chosen, :, 0] for steps in (length, quarter)
@@ -247,15 +249,11 @@ def long_table(regrets, suggestions):
 
 def doubts_table(regrets, suggestions):
     """How many tests of learnable tasks are refused or in doubt, and what that says."""
-    usual = ~regrets["is saturated"]
     rows = []
-    for name, chosen in {
-        "development": ~regrets["is held-out"],
-        "held-out": regrets["is held-out"] & usual,
-    }.items():
+    for name, chosen in sides(regrets).items():
         for length in LENGTHS:
             key = f"{length}/{OURS}"
-            doubts = regrets[f"{key}/doubts"].reshape(len(usual), -1)[chosen]
+            doubts = regrets[f"{key}/doubts"].reshape(len(chosen), -1)[chosen]
             each = regrets[f"{key}/one cycle/each"][chosen]
             no_answer = regrets[f"{key}/no answer"][chosen]
             clear = each[~doubts]
