@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_clr._documentation import see
-from optax_clr._noise import Descent, deviation, fall_in_errors, largest_drop
+from optax_clr._noise import Descent, deviation, fall_in_errors, largest_drop, together
 from optax_clr._valley import (
     GRID_SIZE,
     Rows,
@@ -99,30 +99,33 @@ DOUBTS = (
 def descent_to(rows: Rows, scales: Scale, lowest: jax.Array) -> Descent:
     """Return the fall to the lowest average, of the losses as they are."""
     heights = jnp.minimum(rows.curves, scales.ceiling[:, None]) - scales.lowest[:, None]
-    losses = jnp.where(rows.valid, mean(heights / scales.typical[:, None]), jnp.nan)
-    is_first = first_rows(jnp.isfinite(losses))
-    num_first = is_first.sum(dtype=losses.dtype)
-    order = jnp.arange(losses.shape[0])
-    share = jnp.where(rows.valid, rows.weights[lowest], 0)
-    share = share / jnp.maximum(share.sum(), 1e-30)
+    losses = mean(heights / scales.typical[:, None])
+    is_first = first_rows(rows.valid)
+    num_first = is_first.sum(dtype=jnp.int32)
     first = jnp.mean(losses, where=is_first)
     average = average_of(rows.weights, losses, rows.valid)
     fall = first - average[lowest]
-    row = jnp.nanargmin(jnp.abs(rows.position - rows.grid[lowest]))
-    is_before = is_first | (order < row)
+    share = jnp.where(rows.valid, rows.weights[lowest], 0)
+    share = share / jnp.maximum(share.sum(), 1e-30)
+    relative_error = jnp.sqrt(jnp.sum(share**2) + 1 / num_first)
+    losses, position, share = (
+        together(column, rows.valid) for column in (losses, rows.position, share)
+    )
+    row = jnp.nanargmin(jnp.abs(position - rows.grid[lowest]))
+    num_before = jnp.maximum(num_first, row.astype(jnp.int32))
     # In the order of the sweep, which may be downward: before a quarter of the fall was made.
-    is_high = jnp.interp(rows.position, rows.grid, average) > first - fall / 4
-    last_high = jnp.max(order, initial=-1, where=is_high & is_before)
-    is_level = order <= last_high
-    enough = is_level.sum() >= jnp.maximum(12, losses.shape[0] // 10)
+    is_high = jnp.interp(position, rows.grid, average) > first - fall / 4
+    order = jnp.arange(losses.shape[0], dtype=jnp.int32)
+    num_level = 1 + jnp.max(order, initial=-1, where=is_high & (order < num_before))
+    enough = num_level >= jnp.maximum(12, losses.shape[0] // 10)
     return Descent(
         losses,
-        rows.position,
+        position,
         height=fall,
-        relative_error=jnp.sqrt(jnp.sum(share**2) + 1 / num_first),
+        relative_error=relative_error,
         noise_at_end=deviation(losses, share),
-        is_before=is_before,
-        is_level=jnp.where(enough, is_level, is_before),
+        num_before=num_before,
+        num_level=jnp.where(enough, num_level, num_before),
     )
 
 
@@ -180,8 +183,7 @@ def doubts_of(
     """Return which of the doubts there are, ``bool[d]``."""
     first_end = jnp.max(rows.position, initial=-jnp.inf, where=first_rows(rows.valid))
     begins_within = (rows.grid[within.lower] <= first_end) & (rows.grid[within.lowest] > first_end)
-    highest_before = jax.lax.cummax(jnp.where(rows.valid, rows.position, -jnp.inf))
-    rises = jnp.all(rows.position >= highest_before, where=rows.valid)
+    rises = ~jnp.any(jnp.diff(descent.position) < 0)
     is_cut = within.upper == GRID_SIZE - 1
     return jnp.stack(
         [

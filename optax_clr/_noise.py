@@ -24,17 +24,17 @@ _LAGS = 3 ** np.arange(7, dtype=np.int32)  # 1 to 729
 
 
 class Descent(NamedTuple):
-    """A curve down to where its average is lowest."""
+    """A curve down to where its average is lowest; the rows that there are, as ``together``."""
 
-    losses: jax.Array  # f32[n], NaN where there is none
+    losses: jax.Array  # f32[n]
     position: jax.Array  # f32[n] log10 of their rates
     height: jax.Array  # f32[] from the average of the first rows to the lowest
     # Deviation of the difference of these two averages, if that of a row is 1 and rows are
     # independent.
     relative_error: jax.Array  # f32[]
     noise_at_end: jax.Array  # f32[] deviation of a row near the lowest average
-    is_before: jax.Array  # bool[n] rows before the lowest average, whose noise is that of the fall
-    is_level: jax.Array  # bool[n] rows before the fall began
+    num_before: jax.Array  # i32[] rows before the lowest average, whose noise is that of the fall
+    num_level: jax.Array  # i32[] rows before the fall began
 
 
 class Fall(NamedTuple):
@@ -64,7 +64,7 @@ def without_spikes(curve: jax.Array) -> jax.Array:
     around = jnp.stack([rows[:-4], rows[1:-3], rows[3:-1], rows[4:]])
     distance = jnp.maximum(rows[2:-2] - around.max(0), around.min(0) - rows[2:-2])
     is_spike = jnp.zeros(curve.shape, bool)
-    is_spike = is_spike.at[2:-2].set(distance > _SPIKE * typical_deviation(curve))
+    is_spike = is_spike.at[2:-2].set(distance > _SPIKE * typical_deviation(rows))
     return jnp.where(known & is_spike[jnp.cumsum(known) - 1], jnp.nan, curve)
 
 
@@ -74,11 +74,13 @@ def together(column: jax.Array, known: jax.Array) -> jax.Array:
     return jnp.full_like(column, jnp.nan).at[places].set(column, mode="drop")
 
 
-def typical_deviation(curve: jax.Array) -> jax.Array:
-    """Return the deviation of a loss from the line through its neighbours, by the median."""
-    if curve.shape[0] < 3:
-        return jnp.zeros((), curve.dtype)
-    rows = together(curve, jnp.isfinite(curve))
+def typical_deviation(rows: jax.Array) -> jax.Array:
+    """Return the deviation of a loss from the line through its neighbours, by the median.
+
+    Rows are ``together``, here and below: next to each other are those that are known.
+    """
+    if rows.shape[0] < 3:
+        return jnp.zeros((), rows.dtype)
     return median_size(rows[2:] - 2 * rows[1:-1] + rows[:-2]) / (_MEDIAN * _BEND)
 
 
@@ -112,7 +114,6 @@ def deviation(rows: jax.Array, weights: jax.Array) -> jax.Array:
 
     A slope is not noise: the rows of a grid of rates are few, and far apart.
     """
-    rows, weights = together(rows, weights > 0), jnp.nan_to_num(together(weights, weights > 0))
     both = jnp.where((weights[2:] > 0) & (weights[:-2] > 0), weights[1:-1], 0)
     bends = jnp.where(both > 0, rows[2:] - 2 * rows[1:-1] + rows[:-2], 0)
     largest = jnp.max(jnp.abs(bends), initial=0.0)
@@ -123,18 +124,17 @@ def deviation(rows: jax.Array, weights: jax.Array) -> jax.Array:
 
 def deviation_before(descent: Descent) -> jax.Array:
     """Return the deviation of a row before the lowest average."""
-    known = jnp.isfinite(descent.losses)
-    return deviation(descent.losses, (known & descent.is_before).astype(descent.losses.dtype))
+    row = jnp.arange(descent.losses.shape[0])
+    return deviation(descent.losses, (row < descent.num_before).astype(descent.losses.dtype))
 
 
 def fall_in_errors(descent: Descent) -> Fall:
     """Return how significant a fall is."""
-    rows, is_level = descent.losses, descent.is_level
+    rows, num_level = descent.losses, descent.num_level
     noise = deviation_before(descent)
-    level = jnp.where(is_level, rows, jnp.nan)
+    level = jnp.where(jnp.arange(rows.shape[0]) < num_level, rows, jnp.nan)
     distances, drifts = _distances(level)
     near = distances[0]
-    num_level = is_level.sum(dtype=jnp.int32)
     # The longest that is not too long decides.
     longest = jnp.sum(num_level >= 3 * _LAGS) - 1
     is_slope = (longest >= 0) & (jnp.abs(drifts[longest]) > _SLOPE)
@@ -161,10 +161,8 @@ def largest_drop(descent: Descent, width: float) -> Drop:
     decades: a jump is one between any two rows, and a fall over several is smaller between few. It
     is 0 where no rows are so near to each other.
     """
-    known = jnp.isfinite(descent.losses)
-    num_known = known.sum()
-    rows = jnp.nan_to_num(together(descent.losses, known))
-    position = together(descent.position, known)
+    rows, position = jnp.nan_to_num(descent.losses), descent.position
+    num_known = jnp.isfinite(position).sum()
     noise = jnp.maximum(deviation_before(descent), descent.noise_at_end)
     needed = 2 * jnp.square(noise / (_ERROR_OF_DROP * descent.height))
     start = jnp.min(position, initial=jnp.inf, where=jnp.isfinite(position))
@@ -178,18 +176,17 @@ def largest_drop(descent: Descent, width: float) -> Drop:
     left, right = row - shift, row + shift
     drops = 2 * sums[row] - sums[left] - sums[right]
     is_near = position[jnp.minimum(right, num_known) - 1] - position[left] <= 2 * width
-    is_within = (left >= 0) & (right <= num_known) & (row <= jnp.sum(known & descent.is_before))
+    is_within = (left >= 0) & (right <= num_known) & (row <= descent.num_before)
     height = jnp.max(drops, initial=0.0, where=is_within & is_near) / num_beside
     return Drop(height, noise * jnp.sqrt(2 / num_beside))
 
 
 def _distances(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return how far apart rows are, of those that are known, by how many others are between them.
+    """Return how far apart rows are, by how many others are between them.
 
     The median distance, ``f32[lags]``, 0 where no rows are so far apart; and how many more have
     risen than fallen, as a share of them.
     """
-    rows = together(rows, jnp.isfinite(rows))
     later = np.arange(rows.shape[0], dtype=np.int32) + _LAGS[:, None]
     moves = rows.at[later].get(mode="fill", fill_value=jnp.nan) - rows[None]
     return median_size(moves), jnp.nan_to_num(jnp.nanmean(jnp.sign(moves), axis=1))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._noise import deviation, typical_deviation, without_spikes
+from optax_clr._noise import deviation, together, typical_deviation, without_spikes
 
 # Rows are averaged with a Gaussian of this standard deviation, in decades: a narrower one reads
 # noise, a wider one blurs the valley. From 0.2 to 0.4 it makes no difference on real tasks.
@@ -129,7 +129,8 @@ class Scale(NamedTuple):
         batches; where it has a gap, NaN.
         """
         finite = valid & jnp.isfinite(curve)
-        has_ended = (jnp.cumsum(finite[::-1])[::-1] == 0) & ~jnp.asarray(ran_out)
+        row = jnp.arange(curve.shape[0])
+        has_ended = (row > jnp.max(row, initial=-1, where=finite)) & ~jnp.asarray(ran_out)
         height = jnp.where(finite, jnp.minimum(curve, self.ceiling), 0) - self.lowest
         height = jnp.arcsinh(height / self.unit)
         depth = jnp.clip(height / jnp.where(self.whole > 0, self.whole, 1) - 1, -2, 1)
@@ -151,8 +152,9 @@ def scale_of(curve: jax.Array, valid: jax.Array, weights: jax.Array) -> Scale:
     average = average_of(weights, curve, finite)
     lowest = jnp.argmin(average)
     fall = jnp.maximum(first - average[lowest], 0)
-    at_lowest = deviation(curve, jnp.where(finite, weights[lowest], 0))
-    anywhere = typical_deviation(jnp.where(finite, curve, jnp.nan))
+    rows = together(curve, finite)
+    at_lowest = deviation(rows, together(weights[lowest], finite))
+    anywhere = typical_deviation(rows)
     unit, typical = (
         jnp.where(noise > 0, noise, 1)
         for noise in jnp.maximum(jnp.stack([at_lowest, anywhere]), _LEAST_NOISE * fall)
@@ -176,7 +178,7 @@ def first_rows(known: jax.Array) -> jax.Array:
 
 def last_rows(valid: jax.Array) -> jax.Array:
     """Return which rows tell whether the loss had risen when the test ended."""
-    return valid & (jnp.cumsum(valid[::-1])[::-1] <= _NUM_LAST)
+    return valid & (jnp.cumsum(valid) > valid.sum() - _NUM_LAST)
 
 
 def _gaussian(distance: jax.Array) -> jax.Array:

@@ -382,15 +382,15 @@ def test_the_significance_of_a_fall_is_that_of_many_curves_of_noise():
     share = weights / weights.sum()
     falls = curves[:, :15].mean(1) - curves @ share
     error = np.sqrt(np.sum(share**2) + 1 / 15)
-    rows = jnp.arange(300) < 150
+    num_before = jnp.int32(150)
     descent = lambda curve, fall: _noise.Descent(
         curve,
         jnp.arange(300.0),
         fall,
         error,
         noise_at_end=jnp.float32(1),
-        is_before=rows,
-        is_level=rows,
+        num_before=num_before,
+        num_level=num_before,
     )
     significance = jax.jit(jax.vmap(lambda *parts: _noise.fall_in_errors(descent(*parts))))
     independent, wandering, _ = significance(curves, falls)
