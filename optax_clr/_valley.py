@@ -17,7 +17,8 @@ _WIDTH = 0.3
 GRID_SIZE = 256
 # Of the rows at a point of it: none is within three decades. Products of smaller ones underflow.
 _LEAST_WEIGHT = 1e-20
-# By so much of its depth no valley of 45 tasks but three is lower again, once it has been left.
+# By so much of its depth no valley of 45 tasks but three is lower again, once it has been left, and
+# no loss but that of one, of raw features, rises on its way down.
 _FALLS_AGAIN = 0.3
 # Where there is no noise, the loss is told apart to this part of its fall.
 _LEAST_NOISE = 0.01
@@ -99,11 +100,13 @@ def locate_valley(average: jax.Array, grid: jax.Array) -> Within:
     highest = jnp.max(average, initial=-jnp.inf, where=index > lowest)
     stays = (highest < 0.25 * average[lowest]) & (grid[-1] - grid[quarter] > 2)
     stays = stays & (quarter < upper)
-    seen = jnp.where((index >= lowest) & jnp.isfinite(average), average, -jnp.inf)
     # What a model does that has been destroyed, above where it began, does not matter.
-    highest_before = jnp.minimum(jax.lax.cummax(seen), 0)
-    falls = jnp.where(jnp.isfinite(seen), highest_before - seen, 0)
-    falls_again = jnp.max(falls) > -_FALLS_AGAIN * average[lowest]
+    seen = jnp.where(jnp.isfinite(average), jnp.minimum(average, 0), jnp.nan)
+    rise = jnp.where(index[:, None] < index[None], seen[None] - seen[:, None], 0)
+    rise = jnp.nan_to_num(rise)
+    rises = jnp.max(rise, initial=0, where=index[None] <= lowest)
+    falls = jnp.max(-rise, initial=0, where=index[:, None] >= lowest)
+    falls_again = jnp.maximum(rises, falls) > -_FALLS_AGAIN * average[lowest]
     return Within(lower, lowest, jnp.where(stays, quarter, upper), stays, falls_again)
 
 
