@@ -39,7 +39,7 @@ At 0.4 x the peak the best is 0.01; within the noise of it: none.
 The rate that is read is Muon's: it is the same within a fifth while Adam's varies 260 times. The
 tests go lower the lower the ratio is, down to 0.03, and rule out 0.1 and above. Training does not
 agree: at the peak as read, where it is best, no ratio from 0.01 to 3 can be told from another. At
-four times that peak, which is what the curve says by itself (docs/pages/optimizers.md), every
+four times that peak, which is what the curve says by itself (docs/pages/optimizer-kinds.md), every
 training is spoilt, and at 0.4 of it the low ratios are ahead, as in the tests. So on this task the
 rate of the matrices matters, by four times in the loss, the ratio hardly, and the test can tell
 neither which ratio, nor that it does not matter.

@@ -36,7 +36,7 @@ def test_the_parts_of_alternatives_are_made_from_what_is_stored(study):
 def test_the_tables_about_optimizers_are_made_from_what_is_stored(study, name):
     script, pages = study(name), study("pages")
     sections = script.sections_of(np.load(script.FILE))
-    text = (DOCS / "pages" / "optimizers.md").read_text()
+    text = (DOCS / "pages" / "optimizer-kinds.md").read_text()
     assert all(f"<!-- {name}: {part} -->" in text for part in sections)
     assert pages.filled(text, name, sections) == text
 

@@ -200,7 +200,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore", optax_clr.RangeTestWarning)
     run_study(
         __doc__,
-        "optimizers.md",
+        "optimizer-kinds.md",
         "optimizer_factors",
         quick=quick,
         measure=measure,

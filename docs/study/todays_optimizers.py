@@ -142,7 +142,7 @@ def quick():
 if __name__ == "__main__":
     run_study(
         __doc__,
-        "optimizers.md",
+        "optimizer-kinds.md",
         "todays_optimizers",
         quick=quick,
         measure=build,
