@@ -1,7 +1,8 @@
-"""What kind of optimizer a state is of, as far as it moves the rates that a curve suggests."""
+"""What kind an optimizer is of, as far as it moves the rates that a curve suggests."""
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import jax
@@ -17,7 +18,8 @@ WITHOUT_MEMORY = 2.0
 # gradients are mostly noise, as in the test, where they agree; those of Adam shrink to a quarter.
 NORMALIZED = 1 / 4
 # Both have the least regret on the development tasks of docs/study/optimizer_factors.py, of the
-# factors from 1/8 to 8; other optimizers are best left alone there.
+# factors from 1/8 to 8. Sign SGD, without memory and of one size, is best at their product there,
+# and LAMB and signum are well at the second. Other optimizers are best left alone.
 USUAL = 1.0
 
 _NORMALIZED_STATES = {"MuonState", "ScaleByLionState"}
@@ -36,6 +38,7 @@ _MEMORYLESS_STATES = {
     "MultiStepsState",
     "MultiTransformState",
     "PartitionState",
+    "ScaleByOptimisticGradientState",
     "ScaleByRssState",
     "ScaleByScheduleState",
     "WithoutState",
@@ -44,13 +47,21 @@ _MEMORYLESS_STATES = {
 }
 
 
-def optimizer_factor(state: Any) -> float:
+# Transformations whose states are empty: their functions alone tell them from plain SGD.
+_TO_ONE_SIZE = {"normalize_by_update_norm", "scale_by_sign", "scale_by_trust_ratio"}
+# Of what averages, or has sizes of its own, the size before does not matter.
+_KEEPS_SIZE = {"scale_by_learning_rate", "scale_by_schedule"}
+_AVERAGES = {"ema", "sam", "schedule_free", "trace"}
+
+
+def optimizer_factor(state: Any, *, is_one_size: bool = False) -> float:
     """Return how many times the suggested rate is that of Adam or momentum with the same curve.
 
     It is 1 where the state is not of Optax, or of an optimizer of another kind.
     """
     kinds, has_normalized_fields = set(), False
     for path, node in walk(state):
+        is_one_size |= has_one_size(getattr(node, "tx", None)) is True  # that of a TrainState
         if _is_state_of_optax(node):
             kinds.add(type(node).__name__)
         elif type(node) is tuple and _has_a_strange_member(node):
@@ -59,7 +70,41 @@ def optimizer_factor(state: Any) -> float:
             has_normalized_fields |= set(node.keys()) in _NORMALIZED_FIELDS
     if kinds & _NORMALIZED_STATES or (has_normalized_fields and not kinds):
         return NORMALIZED
-    return WITHOUT_MEMORY if kinds and kinds <= _MEMORYLESS_STATES else USUAL
+    memory = WITHOUT_MEMORY if kinds and kinds <= _MEMORYLESS_STATES else USUAL
+    return memory * NORMALIZED if is_one_size else memory
+
+
+def has_one_size(part: Any, inside: frozenset[int] = frozenset()) -> bool | None:
+    """Whether an update is brought to one size, and averaged no more; None if it is neither.
+
+    Told by the names of Optax's functions in ``part``, a transformation or what it is made of.
+    """
+    if id(part) in inside:
+        return None
+    if isinstance(part, types.FunctionType) and is_of_optax(part):
+        name = part.__qualname__.partition(".")[0]
+        if name in _TO_ONE_SIZE:
+            return True
+        if name in _AVERAGES or (name.startswith("scale_by_") and name not in _KEEPS_SIZE):
+            return False
+    sizes = [has_one_size(each, inside | {id(part)}) for each in _parts(part)]
+    known = [size for size in sizes if size is not None]
+    if isinstance(part, dict):  # groups of params
+        return all(known) if known else None
+    return known[-1] if known else None
+
+
+def _parts(part: Any) -> list[Any]:
+    """Return what a transformation is made of, in the order in which it acts."""
+    if isinstance(part, types.FunctionType):
+        return [cell.cell_contents for cell in part.__closure__ or () if cell != types.CellType()]
+    if isinstance(part, types.MethodType):
+        return [getattr(part.__self__, "__dict__", {})]  # as of optax.MultiSteps
+    if hasattr(part, "init") and hasattr(part, "update"):
+        return [part.update]
+    if isinstance(part, dict):
+        return list(part.values())
+    return list(part) if isinstance(part, (list, tuple)) else []
 
 
 def _is_state_of_optax(node: Any) -> bool:

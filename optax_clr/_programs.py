@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from optax_clr._documentation import see
 from optax_clr._loop import Loop, with_step_types
+from optax_clr._optimizer_factor import optimizer_factor
 from optax_clr._references import MOST_OBJECTS, Function, Seen, look, sees_the_same
 from optax_clr._step import PyTree, Step, shape_in_words
 from optax_clr._traced import StepFacts, facts_of, makes_one_batch, trace_batches
@@ -65,7 +66,8 @@ class Programs:
             if self._batch_fn is not None:
                 made = trace_batches(self._batch_fn, batch)
                 is_one_batch, batch = makes_one_batch(made), made.out_avals
-            facts = facts_of(traced, state, batch, is_one_batch)
+            factor = optimizer_factor(state, is_one_size=self._step.is_one_size(value))
+            facts = facts_of(traced, state, batch, is_one_batch, factor)
             if not facts.reads_value:
                 raise ValueError(self._step.unread_value)
             self._facts[key] = facts

@@ -110,8 +110,8 @@ class RangeTestResult(NamedTuple):
         logarithmically above their noise. With leading axes all the curves are read together.
 
         The factor $f$ is ``optimizer_factor``: 2 for optimizers that average no gradients (plain
-        SGD, Adagrad), 1/4 for those that bring the average to one size (Lion, Muon), else 1. It is
-        known by the state in which Optax keeps the average; of an optimizer whose state is not
+        SGD, Adagrad), 1/4 for those whose updates have one size (Lion, Muon, LAMB), 1/2 where both
+        hold (sign SGD), else 1. It is known by Optax's states and functions; where these are not
         seen, tell it: ``result._replace(optimizer_factor=0.25).suggest()``.
 
         On 22 small tasks that no choice was made on the validation loss after training was 5% above

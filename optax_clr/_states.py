@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -80,8 +81,8 @@ def rebuild(visit: Callable[[Path, Any], Any], node: Any, path: Path = ()) -> An
     return visit(path, build([rebuild(visit, child, (*path, key)) for key, child in found]))
 
 
-def is_of_optax(kind: type) -> bool:
-    """Whether a type is one of Optax's, or of ours."""
+def is_of_optax(kind: type | types.FunctionType) -> bool:
+    """Whether a type or a function is one of Optax's, or of ours."""
     return kind.__module__.partition(".")[0] in ("optax", "optax_clr")
 
 

@@ -19,6 +19,7 @@ import optax
 
 from optax_clr._arguments import shown
 from optax_clr._documentation import see
+from optax_clr._optimizer_factor import has_one_size
 
 PyTree = Any
 _EXTENDED: Any = jax.dtypes.extended  # of keys of random numbers
@@ -43,6 +44,9 @@ class Step(Protocol):
 
     def with_functions(self, functions: Sequence[Callable[..., Any]]) -> Step:
         """Return the same step of other functions."""
+
+    def is_one_size(self, value: jax.Array) -> bool:
+        """Whether an optimizer is known to bring its updates to one size."""
 
     def start(self, initial: PyTree, value: jax.Array) -> PyTree:
         """Return the state before the first step."""
@@ -79,6 +83,10 @@ class FunctionStep:
     def with_functions(self, functions: Sequence[Callable[..., Any]]) -> FunctionStep:
         (step_fn,) = functions
         return FunctionStep(step_fn, self.has_aux)
+
+    def is_one_size(self, value: jax.Array) -> bool:
+        del value
+        return False  # what the caller's function does cannot be known
 
     def start(self, initial: PyTree, value: jax.Array) -> PyTree:
         del value  # the caller has made the state
@@ -127,6 +135,12 @@ class OptimizerStep:
     def with_functions(self, functions: Sequence[Callable[..., Any]]) -> OptimizerStep:
         loss_fn, optimizer = functions
         return OptimizerStep(loss_fn, optimizer, self.has_aux)
+
+    def is_one_size(self, value: jax.Array) -> bool:
+        found: list[bool | None] = []
+        # Traced, as in training: a factory may not take a number that is known.
+        jax.eval_shape(lambda rate: found.append(has_one_size(self.optimizer(rate))), value)
+        return found[0] is True
 
     def start(self, initial: PyTree, value: jax.Array) -> tuple[PyTree, PyTree]:
         transformation = self.optimizer(value)

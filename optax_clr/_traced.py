@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from optax_clr._arguments import is_traced
-from optax_clr._optimizer_factor import optimizer_factor
 from optax_clr._states import key_name
 
 
@@ -29,7 +28,9 @@ class StepFacts(NamedTuple):
     optimizer_factor: float  # of the rates that are read
 
 
-def facts_of(closed: Any, state: Any, batch: Any, is_one_batch: bool) -> StepFacts:
+def facts_of(
+    closed: Any, state: Any, batch: Any, is_one_batch: bool, optimizer_factor: float
+) -> StepFacts:
     """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr."""
     jaxpr = closed.jaxpr
     num_state_leaves = len(jax.tree.leaves(state))
@@ -43,7 +44,7 @@ def facts_of(closed: Any, state: Any, batch: Any, is_one_batch: bool) -> StepFac
         steps_per_update=_steps_per_update(closed, state),
         batch_size=num_examples(batch),
         is_one_batch=is_one_batch,
-        optimizer_factor=optimizer_factor(state),
+        optimizer_factor=optimizer_factor,
     )
 
 

@@ -12,7 +12,7 @@ from flax.training.train_state import TrainState
 from optax import contrib
 
 import optax_clr
-from optax_clr._optimizer_factor import optimizer_factor
+from optax_clr._optimizer_factor import has_one_size, optimizer_factor
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -21,7 +21,7 @@ RATE = 0.1
 NO_AVERAGE = {
     "sgd": optax.sgd,
     "adagrad": optax.adagrad,
-    "sign": optax.sign_sgd,
+    "optimistic": optax.optimistic_gradient_descent,
     "clipped": lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate)),
     "decayed": lambda rate: optax.chain(optax.add_decayed_weights(0.1), optax.sgd(rate)),
     "accumulated": lambda rate: optax.MultiSteps(optax.sgd(rate), 2),
@@ -41,6 +41,18 @@ ONE_SIZE = {
     "muon": contrib.muon,
     "clipped lion": lambda rate: optax.chain(optax.clip(1.0), optax.lion(rate)),
     "injected lion": optax.inject_hyperparams(optax.lion),
+    "lamb": optax.lamb,
+    "accumulated lamb": lambda rate: optax.MultiSteps(optax.lamb(rate), 2),
+    "lamb of two groups": lambda rate: optax.multi_transform(
+        {"a": optax.lamb(rate), "b": optax.set_to_zero()}, {"w": "a", "b": "b"}
+    ),
+    "signum": lambda rate: optax.chain(optax.ema(0.9), optax.scale_by_sign(), optax.scale(-rate)),
+}
+NO_AVERAGE_OF_ONE_SIZE = {
+    "sign": optax.sign_sgd,
+    "scheduled sign": lambda rate: optax.sign_sgd(optax.constant_schedule(rate)),
+    "normalized": lambda rate: optax.chain(optax.normalize_by_update_norm(), optax.sgd(rate)),
+    "fromage": optax.fromage,
 }
 USUAL = {
     "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
@@ -50,6 +62,12 @@ USUAL = {
     "adafactor": optax.adafactor,
     "nadam": optax.nadam,
     "lars": optax.lars,
+    "normalized momentum": lambda rate: optax.chain(
+        optax.normalize_by_update_norm(), optax.sgd(rate, momentum=0.9)
+    ),
+    "lamb and adam": lambda rate: optax.multi_transform(
+        {"a": optax.adam(rate), "b": optax.lamb(rate)}, {"w": "a", "b": "b"}
+    ),
     "adopt": contrib.adopt,
     "schedule-free": contrib.schedule_free_adamw,
     "accumulated momentum": lambda rate: optax.MultiSteps(optax.sgd(rate, momentum=0.9), 2),
@@ -90,17 +108,21 @@ def turning(num_before, num_after):
     return jax.tree.map(lambda leaf: jnp.multiply.outer(signs, leaf), PARAMS)
 
 
+FACTORS = ((NO_AVERAGE, 2.0), (ONE_SIZE, 0.25), (NO_AVERAGE_OF_ONE_SIZE, 0.5), (USUAL, 1.0))
+
+
 @pytest.mark.parametrize(
-    ("kind", "factor"),
-    [(kind, 2.0) for kind in NO_AVERAGE]
-    + [(kind, 0.25) for kind in ONE_SIZE]
-    + [(kind, 1.0) for kind in USUAL],
+    ("kind", "make_optimizer", "factor"),
+    [(kind, make, factor) for kinds, factor in FACTORS for kind, make in kinds.items()],
 )
-def test_the_kind_is_seen_in_the_state(kind, factor):
-    state = (NO_AVERAGE | ONE_SIZE | USUAL)[kind](RATE).init(PARAMS)
-    assert optimizer_factor(state) == factor
+def test_the_kind_is_seen(kind, make_optimizer, factor):
+    optimizer = make_optimizer(RATE)
+    is_one_size = has_one_size(optimizer) is True
+    state = optimizer.init(PARAMS)
+    assert optimizer_factor(state, is_one_size=is_one_size) == factor
     if kind != "an own trace":
-        assert optimizer_factor({"params": PARAMS, "optimizer": state}) == factor
+        state = {"params": PARAMS, "optimizer": state}
+        assert optimizer_factor(state, is_one_size=is_one_size) == factor
 
 
 def of_matrices(params):
@@ -135,10 +157,11 @@ def test_other_things_that_have_the_names_of_those_fields_tell_nothing(make_opti
     assert optimizer_factor({"params": params}) == 1.0
 
 
-@pytest.mark.parametrize("kind", NO_AVERAGE)
+@pytest.mark.parametrize("kind", [*NO_AVERAGE, "sign", "normalized"])
 def test_what_averages_nothing_follows_the_last_gradient(kind):
     nothing_to_decay = jax.tree.map(jnp.zeros_like, PARAMS)
-    last = last_update(NO_AVERAGE[kind], turning(8, 2), nothing_to_decay)
+    make_optimizer = (NO_AVERAGE | NO_AVERAGE_OF_ONE_SIZE)[kind]
+    last = last_update(make_optimizer, turning(8, 2), nothing_to_decay)
     assert np.all(np.asarray(last) > 0)
 
 
@@ -158,13 +181,22 @@ def size_on_noise(make_optimizer):
     return float(of_noise / of_agreeing)
 
 
-@pytest.mark.parametrize("kind", ["lion", "muon"])
-def test_what_brings_the_average_to_one_size_steps_as_far_on_noise(kind):
-    assert size_on_noise(lambda rate: ONE_SIZE[kind](rate, weight_decay=0.0)) > 0.8
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda rate: optax.lion(rate, weight_decay=0.0),
+        lambda rate: contrib.muon(rate, weight_decay=0.0),
+        *(ONE_SIZE[kind] for kind in ("lamb", "signum")),
+        *NO_AVERAGE_OF_ONE_SIZE.values(),
+    ],
+)
+def test_what_has_one_size_steps_as_far_on_noise(make_optimizer):
+    assert size_on_noise(make_optimizer) > 0.8
 
 
-def test_and_adam_does_not():
-    assert size_on_noise(optax.adam) < 0.4
+@pytest.mark.parametrize("kind", ["adam", "lars", "normalized momentum"])
+def test_and_what_averages_last_does_not(kind):
+    assert size_on_noise(USUAL[kind]) < 0.4
 
 
 # ---------------------------------------------------------------------------------- range tests
@@ -187,7 +219,8 @@ def readings(result):
 
 
 @pytest.mark.parametrize(
-    ("make_optimizer", "factor"), [(optax.sgd, 2.0), (optax.adam, 1.0), (optax.lion, 0.25)]
+    ("make_optimizer", "factor"),
+    [(optax.sgd, 2.0), (optax.adam, 1.0), (optax.lion, 0.25), (optax.sign_sgd, 0.5)],
 )
 def test_every_reading_has_the_factor(make_optimizer, factor):
     result = optax_clr.lr_range_test(loss_fn, jnp.zeros(4), make_optimizer, BATCHES)
@@ -211,9 +244,10 @@ def test_a_grid_of_rates_has_it_too(make_optimizer):
     assert grid.optimizer_factor == optimizer_factor(make_optimizer(RATE).init(jnp.zeros(4)))
 
 
-def test_it_is_found_in_the_state_of_a_training_step_of_ones_own():
+@pytest.mark.parametrize("make_optimizer", [optax.lion, optax.lamb])
+def test_it_is_found_in_the_state_of_a_training_step_of_ones_own(make_optimizer):
     params = {"w": jnp.zeros(4)}
-    state = TrainState.create(apply_fn=None, params=params, tx=optax.lion(1.0))
+    state = TrainState.create(apply_fn=None, params=params, tx=make_optimizer(1.0))
 
     def step_fn(state, batch, rate):
         loss, gradients = jax.value_and_grad(lambda p: loss_fn(p["w"], batch))(state.params)
@@ -221,6 +255,12 @@ def test_it_is_found_in_the_state_of_a_training_step_of_ones_own():
 
     rates = jnp.geomspace(1e-4, 1.0, 100)
     assert optax_clr.range_test(step_fn, state, BATCHES, rates).optimizer_factor == 0.25
+
+
+def test_it_is_found_in_an_optimizer_of_nnx():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.lamb(RATE), wrt=nnx.Param)
+    assert optimizer_factor({"optimizer": optimizer}) == 0.25
 
 
 def test_a_state_that_is_not_of_optax_changes_nothing():

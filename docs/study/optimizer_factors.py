@@ -30,7 +30,7 @@ from record_curves import HELD_OUT_SIZE, losses_of, no_training
 from rivals import versions
 
 import optax_clr
-from optax_clr._optimizer_factor import optimizer_factor
+from optax_clr._optimizer_factor import has_one_size, optimizer_factor
 
 FILE = pathlib.Path(__file__).with_name("optimizer_factors.npz")
 TASK_NAMES = (
@@ -51,9 +51,19 @@ def signum(rate):
     return optax.chain(optax.ema(0.9), optax.scale_by_sign(), optax.scale_by_learning_rate(rate))
 
 
+def normalized_sgd(rate):
+    return optax.chain(optax.normalize_by_update_norm(), optax.sgd(rate))
+
+
+def clipped_sgd(rate):
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate))
+
+
 # Each with the decades of its grid.
 OPTIMIZERS = {
     "sgd": (optax.sgd, -3.5, 1.5),
+    "sgd, clipped": (clipped_sgd, -3.5, 1.5),
+    "optimistic gradient": (optax.optimistic_gradient_descent, -3.5, 1.5),
     "adagrad": (optax.adagrad, -4, 1),
     "adam, b1=0": (functools.partial(optax.adam, b1=0.0), -5, 0),
     "momentum .9": (functools.partial(optax.sgd, momentum=0.9), -4.5, 0.5),
@@ -71,11 +81,15 @@ OPTIMIZERS = {
         functools.partial(contrib.schedule_free_adamw, weight_decay=0.0), -4, 1,
     ),
     "novograd": (optax.novograd, -4, 1),
+    "yogi": (optax.yogi, -5, 0),
     "adan": (optax.adan, -4, 1),
     "lion": (optax.lion, -6, -1),
     "muon": (contrib.muon, -4, 1),
     "signum": (signum, -6, -1),
     "lamb": (optax.lamb, -4, 1),
+    "sign sgd": (optax.sign_sgd, -6, -1),
+    "normalized sgd": (normalized_sgd, -4, 1),
+    "fromage": (optax.fromage, -5, 0),
 }  # fmt: skip
 
 
@@ -157,8 +171,9 @@ def scores(known, name):
 
 
 def seen_factor(name):
-    state = OPTIMIZERS[name][0](0.1).init(jnp.zeros((2, 2)))
-    return optimizer_factor(state)
+    optimizer = OPTIMIZERS[name][0](0.1)
+    state = optimizer.init(jnp.zeros((2, 2)))
+    return optimizer_factor(state, is_one_size=has_one_size(optimizer) is True)
 
 
 def table_of(known):
