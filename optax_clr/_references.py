@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import contextvars
 import functools
 import pathlib
 import sys
@@ -33,7 +34,7 @@ _CONTAINERS = (list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, fu
 # One of a class that is derived from these may have attributes too.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
 # What nobody changes, or where nothing can be seen.
-_OPAQUE = (np.generic, jax.Array, np.ndarray)
+_OPAQUE = (np.generic, jax.Array, np.ndarray, types.CodeType)
 
 
 class Seen(NamedTuple):
@@ -80,9 +81,10 @@ def sees_the_same(functions: tuple[Function, ...], seen: list[Seen]) -> bool:
 def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
     """Return what functions see: variables, globals, attributes, entries, and what these see.
 
-    Functions, classes and modules of installed packages are not looked into, but their objects are;
-    arrays are not. Of a class or a module those attributes count that some function names, and of a
-    class its operators.
+    Classes and modules of installed packages are not looked into, but their objects are; arrays are
+    not. Of a class or a module those attributes count that some function names, and of a class its
+    operators. Of an installed package's functions only what they carry with them counts, such as
+    the function that ``jax.vmap`` was given.
     """
     waiting: list[Any] = list(functions)[::-1]
     found: list[Any] = []
@@ -104,10 +106,12 @@ def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
                 owners.append(value)
                 waiting += _named(value, names)
         elif isinstance(value, types.FunctionType):
-            if _is_own(value.__module__):
+            waiting += _carried_by(value)
+            # By its globals, since what functools.wraps has made has the name of another module.
+            if _is_own(value.__globals__.get("__name__")):
                 new_names = set(_names(value.__code__)) - names
                 names |= new_names
-                waiting += _variables(value)
+                waiting += _globals_of(value)
                 waiting += [part for each in owners for part in _named(each, new_names)]
         else:
             waiting += _parts(value)
@@ -154,6 +158,8 @@ def _entries(value: Any) -> list[Any]:
         return [value.fget]
     if isinstance(value, weakref.ref):
         return [value()]
+    if isinstance(value, contextvars.ContextVar):
+        return [value.get(None)]
     return []
 
 
@@ -187,12 +193,20 @@ def _items(mapping: Mapping[Any, Any]) -> list[Any]:
     return [*keys, *mapping.values()]
 
 
-def _variables(function: types.FunctionType) -> list[Any]:
-    """Return a function's defaults, its free variables and attributes, and the globals it names."""
-    values: list[Any] = [function.__defaults__, function.__kwdefaults__, vars(function)]
+def _carried_by(function: types.FunctionType) -> list[Any]:
+    """Return a function's code, defaults and attributes, and its free variables."""
+    # A notebook's autoreload gives a function that has been edited other code.
+    values: list[Any] = [function.__code__, function.__defaults__, function.__kwdefaults__]
+    values.append(vars(function))
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # one that is not filled yet
             values.append(cell.cell_contents)
+    return values
+
+
+def _globals_of(function: types.FunctionType) -> list[Any]:
+    """Return the globals that a function names, and what it imports."""
+    values: list[Any] = []
     names = _names(function.__code__)
     for name in names:
         if name in function.__globals__:
@@ -233,7 +247,9 @@ _INSTALLED = {"site-packages", "dist-packages"}
 @functools.lru_cache(maxsize=1000)
 def _is_own(module: str | None) -> bool:
     """Whether a module is the caller's: a notebook, a script, and not an installed package."""
-    if module is None or module.partition(".")[0] == "optax_clr":
+    if module is None:  # of what exec was given no name for
+        return True
+    if module.partition(".")[0] == "optax_clr":
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:

@@ -1,6 +1,7 @@
 """Compiled programs that are kept: while what they were made from is the same, and no longer."""
 
 import collections
+import contextvars
 import fractions
 import functools
 import gc
@@ -515,10 +516,57 @@ def weak_reference():
     return lambda: reference().scale, lambda _: setattr(settings, "scale", 7.0)
 
 
+def context_variable():
+    variable = contextvars.ContextVar("scale", default=1.0)
+    return variable.get, lambda _: variable.set(7.0)
+
+
+def edited_function():
+    """As IPython's autoreload leaves a function whose file has been edited."""
+
+    def read():
+        return 1.0
+
+    def edited():
+        return 7.0
+
+    return (lambda: read()), lambda _: setattr(read, "__code__", edited.__code__)
+
+
+def function_without_a_module():
+    names = {"scale": 1.0}
+    exec("def read(): return scale", names)
+    assert names["read"].__module__ is None
+    return names["read"], lambda _: names.update(scale=7.0)
+
+
+def function_named_after_an_installed_one():
+    read = functools.wraps(optax.sgd)(lambda: SCALE)
+    return read, lambda monkeypatch: monkeypatch.setitem(globals(), "SCALE", 7.0)
+
+
+def transformed_partial():
+    settings = Settings(1.0)
+    read = jax.vmap(functools.partial(lambda settings, x: x + settings.scale, settings))
+    return (lambda: read(jnp.zeros(1))[0]), lambda _: setattr(settings, "scale", 7.0)
+
+
+def schedule_of_a_schedule():
+    settings = Settings(1.0)
+    schedule = optax_clr.per_epoch_schedule(lambda epoch: settings.scale + 0 * epoch, 5)
+    return (lambda: schedule(0)), lambda _: setattr(settings, "scale", 7.0)
+
+
 @pytest.mark.parametrize(
     "case",
     [
         installed_slots,
+        context_variable,
+        edited_function,
+        function_without_a_module,
+        function_named_after_an_installed_one,
+        transformed_partial,
+        schedule_of_a_schedule,
         mangled_slot,
         method_of_a_row,
         attribute_of_a_number,
