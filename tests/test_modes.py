@@ -105,3 +105,13 @@ def test_every_form_runs_in_the_mode_and_can_be_read(form, mode, max_lr):
             result.suggest()
             result.bounds()
             result.one_cycle_peak()
+
+
+@pytest.mark.parametrize("rule", optax_clr.peer_rules.__all__)
+def test_the_rules_of_other_systems_read_what_diverged_in_the_mode(rule):
+    result = expected(stacked, 1e30)
+    assert result.num_valid < NUM_STEPS
+    read = lambda: getattr(optax_clr.peer_rules, rule)(result.learning_rates, result.losses)
+    outside = read()
+    with debugging():
+        assert read() == outside
