@@ -28,6 +28,13 @@ def any_traced(tree: Any) -> bool:
     return any(map(is_traced, jax.tree.leaves(tree)))
 
 
+def explicit_sharding(array: Any) -> Any:
+    """Return the sharding of an array over Explicit axes of a mesh; None of any other."""
+    sharding = getattr(jax.typeof(array), "sharding", None) if hasattr(jax, "typeof") else None
+    is_sharded = any(axis is not None for axis in getattr(sharding, "spec", ()))
+    return sharding if is_sharded else None
+
+
 def known_float(value: Any) -> float | None:
     """Return ``value`` as a Python float, or None where it is traced."""
     if is_traced(value):
