@@ -106,6 +106,24 @@ def test_a_variable_that_is_bound_anew_is_seen():
     assert first_loss(loss_fn) == pytest.approx(3.0, rel=1e-5)
 
 
+def test_another_generator_of_random_numbers_is_seen():
+    loss_fn = lambda params, batch: jnp.mean((batch @ params) ** 2)
+    draw = lambda step: jax.random.normal(jax.random.fold_in(jax.random.key(0), step), (4, 3))
+    run = lambda batch_at: (
+        optax_clr.lr_range_test(
+            loss_fn, PARAMS, optax.sgd, batch_at, num_steps=12, max_lr=0.1
+        ).losses
+    )
+    before = run(draw)
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
+        again, anew = run(draw), run(lambda step: draw(step))
+    finally:
+        jax.config.update("jax_default_prng_impl", "threefry2x32")
+    np.testing.assert_array_equal(again, anew)
+    assert (again != before).all()
+
+
 def test_a_global_of_a_function_that_is_called_is_seen(monkeypatch):
     assert first_loss(loss_of_globals) == pytest.approx(1.0, rel=1e-5)
     monkeypatch.setitem(globals(), "SCALE", 5.0)
