@@ -141,7 +141,7 @@ def _new(step: Step, functions: tuple[Function, ...], key: Any) -> _Kept:
         # Where JAX looks for leaks of tracers, its own caches keep nothing either.
         if _CONFIG.jax_check_tracer_leaks:
             raise TypeError
-        forget = lambda _: _kept.pop(key, None)
+        forget = lambda _, kept=_kept: kept.pop(key, None)  # also when globals are gone, at exit
         owners = [getattr(function, "__self__", function) for function in functions]
         watches: list[Any] = [weakref.ref(owner, forget) for owner in owners]
         functions = tuple(map(_Borrowed, functions))

@@ -29,8 +29,12 @@ _ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes, type(None), n
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _MAPPINGS = (dict, types.MappingProxyType)
 _BUILT_IN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)  # as those of a dictionary
-# Of these what is in them counts; a method is a new object at each look.
-_CONTAINERS = (list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial)
+# Of these what is in them counts. A method is a new object at each look; of others there are no
+# weak references, and by a strong one a program could keep alive the function that it goes with.
+_CONTAINERS = (
+    *(list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial),
+    *(types.SimpleNamespace, property, staticmethod, classmethod, types.MemberDescriptorType),
+)
 # One of a class that is derived from these may have attributes too.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
 # What nobody changes, or where nothing can be seen.
@@ -40,7 +44,7 @@ _OPAQUE = (np.generic, jax.Array, np.ndarray, types.CodeType)
 class Seen(NamedTuple):
     """An object that a function referred to, not kept alive by this where that is possible."""
 
-    kind: type
+    kind: Callable[[], type | None]  # a weak reference
     get: Callable[[], Any] | None  # None of a container
     is_atom: bool
 
@@ -56,19 +60,22 @@ def look(functions: tuple[Function, ...]) -> list[Seen]:
 
 
 def _seen(value: Any) -> Seen:
+    kind = weakref.ref(type(value))
     if isinstance(value, _CONTAINERS):
-        return Seen(type(value), None, False)
+        return Seen(kind, None, False)
     if not isinstance(value, _ATOMS):
         with contextlib.suppress(TypeError):
-            return Seen(type(value), weakref.ref(value), False)
-    return Seen(type(value), lambda: value, isinstance(value, _ATOMS))
+            return Seen(kind, weakref.ref(value), False)
+        if _slots(type(value)):
+            return Seen(kind, None, False)
+    return Seen(kind, lambda: value, isinstance(value, _ATOMS))
 
 
 def sees_the_same(functions: tuple[Function, ...], seen: list[Seen]) -> bool:
     """Return whether functions refer to what they did when it was seen."""
     now = _referred_to(functions)
     for (kind, get, is_atom), value in zip(seen, now, strict=False):
-        if type(value) is not kind:
+        if type(value) is not kind():
             return False
         if get is None:
             continue
@@ -165,7 +172,7 @@ def _entries(value: Any) -> list[Any]:
 
 def _attributes(value: Any) -> list[Any]:
     """Return names and values of an object's attributes, and what is in its slots."""
-    slots = [_in_slot(slot, value) for slot in _slots(type(value))]  # type: ignore[arg-type]
+    slots = [_in_slot(place, name, value) for place, name in _slots(type(value))]
     return [*_items(_attribute(value, "__dict__") or {}), *slots]
 
 
@@ -177,9 +184,9 @@ def _attribute(value: Any, name: str) -> Any:
         return None
 
 
-def _in_slot(slot: types.MemberDescriptorType, value: Any) -> Any:
+def _in_slot(place: int, name: str, value: Any) -> Any:
     try:
-        return slot.__get__(value)
+        return vars(type(value).__mro__[place])[name].__get__(value)
     except AttributeError:  # it is not filled
         return None
 
@@ -227,16 +234,21 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*code.co_names, *inner]))
 
 
-@functools.lru_cache(maxsize=1000)
-def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
-    """Return what reads the slots of a class: under their own names, which may be mangled."""
-    return tuple(
-        attribute
-        for each in kind.__mro__
-        if "__slots__" in vars(each)  # and not a class of C, whose members nobody changes
-        for attribute in vars(each).values()
-        if isinstance(attribute, types.MemberDescriptorType)
-    )
+_slots_of: weakref.WeakKeyDictionary[type, list[tuple[int, str]]] = weakref.WeakKeyDictionary()
+
+
+def _slots(kind: type) -> list[tuple[int, str]]:
+    """Return the slots of a class: whose they are, by the place in its order, and their names."""
+    found = _slots_of.get(kind)
+    if found is None:
+        found = _slots_of[kind] = [
+            (place, name)
+            for place, each in enumerate(kind.__mro__)
+            if "__slots__" in vars(each)  # and not a class of C, whose members nobody changes
+            for name, attribute in vars(each).items()
+            if isinstance(attribute, types.MemberDescriptorType)
+        ]
+    return found
 
 
 _STDLIB = sysconfig.get_path("stdlib")

@@ -1,6 +1,7 @@
 """Compiled programs that are kept: while what they were made from is the same, and no longer."""
 
 import collections
+import contextlib
 import contextvars
 import fractions
 import functools
@@ -192,6 +193,40 @@ def test_programs_go_with_their_functions_and_the_data_in_them(form):
         assert len(_programs._kept) <= num_kept
     finally:
         gc.enable()
+
+
+def by_scale_of(holder, data):
+    return lambda params, batch: holder.scale * jnp.mean(batch @ params) + 0 * data.sum()
+
+
+class Holder:
+    __slots__ = ("function", "scale")
+
+
+def holder_with_property():
+    class WithProperty:
+        @property
+        def scale(self):
+            return 1.0 if owner is not None else 0.0
+
+    owner = WithProperty()
+    return owner
+
+
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 5), reason="this JAX keeps what a jit within a program closes over"
+)
+@pytest.mark.parametrize("make", [Holder, types.SimpleNamespace, holder_with_property])
+def test_programs_go_where_an_object_without_weak_references_has_the_function(make):
+    holder, data = make(), jnp.ones(1000)
+    reference = weakref.ref(data)
+    with contextlib.suppress(AttributeError):  # of a property
+        holder.scale = 1.0
+    holder.function = by_scale_of(holder, data)
+    assert first_loss(holder.function) == pytest.approx(1.0, rel=1e-5)
+    del holder, data
+    gc.collect()
+    assert reference() is None
 
 
 def test_functions_of_a_moment_leave_nothing_behind():
