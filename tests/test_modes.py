@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import optax_clr
+from optax_clr import _stop_rule
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -115,3 +116,11 @@ def test_the_rules_of_other_systems_read_what_diverged_in_the_mode(rule):
     outside = read()
     with debugging():
         assert read() == outside
+
+
+def test_numpy_may_raise_for_what_is_too_small():
+    outside = stacked(max_lr=0.1, smoothing=0.07)
+    _stop_rule._known_decay.cache_clear()
+    with np.errstate(all="raise"):
+        result = stacked(max_lr=0.1, smoothing=0.07)
+    np.testing.assert_array_equal(result.smoothed_losses, outside.smoothed_losses)
