@@ -28,6 +28,13 @@ def any_traced(tree: Any) -> bool:
     return any(map(is_traced, jax.tree.leaves(tree)))
 
 
+def explicit_sharding(array: Any) -> Any:
+    """Return the sharding of an array over Explicit axes of a mesh; None of any other."""
+    sharding = getattr(jax.typeof(array), "sharding", None) if hasattr(jax, "typeof") else None
+    is_sharded = any(axis is not None for axis in getattr(sharding, "spec", ()))
+    return sharding if is_sharded else None
+
+
 def known_float(value: Any) -> float | None:
     """Return ``value`` as a Python float, or None where it is traced."""
     if is_traced(value):
@@ -80,7 +87,7 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
     Of a traced one only type and shape are checked.
     """
     allowed = f"a finite {'positive ' if positive else ''}real number"
-    value = native(value)
+    value = native(name, value)
     if isinstance(value, (bool, np.bool_)) or not (
         isinstance(value, numbers.Real) or hasattr(value, "dtype")
     ):
@@ -93,7 +100,7 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
             f"{name} must be a scalar, got an array of shape {np.shape(value)}. "
             "Use jax.vmap to build one for each of many values."
         )
-    if hasattr(value, "dtype") and not _is_real_dtype(jnp.result_type(value)):
+    if hasattr(value, "dtype") and not _is_real_dtype(value.dtype):
         raise TypeError(f"{name} must be {allowed}, got {shown(value)}.")
     number = known_float(value)
     if number is None:
@@ -133,7 +140,7 @@ def as_step(step: Any, name: str = "step") -> jax.Array:
     if hasattr(step, "__jax_array__") or any_traced(step):  # an nnx.Variable, a list of tracers
         step = jnp.asarray(step)
     elif not isinstance(step, jax.Array):
-        step = np.asarray(step)  # where int64 keeps its values
+        step = np.asarray(native(name, step))  # where int64 keeps its values
     if not jnp.issubdtype(step.dtype, jnp.integer):
         raise TypeError(
             f"{name} must be an integer or an array of integers, got dtype {step.dtype}. "
@@ -144,9 +151,14 @@ def as_step(step: Any, name: str = "step") -> jax.Array:
     return jnp.maximum(jnp.asarray(step, jnp.int32), 0)
 
 
-def native(value: Any) -> Any:
+def native(name: str, value: Any) -> Any:
     """Return an array as JAX takes it: of another library as NumPy's, in this byte order."""
     if isinstance(value, (np.ndarray, np.generic)):
+        if np.ma.is_masked(value):  # what is under the mask would be taken for data
+            raise ValueError(
+                f"{name} must have no masked entries, which no device knows; got {shown(value)}. "
+                "Fill them: array.filled(value)."
+            )
         return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
     is_array = all(hasattr(value, name) for name in ("dtype", "shape", "__array__"))
     is_class = isinstance(value, type)  # np.float32 has all of them
@@ -155,7 +167,7 @@ def native(value: Any) -> Any:
     if hasattr(value, "detach"):  # PyTorch refuses to convert what has a gradient
         value = value.detach()
     try:
-        return native(np.asarray(value))
+        return native(name, np.asarray(value))
     except (TypeError, RuntimeError):  # of bfloat16 in PyTorch, or on a GPU
         if not hasattr(value, "__dlpack__"):
             raise

@@ -19,9 +19,9 @@ def is_array(value: Any) -> bool:
     return known or (hasattr(value, "__array__") and hasattr(value, "shape"))
 
 
-def as_array(value: Any) -> jax.Array | np.ndarray:
+def as_array(name: str, value: Any) -> jax.Array | np.ndarray:
     """Return the array of another library as NumPy's."""
-    value = native(value)
+    value = native(name, value)
     return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
@@ -29,7 +29,7 @@ def is_numeric(dtype: Any) -> bool:
     """Whether there are arrays of that dtype on devices."""
     # By kind, since those of bfloat16 and of JAX's keys are no numbers to NumPy. A dtype of another
     # library is told by its array.
-    return not isinstance(dtype, np.dtype) or dtype.kind not in "OSUMm"
+    return not isinstance(dtype, np.dtype) or (dtype.kind not in "OSUMm" and not dtype.names)
 
 
 def on_device(shape: tuple[int, ...], dtype: Any) -> Any:

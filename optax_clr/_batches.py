@@ -150,7 +150,7 @@ def open_batches(batches: Any, num_rows: int, steps_per_value: int) -> Batches:
 
 def _needed(leaf: Any, num_needed: int) -> jax.Array | np.ndarray:
     """Return an array; of the host, where it may be a file or too large, only what is used."""
-    array = as_array(leaf)
+    array = as_array("batches", leaf)
     return array[:num_needed] if isinstance(array, np.ndarray) else array
 
 

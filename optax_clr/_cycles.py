@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import INT32_MAX, as_step, shown, whole_number
+from optax_clr._arguments import INT32_MAX, as_step, explicit_sharding, shown, whole_number
 
 # ``total_steps`` sums cycles past the last step that can be counted one by one: at most so many.
 _MAX_UNREACHABLE = 2**20
@@ -270,9 +270,8 @@ def pick(column: np.ndarray, row: jax.Array) -> jax.Array:
 @jax.jit
 def _gather(column: jax.Array, row: jax.Array) -> jax.Array:
     # For rows sharded over Explicit axes JAX must be told how to shard the entries.
-    sharding = getattr(jax.typeof(row), "sharding", None) if hasattr(jax, "typeof") else None
-    is_sharded = any(axis is not None for axis in getattr(sharding, "spec", ()))
-    options: dict[str, Any] = {"out_sharding": sharding} if is_sharded else {}
+    sharding = explicit_sharding(row)
+    options: dict[str, Any] = {} if sharding is None else {"out_sharding": sharding}
     return jnp.asarray(column).at[row].get(mode="clip", **options)  # NumPy's without jit
 
 

@@ -99,7 +99,7 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
       {'learning_rate': Array(0.05, dtype=float32)}
     """
     optimizer_state = _state_of(state)
-    values = {name: native(value) for name, value in values.items()}
+    values = {name: native(name, value) for name, value in values.items()}
     for name, value in values.items():
         _check_settable(optimizer_state, name)
         _check_number(name, value)

@@ -95,7 +95,7 @@ def inject_schedules(
                     f"factory must name each argument that it is given, got {shown(value)} for its "
                     f"{parameters[name]}. Add these to its signature."
                 )
-            given.arguments[name] = native(value)
+            given.arguments[name] = native(name, value)
         varying = {
             name
             for name, value in given.arguments.items()
@@ -192,7 +192,7 @@ def _as_varying(value: Any) -> Any:
 
 def _as_hyperparam(value: Any) -> jax.Array:
     """Return a number as a new array: a float in float32, or float64 if it is a JAX array of it."""
-    value = native(value)
+    value = native("a hyperparameter", value)
     dtype = jnp.result_type(value)
     is_double = isinstance(value, jax.Array) and not value.weak_type and dtype == jnp.float64
     if jnp.issubdtype(dtype, jnp.floating) and not is_double:

@@ -124,7 +124,7 @@ _kept: dict[Any, _Kept] = {}
 def programs_of(step: Step, batch_fn: Function | None) -> Iterator[Programs]:
     """Give the programs of a step: those of before if its functions see the same things."""
     functions = step.functions if batch_fn is None else (*step.functions, batch_fn)
-    key = type(step), step.has_aux, *map(_identity, functions)
+    key = type(step), step.has_aux, _kind_of_keys(), *map(_identity, functions)
     kept = _kept.pop(key, None)  # back when all has gone well
     if kept is None or not sees_the_same(functions, kept.seen):
         kept = _new(step, functions, key)
@@ -143,7 +143,7 @@ def _new(step: Step, functions: tuple[Function, ...], key: Any) -> _Kept:
         # Where JAX looks for leaks of tracers, its own caches keep nothing either.
         if _CONFIG.jax_check_tracer_leaks:
             raise TypeError
-        forget = lambda _: _kept.pop(key, None)
+        forget = lambda _, kept=_kept: kept.pop(key, None)  # also when globals are gone, at exit
         owners = [getattr(function, "__self__", function) for function in functions]
         watches: list[Any] = [weakref.ref(owner, forget) for owner in owners]
         functions = tuple(map(_Borrowed, functions))
@@ -167,6 +167,11 @@ class _Borrowed:
 
     def __repr__(self) -> str:
         return repr(self._function())
+
+
+def _kind_of_keys() -> Any:
+    """Return what decides which random numbers a key is for, and jax.jit does not look at."""
+    return _CONFIG.jax_default_prng_impl, _CONFIG.jax_enable_custom_prng
 
 
 def _identity(function: Function) -> Any:

@@ -19,11 +19,12 @@ from optax_clr._arguments import (
     function,
     is_traced,
     known_float,
+    native,
     real_scalar,
     shown,
     whole_number,
 )
-from optax_clr._arrays import as_array, is_array
+from optax_clr._arrays import as_array, is_array, is_numeric
 from optax_clr._batches import check_num_steps, open_batches
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
@@ -294,7 +295,9 @@ def held_out_batch(held_out: PyTree) -> PyTree:
     """Return a batch as arrays, if it is one; None where there is none."""
     if held_out is None:
         return None
-    batch = jax.tree.map(lambda leaf: as_array(leaf) if is_array(leaf) else leaf, held_out)
+    batch = jax.tree.map(
+        lambda leaf: as_array("held_out", leaf) if is_array(leaf) else leaf, held_out
+    )
     check_arrays("held_out", batch)
     return batch
 
@@ -306,15 +309,25 @@ def check_arrays(name: str, tree: PyTree) -> None:
             f"{name} must have at least one array, got the empty pytree {shown(tree)}."
         )
     _check_is_tree(name, tree)
-    if all(isinstance(leaf, _ARRAYS) for leaf in leaves):
+    if all(isinstance(leaf, jax.Array) for leaf in leaves):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        part = f"{name}{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, _ARRAYS):
             raise TypeError(
-                f"{name}{jax.tree_util.keystr(path)} must be an array, got {describe(leaf)}. "
+                f"{part} must be an array, got {describe(leaf)}. "
                 "Leave what is not one out of the state, or close over it. "
                 + see("training-steps/")
             )
+        if isinstance(leaf, np.ndarray) and not _is_taken_by_jax(part, leaf):
+            raise TypeError(
+                f"{part} must be an array of numbers as the device has them, got dtype "
+                f"{leaf.dtype}. Convert it: array.astype(numpy.float32)."
+            )
+
+
+def _is_taken_by_jax(name: str, array: np.ndarray) -> bool:
+    return is_numeric(array.dtype) and native(name, array) is array
 
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
@@ -334,7 +347,7 @@ def _check_is_tree(name: str, tree: PyTree) -> None:
 
 
 def _check_values(values: ArrayLike) -> jax.Array | np.ndarray:
-    array = values if isinstance(values, jax.Array) else np.asarray(values)
+    array = values if isinstance(values, jax.Array) else np.asarray(native("values", values))
     if array.ndim != 1 or not array.shape[0]:
         raise ValueError(
             f"values must be one-dimensional and not empty, got an array of shape {array.shape}."

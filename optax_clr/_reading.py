@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import is_traced
+from optax_clr._arguments import explicit_sharding, is_traced
 from optax_clr._doubts import (
     DOUBTS,
     PROBLEMS,
@@ -22,6 +22,7 @@ from optax_clr._doubts import (
 )
 from optax_clr._valley import average_of, centred, last_rows, locate_valley, mean, rows_of, scale_of
 
+_SHARDING: Any = jax.sharding
 # Fitted on the development tasks of docs/study/suggestions.py, all three lengths together.
 _CONSTANT = 1 / 18
 # What _peak_ratio gives for 1,000 steps of one cycle, and of four triangular cycles from a quarter.
@@ -174,13 +175,25 @@ def checked(curve: Curve) -> Curve:
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Return the two as arrays if they have the same shape, of at least one axis."""
-    rates, curves = jnp.asarray(learning_rates), jnp.asarray(losses)
+    rates, curves = together(jnp.asarray(learning_rates)), together(jnp.asarray(losses))
     if rates.shape != curves.shape or not curves.ndim:
         raise ValueError(
             f"learning_rates and losses must have the same shape [..., n], got {rates.shape} and "
             f"{curves.shape}."
         )
     return rates, curves
+
+
+def together(column: Any) -> Any:
+    """Return a column with all of its entries on each device, where it is over Explicit axes.
+
+    JAX would have to be told how to shard whatever is computed of it.
+    """
+    sharding = explicit_sharding(column)
+    if sharding is None:
+        return column
+    everywhere = _SHARDING.NamedSharding(sharding.mesh, _SHARDING.PartitionSpec())
+    return _SHARDING.reshard(column, everywhere)
 
 
 def averages(curve: Curve) -> tuple[np.ndarray, np.ndarray]:

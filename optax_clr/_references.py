@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import contextvars
 import functools
 import pathlib
 import sys
@@ -28,18 +29,22 @@ _ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes, type(None), n
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _MAPPINGS = (dict, types.MappingProxyType)
 _BUILT_IN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)  # as those of a dictionary
-# Of these what is in them counts; a method is a new object at each look.
-_CONTAINERS = (list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial)
+# Of these what is in them counts. A method is a new object at each look; of others there are no
+# weak references, and by a strong one a program could keep alive the function that it goes with.
+_CONTAINERS = (
+    *(list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial),
+    *(types.SimpleNamespace, property, staticmethod, classmethod, types.MemberDescriptorType),
+)
 # One of a class that is derived from these may have attributes too.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
 # What nobody changes, or where nothing can be seen.
-_OPAQUE = (np.generic, jax.Array, np.ndarray)
+_OPAQUE = (np.generic, jax.Array, np.ndarray, types.CodeType)
 
 
 class Seen(NamedTuple):
     """An object that a function referred to, not kept alive by this where that is possible."""
 
-    kind: type
+    kind: Callable[[], type | None]  # a weak reference
     get: Callable[[], Any] | None  # None of a container
     is_atom: bool
 
@@ -55,19 +60,22 @@ def look(functions: tuple[Function, ...]) -> list[Seen]:
 
 
 def _seen(value: Any) -> Seen:
+    kind = weakref.ref(type(value))
     if isinstance(value, _CONTAINERS):
-        return Seen(type(value), None, False)
+        return Seen(kind, None, False)
     if not isinstance(value, _ATOMS):
         with contextlib.suppress(TypeError):
-            return Seen(type(value), weakref.ref(value), False)
-    return Seen(type(value), lambda: value, isinstance(value, _ATOMS))
+            return Seen(kind, weakref.ref(value), False)
+        if _slots(type(value)):
+            return Seen(kind, None, False)
+    return Seen(kind, lambda: value, isinstance(value, _ATOMS))
 
 
 def sees_the_same(functions: tuple[Function, ...], seen: list[Seen]) -> bool:
     """Return whether functions refer to what they did when it was seen."""
     now = _referred_to(functions)
     for (kind, get, is_atom), value in zip(seen, now, strict=False):
-        if type(value) is not kind:
+        if type(value) is not kind():
             return False
         if get is None:
             continue
@@ -80,9 +88,10 @@ def sees_the_same(functions: tuple[Function, ...], seen: list[Seen]) -> bool:
 def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
     """Return what functions see: variables, globals, attributes, entries, and what these see.
 
-    Functions, classes and modules of installed packages are not looked into, but their objects are;
-    arrays are not. Of a class or a module those attributes count that some function names, and of a
-    class its operators.
+    Classes and modules of installed packages are not looked into, but their objects are; arrays are
+    not. Of a class or a module those attributes count that some function names, and of a class its
+    operators. Of an installed package's functions only what they carry with them counts, such as
+    the function that ``jax.vmap`` was given.
     """
     waiting: list[Any] = list(functions)[::-1]
     found: list[Any] = []
@@ -104,10 +113,12 @@ def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
                 owners.append(value)
                 waiting += _named(value, names)
         elif isinstance(value, types.FunctionType):
-            if _is_own(value.__module__):
+            waiting += _carried_by(value)
+            # By its globals, since what functools.wraps has made has the name of another module.
+            if _is_own(value.__globals__.get("__name__")):
                 new_names = set(_names(value.__code__)) - names
                 names |= new_names
-                waiting += _variables(value)
+                waiting += _globals_of(value)
                 waiting += [part for each in owners for part in _named(each, new_names)]
         else:
             waiting += _parts(value)
@@ -154,12 +165,14 @@ def _entries(value: Any) -> list[Any]:
         return [value.fget]
     if isinstance(value, weakref.ref):
         return [value()]
+    if isinstance(value, contextvars.ContextVar):
+        return [value.get(None)]
     return []
 
 
 def _attributes(value: Any) -> list[Any]:
     """Return names and values of an object's attributes, and what is in its slots."""
-    slots = [_in_slot(slot, value) for slot in _slots(type(value))]  # type: ignore[arg-type]
+    slots = [_in_slot(place, name, value) for place, name in _slots(type(value))]
     return [*_items(_attribute(value, "__dict__") or {}), *slots]
 
 
@@ -171,9 +184,9 @@ def _attribute(value: Any, name: str) -> Any:
         return None
 
 
-def _in_slot(slot: types.MemberDescriptorType, value: Any) -> Any:
+def _in_slot(place: int, name: str, value: Any) -> Any:
     try:
-        return slot.__get__(value)
+        return vars(type(value).__mro__[place])[name].__get__(value)
     except AttributeError:  # it is not filled
         return None
 
@@ -187,12 +200,20 @@ def _items(mapping: Mapping[Any, Any]) -> list[Any]:
     return [*keys, *mapping.values()]
 
 
-def _variables(function: types.FunctionType) -> list[Any]:
-    """Return a function's defaults, its free variables and attributes, and the globals it names."""
-    values: list[Any] = [function.__defaults__, function.__kwdefaults__, vars(function)]
+def _carried_by(function: types.FunctionType) -> list[Any]:
+    """Return a function's code, defaults and attributes, and its free variables."""
+    # A notebook's autoreload gives a function that has been edited other code.
+    values: list[Any] = [function.__code__, function.__defaults__, function.__kwdefaults__]
+    values.append(vars(function))
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # one that is not filled yet
             values.append(cell.cell_contents)
+    return values
+
+
+def _globals_of(function: types.FunctionType) -> list[Any]:
+    """Return the globals that a function names, and what it imports."""
+    values: list[Any] = []
     names = _names(function.__code__)
     for name in names:
         if name in function.__globals__:
@@ -213,16 +234,21 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*code.co_names, *inner]))
 
 
-@functools.lru_cache(maxsize=1000)
-def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
-    """Return what reads the slots of a class: under their own names, which may be mangled."""
-    return tuple(
-        attribute
-        for each in kind.__mro__
-        if "__slots__" in vars(each)  # and not a class of C, whose members nobody changes
-        for attribute in vars(each).values()
-        if isinstance(attribute, types.MemberDescriptorType)
-    )
+_slots_of: weakref.WeakKeyDictionary[type, list[tuple[int, str]]] = weakref.WeakKeyDictionary()
+
+
+def _slots(kind: type) -> list[tuple[int, str]]:
+    """Return the slots of a class: whose they are, by the place in its order, and their names."""
+    found = _slots_of.get(kind)
+    if found is None:
+        found = _slots_of[kind] = [
+            (place, name)
+            for place, each in enumerate(kind.__mro__)
+            if "__slots__" in vars(each)  # and not a class of C, whose members nobody changes
+            for name, attribute in vars(each).items()
+            if isinstance(attribute, types.MemberDescriptorType)
+        ]
+    return found
 
 
 _STDLIB = sysconfig.get_path("stdlib")
@@ -233,7 +259,9 @@ _INSTALLED = {"site-packages", "dist-packages"}
 @functools.lru_cache(maxsize=1000)
 def _is_own(module: str | None) -> bool:
     """Whether a module is the caller's: a notebook, a script, and not an installed package."""
-    if module is None or module.partition(".")[0] == "optax_clr":
+    if module is None:  # of what exec was given no name for
+        return True
+    if module.partition(".")[0] == "optax_clr":
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from optax_clr._step import PyTree, Step
 from optax_clr._stop_rule import ChunkRule, Past, StopRule, for_chunks
 from optax_clr._traced import StepFacts
 
+_CONFIG: Any = jax.config
 # How long a call from Python should take: short enough for a bar that moves, and for Ctrl-C.
 _SECONDS_PER_CALL = 0.5
 _MAX_GROWTH = 8
@@ -186,7 +187,9 @@ def _platform(arrays: PyTree) -> str:
     for leaf in jax.tree.leaves(arrays):
         if isinstance(leaf, jax.Array) and not is_traced(leaf):
             return str(next(iter(leaf.devices())).platform)
-    return str(jax.default_backend())
+    # Which jax.default_backend does not know: a device, or the name of a platform.
+    default = _CONFIG.jax_default_device
+    return str(getattr(default, "platform", default) or jax.default_backend())
 
 
 def _rows_per_chunk(device: Device, operations_per_row: int, num_rows: int, most_rows: int) -> int:

@@ -57,8 +57,9 @@ def for_chunks(rule: StopRule, num_rows: int) -> ChunkRule:
 
 @functools.lru_cache(maxsize=32)
 def _known_decay(smoothing: float, num_rows: int) -> Decay:
-    within, before = _decay(np, smoothing, num_rows)
-    return Decay(np.asarray(within, np.float32), np.asarray(before, np.float32))
+    with np.errstate(under="ignore"):  # the caller's np.seterr may be another
+        within, before = _decay(np, smoothing, num_rows)
+        return Decay(np.asarray(within, np.float32), np.asarray(before, np.float32))
 
 
 def _decay(numpy: Any, smoothing: Any, num_rows: int) -> Decay:

@@ -130,7 +130,7 @@ def _passes(batches: Iterable[PyTree]) -> Generator[_Batch, None, None]:
                 if unfit is not None:
                     raise _UnfitBatchError(unfit)
                 leaves, structure = jax.tree.flatten(tree)
-                leaves = [as_array(leaf) for leaf in leaves]
+                leaves = [as_array("batches", leaf) for leaf in leaves]
                 batch = _Batch(leaves, structure, [(leaf.shape, leaf.dtype) for leaf in leaves])
                 if first is None:
                     first = _checked_first(batch)

@@ -18,11 +18,13 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import real_scalar, whole_number
+from optax_clr._modes import undisturbed
 from optax_clr._reading import checked_columns
 
 __all__ = ["minimum", "slide", "steepest", "valley"]
 
 
+@undisturbed()
 def steepest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     r"""Return the rate at which the loss falls fastest, per factor of the rate.
 
@@ -53,6 +55,7 @@ def steepest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     return jnp.where(valid[1], rates[jnp.argmin(slopes)], jnp.nan)
 
 
+@undisturbed()
 def minimum(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     r"""Return a tenth of the rate of the lowest loss.
 
@@ -81,6 +84,7 @@ def minimum(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     return jnp.where(valid[0], rates[lowest] / 10, jnp.nan)
 
 
+@undisturbed()
 def valley(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     """Return the rate halfway along the longest valley: the longest falling subsequence.
 
@@ -117,6 +121,7 @@ def valley(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     return jnp.where(valid[1], rates[middle], jnp.nan)
 
 
+@undisturbed()
 def slide(
     learning_rates: jax.Array,
     losses: jax.Array,

@@ -67,6 +67,9 @@ _NO_SCALARS = [NAN, INF, -INF], [
 ]  # fmt: skip
 
 
+UNMASKED = "must have no masked entries, which no device knows; got masked"
+
+
 def has_default_none(function, name):
     parameter = inspect.signature(function).parameters.get(name)
     return parameter is not None and parameter.default is None
@@ -96,6 +99,8 @@ def by_kind(entry):
         message = rf"{name} must be a scalar, got an array of shape \(3,\). Use jax.vmap"
         yield Wrong({name: np.ones(3)}, ValueError, message)
         yield Wrong({name: jnp.ones(3)}, ValueError, message)
+        yield Wrong({name: np.array(0.1, object)}, TypeError, f"{name} must be a finite.* number")
+        yield Wrong({name: np.ma.array(0.1, mask=True)}, ValueError, f"{name} {UNMASKED}")
     for name in entry.positive:
         for bad in (0.0, -0.5, 0, np.float32(-1)):
             yield Wrong({name: bad}, ValueError, f"{name} must be a finite positive{got(bad)}")
@@ -105,6 +110,8 @@ def by_kind(entry):
     for name in entry.steps:
         for bad in (1.5, np.ones(2), np.array([False]), "3", None, True, 1j, jnp.ones(())):
             yield Wrong({name: bad}, TypeError, f"{name} must be an integer")
+        masked = np.ma.array([1, 2], mask=[False, True])
+        yield Wrong({name: masked}, ValueError, f"{name} {UNMASKED}")
 
 
 # --------------------------------------------------------------------------- cycles and schedules
@@ -322,6 +329,7 @@ HYPERPARAMS = {
                 r"learning_rate must be .* got \(0.1, 0.5\).*triangular_schedule\(\*bounds",
             ),
             Wrong({"learning_rate": optax_clr.LRBounds(0.1, 0.5)}, TypeError, r"\(\*bounds, rise"),
+            Wrong({"learning_rate": np.ma.masked}, ValueError, f"learning_rate {UNMASKED}"),
             Wrong({"factory": gathering}, TypeError, r"name each argument .*\*\*others"),
         ),
     ),
@@ -352,6 +360,7 @@ HYPERPARAMS = {
                 r"momentum must have shape \(\) or \(\), got .*\(2,",
             ),
             Wrong({"values": {"momentum": "0.1"}}, TypeError, "momentum must be .* got '0.1'"),
+            Wrong({"values": {"momentum": np.ma.masked}}, ValueError, f"momentum {UNMASKED}"),
             Wrong({"values": {"momentum": None}}, TypeError, "momentum must be .* got None"),
             Wrong({"values": {"momentum": SCHEDULE}}, TypeError, "momentum must be a number"),
             Wrong({"values": {"momentum": np.array("1")}}, TypeError, "momentum must be a number"),
@@ -469,12 +478,16 @@ def returns(result):
 
 ONE = jnp.float32(1)
 FORM = "batches must be a pytree of arrays with a leading axis"
+MASKED = np.ma.array(np.ones((NUM_STEPS, 16)), mask=np.eye(NUM_STEPS, 16))
+STRUCTURED = np.zeros(NUM_STEPS, [("input", "f4"), ("label", "i4")])
 HELD_BATCHES = (
     Wrong({"batches": {}}, ValueError, f"{FORM}.* empty pytree"),
     Wrong({"batches": None}, ValueError, f"{FORM}.* empty pytree"),
     Wrong({"batches": {"a": 1.0}}, TypeError, rf"{FORM}.* batches\['a'\] is float"),
     Wrong({"batches": {"a": jnp.ones(())}}, ValueError, rf"{FORM}.* batches\['a'\] is a scalar"),
     Wrong({"batches": 5}, TypeError, f"{FORM}.* batches is int"),
+    Wrong({"batches": MASKED}, ValueError, f"batches {UNMASKED}"),
+    Wrong({"batches": STRUCTURED}, TypeError, f"{FORM}.* has dtype .* no device knows"),
     Wrong(
         {"batches": {**BATCHES, "targets": TARGETS[:-1]}},
         ValueError,
@@ -510,6 +523,8 @@ STREAMED_BATCHES = tuple(
         (Loader("a", "b"), TypeError, "batches must give pytrees of numeric arrays.*<U1"),
         (Loader(None), TypeError, "batches must give pytrees of numeric arrays.* nothing"),
         ("text", TypeError, "batches must give pytrees of numeric arrays"),
+        (Loader(*STRUCTURED), TypeError, "batches must give pytrees of numeric arrays.*'label'"),
+        (Loader(*MASKED), ValueError, f"batches {UNMASKED}"),
     ]
 )
 LOSS = (
@@ -572,11 +587,17 @@ TRAINING = (
     ),
     Wrong({"params": {}}, ValueError, "params must have at least one array"),
     Wrong({"params": {"a": "b"}}, TypeError, r"params\['a'\] must be an array, got str"),
+    Wrong({"params": {"a": MASKED}}, ValueError, rf"params\['a'\] {UNMASKED}"),
+    *(
+        Wrong({"params": {"a": array}}, TypeError, r"params\['a'\] must be an array of numbers")
+        for array in (STRUCTURED, np.ones(3, ">f4"), np.ones(3, object))
+    ),
     Wrong(
         {"params": {**PARAMS, "table": jnp.arange(3)}},
         TypeError,
         r"params\['table'\] must be a float to be trained, got dtype int32",
     ),
+    Wrong({"held_out": MASKED}, ValueError, f"held_out {UNMASKED}"),
     Wrong({"held_out": ()}, ValueError, "held_out must have at least one array"),
     Wrong({"held_out": {"a": "b"}}, TypeError, r"held_out\['a'\] must be an array, got str"),
 )
@@ -660,6 +681,7 @@ RANGE_TESTS = {
             Wrong({"values": np.array([0.1, NAN])}, ValueError, "values must be finite"),
             Wrong({"values": np.array([1j, 2j])}, TypeError, "values must be real"),
             Wrong({"values": ["a", "b"]}, TypeError, "values must be real"),
+            Wrong({"values": MASKED[0]}, ValueError, f"values {UNMASKED}"),
             Wrong(returns(lambda s, b, v: s), TypeError, r"step_fn must return \(state, loss\)"),
             Wrong(
                 returns(lambda s, b, v: step_fn(s, b, v)[::-1]),

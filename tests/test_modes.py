@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import optax_clr
+from optax_clr import _stop_rule
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -105,3 +106,21 @@ def test_every_form_runs_in_the_mode_and_can_be_read(form, mode, max_lr):
             result.suggest()
             result.bounds()
             result.one_cycle_peak()
+
+
+@pytest.mark.parametrize("rule", optax_clr.peer_rules.__all__)
+def test_the_rules_of_other_systems_read_what_diverged_in_the_mode(rule):
+    result = expected(stacked, 1e30)
+    assert result.num_valid < NUM_STEPS
+    read = lambda: getattr(optax_clr.peer_rules, rule)(result.learning_rates, result.losses)
+    outside = read()
+    with debugging():
+        assert read() == outside
+
+
+def test_numpy_may_raise_for_what_is_too_small():
+    outside = stacked(max_lr=0.1, smoothing=0.07)
+    _stop_rule._known_decay.cache_clear()
+    with np.errstate(all="raise"):
+        result = stacked(max_lr=0.1, smoothing=0.07)
+    np.testing.assert_array_equal(result.smoothed_losses, outside.smoothed_losses)

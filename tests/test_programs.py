@@ -1,6 +1,8 @@
 """Compiled programs that are kept: while what they were made from is the same, and no longer."""
 
 import collections
+import contextlib
+import contextvars
 import fractions
 import functools
 import gc
@@ -105,6 +107,24 @@ def test_a_variable_that_is_bound_anew_is_seen():
     assert first_loss(loss_fn) == pytest.approx(3.0, rel=1e-5)
 
 
+def test_another_generator_of_random_numbers_is_seen():
+    loss_fn = lambda params, batch: jnp.mean((batch @ params) ** 2)
+    draw = lambda step: jax.random.normal(jax.random.fold_in(jax.random.key(0), step), (4, 3))
+    run = lambda batch_at: (
+        optax_clr.lr_range_test(
+            loss_fn, PARAMS, optax.sgd, batch_at, num_steps=12, max_lr=0.1
+        ).losses
+    )
+    before = run(draw)
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
+        again, anew = run(draw), run(lambda step: draw(step))
+    finally:
+        jax.config.update("jax_default_prng_impl", "threefry2x32")
+    np.testing.assert_array_equal(again, anew)
+    assert (again != before).all()
+
+
 def test_a_global_of_a_function_that_is_called_is_seen(monkeypatch):
     assert first_loss(loss_of_globals) == pytest.approx(1.0, rel=1e-5)
     monkeypatch.setitem(globals(), "SCALE", 5.0)
@@ -173,6 +193,40 @@ def test_programs_go_with_their_functions_and_the_data_in_them(form):
         assert len(_programs._kept) <= num_kept
     finally:
         gc.enable()
+
+
+def by_scale_of(holder, data):
+    return lambda params, batch: holder.scale * jnp.mean(batch @ params) + 0 * data.sum()
+
+
+class Holder:
+    __slots__ = ("function", "scale")
+
+
+def holder_with_property():
+    class WithProperty:
+        @property
+        def scale(self):
+            return 1.0 if owner is not None else 0.0
+
+    owner = WithProperty()
+    return owner
+
+
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 5), reason="this JAX keeps what a jit within a program closes over"
+)
+@pytest.mark.parametrize("make", [Holder, types.SimpleNamespace, holder_with_property])
+def test_programs_go_where_an_object_without_weak_references_has_the_function(make):
+    holder, data = make(), jnp.ones(1000)
+    reference = weakref.ref(data)
+    with contextlib.suppress(AttributeError):  # of a property
+        holder.scale = 1.0
+    holder.function = by_scale_of(holder, data)
+    assert first_loss(holder.function) == pytest.approx(1.0, rel=1e-5)
+    del holder, data
+    gc.collect()
+    assert reference() is None
 
 
 def test_functions_of_a_moment_leave_nothing_behind():
@@ -515,10 +569,57 @@ def weak_reference():
     return lambda: reference().scale, lambda _: setattr(settings, "scale", 7.0)
 
 
+def context_variable():
+    variable = contextvars.ContextVar("scale", default=1.0)
+    return variable.get, lambda _: variable.set(7.0)
+
+
+def edited_function():
+    """As IPython's autoreload leaves a function whose file has been edited."""
+
+    def read():
+        return 1.0
+
+    def edited():
+        return 7.0
+
+    return (lambda: read()), lambda _: setattr(read, "__code__", edited.__code__)
+
+
+def function_without_a_module():
+    names = {"scale": 1.0}
+    exec("def read(): return scale", names)
+    assert names["read"].__module__ is None
+    return names["read"], lambda _: names.update(scale=7.0)
+
+
+def function_named_after_an_installed_one():
+    read = functools.wraps(optax.sgd)(lambda: SCALE)
+    return read, lambda monkeypatch: monkeypatch.setitem(globals(), "SCALE", 7.0)
+
+
+def transformed_partial():
+    settings = Settings(1.0)
+    read = jax.vmap(functools.partial(lambda settings, x: x + settings.scale, settings))
+    return (lambda: read(jnp.zeros(1))[0]), lambda _: setattr(settings, "scale", 7.0)
+
+
+def schedule_of_a_schedule():
+    settings = Settings(1.0)
+    schedule = optax_clr.per_epoch_schedule(lambda epoch: settings.scale + 0 * epoch, 5)
+    return (lambda: schedule(0)), lambda _: setattr(settings, "scale", 7.0)
+
+
 @pytest.mark.parametrize(
     "case",
     [
         installed_slots,
+        context_variable,
+        edited_function,
+        function_without_a_module,
+        function_named_after_an_installed_one,
+        transformed_partial,
+        schedule_of_a_schedule,
         mangled_slot,
         method_of_a_row,
         attribute_of_a_number,

@@ -259,9 +259,9 @@ def test_a_function_may_give_batches_with_names():
     np.testing.assert_allclose(result.losses, test(loss_fn, PARAMS, batches=BATCHES).losses)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, np.int32])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, np.int32, ">f8"])
 def test_values_of_any_dtype_are_float32(dtype):
-    values = jnp.arange(1, 301).astype(dtype)
+    values = np.arange(1, 301).astype(dtype)
     result = optax_clr.range_test(scripted_step, jnp.float32(0), jnp.ones(300), values)
     assert result.learning_rates.dtype == result.equivalent_steps.dtype == jnp.float32
     exact = np.asarray(values, np.float64)

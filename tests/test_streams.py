@@ -666,6 +666,23 @@ def test_convolutions_on_a_cpu_are_called_row_by_row_and_nothing_else_is(monkeyp
         assert calls == [way]
 
 
+@pytest.mark.parametrize("default", ["device", "name"])
+def test_the_device_of_a_test_is_the_default_one_and_not_that_of_the_backend(default, monkeypatch):
+    """As on a machine with a GPU that the caller does not use."""
+    if default == "name" and jax.__version_info__ < (0, 6):
+        pytest.skip("this JAX takes no name for a device")
+    cpu = jax.devices("cpu")[0] if default == "device" else "cpu"
+    calls = []
+    begin = Loop.begin
+    monkeypatch.setattr(Loop, "begin", lambda *args: calls.append("rows") or begin(*args))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with jax.default_device(cpu):
+        optax_clr.range_test(
+            functools.partial(convolution_step), KERNEL, IMAGES, np.geomspace(1e-3, 0.1, 20)
+        )
+    assert calls == ["rows"]
+
+
 def test_labels_of_64_bits_are_streamed_as_jax_has_them():
     batches = [(np.ones(2, np.float64), np.arange(2, dtype=np.int64))] * 4
     loss_fn = lambda params, batch: jnp.sum(params * batch[0]) + batch[1].sum().astype(jnp.float32)

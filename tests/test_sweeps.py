@@ -296,3 +296,23 @@ def test_batches_over_explicit_axes(explicit_mesh):
     batches = jax.device_put(BATCHES, NamedSharding(explicit_mesh, P(None, "device")))
     result = run(0, batches=batches)
     np.testing.assert_allclose(result.losses, run(0).losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize("axes", [("device",), (None, "device")], ids=["curves", "rows"])
+def test_curves_over_explicit_axes_are_read(explicit_mesh, axes):
+    rates = np.geomspace(1e-5, 10.0, 80, dtype=np.float32)
+    centres = np.linspace(-1.5, -1.0, 8, dtype=np.float32)[:, None]
+    losses = (np.log10(rates) - centres) ** 2
+    plain = optax_clr.RangeTestResult(
+        jnp.broadcast_to(rates, losses.shape), jnp.asarray(losses), jnp.asarray(losses), 80
+    )
+    spread = jax.tree.map(
+        lambda column: jax.device_put(column, NamedSharding(explicit_mesh, P(*axes))), plain[:3]
+    )
+    result = optax_clr.RangeTestResult(*spread, 80)
+    assert result.suggest() == pytest.approx(plain.suggest(), rel=1e-5)
+    assert result.summary() == plain.summary()
+    bounds = jax.jit(lambda: result.bounds())()
+    np.testing.assert_allclose(bounds, plain.bounds(), rtol=1e-5)
+    for rule in (optax_clr.peer_rules.minimum, optax_clr.peer_rules.valley):
+        np.testing.assert_allclose(rule(*spread[:2]), rule(*plain[:2]), rtol=1e-5)
