@@ -175,7 +175,7 @@ def checked(curve: Curve) -> Curve:
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Return the two as arrays if they have the same shape, of at least one axis."""
-    rates, curves = together(jnp.asarray(learning_rates)), together(jnp.asarray(losses))
+    rates, curves = gathered(jnp.asarray(learning_rates)), gathered(jnp.asarray(losses))
     if rates.shape != curves.shape or not curves.ndim:
         raise ValueError(
             f"learning_rates and losses must have the same shape [..., n], got {rates.shape} and "
@@ -184,7 +184,7 @@ def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.A
     return rates, curves
 
 
-def together(column: Any) -> Any:
+def gathered(column: Any) -> Any:
     """Return a column with all of its entries on each device, where it is over Explicit axes.
 
     JAX would have to be told how to shard whatever is computed of it.

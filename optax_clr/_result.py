@@ -315,7 +315,7 @@ ONE_EXAMPLE = (
 
 def _curve(result: RangeTestResult) -> _reading.Curve:
     """Return what is read of a result, checked: the held-out losses, where there are any."""
-    result = jax.tree.map(_reading.together, result._replace(metrics=()))
+    result = jax.tree.map(_reading.gathered, result._replace(metrics=()))
     rates, held_out, steps = result.learning_rates, result.held_out_losses, result.equivalent_steps
     curve = _reading.Curve(
         rates,
