@@ -61,12 +61,13 @@ class Programs:
             start = lambda initial, value: with_step_types(self._step.start(initial, value))
             state = jax.eval_shape(start, initial, value)
             traced = jax.make_jaxpr(self._train)(state, batch, value)
+            started = jax.make_jaxpr(start)(initial, value)
             is_one_batch = False
             if self._batch_fn is not None:
                 made = trace_batches(self._batch_fn, batch)
                 is_one_batch, batch = makes_one_batch(made), made.out_avals
-            facts = facts_of(traced, state, batch, is_one_batch)
-            if not facts.reads_value:
+            facts = facts_of(traced, started, state, batch, is_one_batch)
+            if not facts.reads_value or facts.keeps_first_value:
                 raise ValueError(self._step.unread_value)
             self._facts[key] = facts
         return self._facts[key]

@@ -21,6 +21,7 @@ class StepFacts(NamedTuple):
 
     has_convolution: bool
     reads_value: bool  # whether the loss, of this step or a later one, depends on the value
+    keeps_first_value: bool  # whether a state that is made for it holds it, in a part at least
     closes_over_tracers: bool
     num_operations: int  # on single numbers, roughly
     steps_per_update: int  # that optax.MultiSteps accumulates gradients over; 1 without
@@ -29,8 +30,11 @@ class StepFacts(NamedTuple):
     optimizer_factor: float  # of the rates that are read
 
 
-def facts_of(closed: Any, state: Any, batch: Any, is_one_batch: bool) -> StepFacts:
-    """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr."""
+def facts_of(closed: Any, start: Any, state: Any, batch: Any, is_one_batch: bool) -> StepFacts:
+    """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr.
+
+    ``start`` is that of ``(initial, value) -> state``.
+    """
     jaxpr = closed.jaxpr
     num_state_leaves = len(jax.tree.leaves(state))
     return StepFacts(
@@ -38,6 +42,7 @@ def facts_of(closed: Any, state: Any, batch: Any, is_one_batch: bool) -> StepFac
             equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr)
         ),
         reads_value=_reads_value(jaxpr, num_state_leaves),
+        keeps_first_value=_inputs_of(start.jaxpr, [True] * len(start.jaxpr.outvars))[-1],
         closes_over_tracers=any(map(is_traced, closed.consts)),
         num_operations=_num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),

@@ -441,6 +441,12 @@ def needs_more(rate):
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
+def keeps_rate_of_a_part(rate):
+    """An optimizer that would train one part with the first rate of a sweep, in silence."""
+    kept = optax_clr.inject_schedules(optax.sgd)(learning_rate=rate)
+    return optax.multi_transform({"a": kept, "b": optax.sgd(rate)}, {"hidden": "a", "out": "b"})
+
+
 def fails(rate):
     def update(updates, state, params=None):
         raise RuntimeError(f"no such thing as {type(rate)}")
@@ -568,6 +574,7 @@ TRAINING = (
             lambda rate: optax.adam(0.1),
             optax.inject_hyperparams(optax.adam),
             optax_clr.inject_schedules(optax.sgd),
+            keeps_rate_of_a_part,
         )
     ),
     Wrong({"params": {}}, ValueError, "params must have at least one array"),
