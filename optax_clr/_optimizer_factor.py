@@ -25,6 +25,7 @@ _NORMALIZED_STATES = {"MuonState", "ScaleByLionState"}
 _NORMALIZED_FIELDS = ({"count", "mu"}, {"count", "mu", "ns_coeffs"})
 _MEMORYLESS_STATES = {
     "AddNoiseState",
+    "ApplyEvery",
     "ApplyIfFiniteState",
     "AveragingState",
     "ConditionallyMaskState",
@@ -36,8 +37,10 @@ _MEMORYLESS_STATES = {
     "MultiStepsState",
     "MultiTransformState",
     "PartitionState",
+    "ReduceLROnPlateauState",
     "ScaleByRssState",
     "ScaleByScheduleState",
+    "WeightDecaySchedule",
     "WithoutState",
     "WrappedScheduleState",
     "ZeroNansState",
