@@ -488,6 +488,17 @@ HELD_BATCHES = (
     ),
     Wrong({"batches": [INPUTS, TARGETS]}, TypeError, r"a list of arrays.*iter\(batches\)"),
     Wrong({"batches": [INPUTS, (TARGETS,)]}, TypeError, r"a list of arrays.*iter\(batches\)"),
+    # Containers that JAX does not know, such as those of tokenizers.
+    Wrong(
+        {"batches": collections.UserDict(BATCHES)},
+        TypeError,
+        rf"{FORM}.* UserDict. .* dict\(batch\)",
+    ),
+    Wrong(
+        {"batches": [collections.UserDict(BATCHES)]},
+        TypeError,
+        r"got a list of UserDict. .* dict\(batch\)",
+    ),
     Wrong({"batches": generator_function}, TypeError, "generator function .* Call it"),
     Wrong(
         {"batches": {"inputs": [INPUTS, INPUTS], "targets": [TARGETS, TARGETS]}},
@@ -514,6 +525,11 @@ STREAMED_BATCHES = tuple(
         (Loader(STREAM[0], tuple(map(np.float64, STREAM[0])), *STREAM), ValueError, "got float64"),
         (Loader(STREAM[0], {"a": ODD}, *STREAM), ValueError, "structure of the first"),
         (Loader("a", "b"), TypeError, "batches must give pytrees of numeric arrays.*<U1"),
+        (
+            Loader(collections.UserDict(a=ODD)),
+            TypeError,
+            r"got one with a UserDict in it.* dict\(batch\)",
+        ),
         (Loader(None), TypeError, "batches must give pytrees of numeric arrays.* nothing"),
         ("text", TypeError, "batches must give pytrees of numeric arrays"),
     ]
