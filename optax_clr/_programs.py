@@ -21,7 +21,7 @@ from optax_clr._documentation import see
 from optax_clr._loop import Loop, with_step_types
 from optax_clr._references import MOST_OBJECTS, Function, Seen, look, sees_the_same
 from optax_clr._step import PyTree, Step, shape_in_words
-from optax_clr._traced import StepFacts, facts_of, makes_one_batch, trace_batches
+from optax_clr._traced import StepFacts, batch_of, facts_of, makes_one_batch, trace_batches
 
 _CONFIG: Any = jax.config
 
@@ -91,7 +91,7 @@ def _train(
     step: Step, batch_fn: Function | None, state: PyTree, batch: PyTree, value: jax.Array
 ) -> Any:
     if batch_fn is not None:
-        batch = batch_fn(batch)
+        batch = batch_of(batch_fn, batch)
     try:
         return step.train(state, batch, value)
     except Exception as error:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from optax_clr._arguments import is_traced
+from optax_clr._documentation import see
 from optax_clr._optimizer_factor import optimizer_factor
 from optax_clr._states import key_name
 
@@ -52,11 +53,24 @@ def facts_of(closed: Any, start: Any, state: Any, batch: Any, is_one_batch: bool
     )
 
 
+def batch_of(batch_fn: Callable[[Any], Any], step: Any) -> Any:
+    """Return what a function makes of the step, while it is traced."""
+    try:
+        return batch_fn(step)
+    except Exception as error:
+        error.add_note(
+            "batches is a function, and is traced with the step, i32[]: index JAX arrays in it, "
+            "jnp.asarray(data), not NumPy's. What cannot be traced comes from a generator. "
+            + see("range-test/#batches")
+        )
+        raise
+
+
 def trace_batches(batch_fn: Callable[[Any], Any], step: Any) -> Any:
     """Return the closed jaxpr of the arrays in what a function makes of the step."""
 
     def arrays(step: Any) -> list[Any]:
-        leaves = jax.tree.leaves(batch_fn(step))
+        leaves = jax.tree.leaves(batch_of(batch_fn, step))
         return [leaf for leaf in leaves if hasattr(leaf, "dtype") or isinstance(leaf, Number)]
 
     return jax.make_jaxpr(arrays)(step)

@@ -499,6 +499,11 @@ HELD_BATCHES = (
         TypeError,
         r"got a list of UserDict. .* dict\(batch\)",
     ),
+    Wrong(
+        {"batches": lambda step: np.asarray(INPUTS)[step]},
+        jax.errors.TracerArrayConversionError,
+        r"batches is a function.*jnp.asarray\(data\)",
+    ),
     Wrong({"batches": generator_function}, TypeError, "generator function .* Call it"),
     Wrong(
         {"batches": {"inputs": [INPUTS, INPUTS], "targets": [TARGETS, TARGETS]}},
