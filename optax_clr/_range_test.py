@@ -336,12 +336,13 @@ def _check_is_tree(name: str, tree: PyTree) -> None:
 
 def _check_values(values: ArrayLike) -> jax.Array | np.ndarray:
     array = values if isinstance(values, jax.Array) else np.asarray(values)
+    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+        remedy = " Of a schedule pass schedule(jnp.arange(n))." if callable(values) else ""
+        raise TypeError(f"values must be real numbers, got {shown(values)}.{remedy}")
     if array.ndim != 1 or not array.shape[0]:
         raise ValueError(
             f"values must be one-dimensional and not empty, got an array of shape {array.shape}."
         )
-    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
-        raise TypeError(f"values must be real numbers, got dtype {array.dtype}.")
     # An explicit transfer, which jax.transfer_guard("disallow") allows.
     if not is_traced(array) and not np.isfinite(jax.device_get(array).astype(np.float64)).all():
         raise ValueError(f"values must be finite, got {shown(values)}.")

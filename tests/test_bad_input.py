@@ -688,6 +688,7 @@ RANGE_TESTS = {
             Wrong({"values": np.array([0.1, NAN])}, ValueError, "values must be finite"),
             Wrong({"values": np.array([1j, 2j])}, TypeError, "values must be real"),
             Wrong({"values": ["a", "b"]}, TypeError, "values must be real"),
+            Wrong({"values": SCHEDULE}, TypeError, r"values must be real.*schedule\(jnp.arange"),
             Wrong(returns(lambda s, b, v: s), TypeError, r"step_fn must return \(state, loss\)"),
             Wrong(
                 returns(lambda s, b, v: step_fn(s, b, v)[::-1]),
