@@ -24,7 +24,7 @@ from optax_clr._arguments import (
     whole_number,
 )
 from optax_clr._arrays import as_array, is_array
-from optax_clr._batches import check_num_steps, open_batches
+from optax_clr._batches import check_num_steps, is_stream, open_batches
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
 from optax_clr._reading import RangeTestWarning
@@ -295,6 +295,12 @@ def held_out_batch(held_out: PyTree) -> PyTree:
     """Return a batch as arrays, if it is one; None where there is none."""
     if held_out is None:
         return None
+    if is_stream(held_out) and not isinstance(held_out, list):
+        raise TypeError(
+            f"held_out must be one batch, got the iterable {shown(held_out)}. Pass a batch of it, "
+            "next(iter(loader)), or read it beside the training batches. "
+            + see("recipes/#a-validation-loader-in-a-range-test")
+        )
     batch = jax.tree.map(lambda leaf: as_array(leaf) if is_array(leaf) else leaf, held_out)
     check_arrays("held_out", batch)
     return batch
@@ -313,8 +319,8 @@ def check_arrays(name: str, tree: PyTree) -> None:
         if not isinstance(leaf, _ARRAYS):
             raise TypeError(
                 f"{name}{jax.tree_util.keystr(path)} must be an array, got {describe(leaf)}. "
-                "Leave what is not one out of the state, or close over it. "
-                + see("training-steps/")
+                "Leave what is not one out, or close over it; if there are arrays in it, register "
+                f"its class with JAX (jax.tree_util.register_dataclass). {see('training-steps/')}"
             )
 
 

@@ -606,6 +606,13 @@ TRAINING = (
         r"params\['table'\] must be a float to be trained, got dtype int32",
     ),
     Wrong({"held_out": ()}, ValueError, "held_out must have at least one array"),
+    Wrong({"held_out": Loader(ODD)}, TypeError, r"held_out must be one batch.*next\(iter\("),
+    Wrong(
+        {"held_out": collections.UserDict(BATCHES)},
+        TypeError,
+        "held_out must be .* UserDict.* register",
+    ),
+    Wrong({"held_out": {"inputs": ODD[0]}}, TypeError, "held-out batch is {'inputs': 'float32"),
     Wrong({"held_out": {"a": "b"}}, TypeError, r"held_out\['a'\] must be an array, got str"),
 )
 RATES = (
