@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from optax_clr._arguments import is_traced
+from optax_clr._arrays import is_opaque
 from optax_clr._documentation import see
 from optax_clr._optimizer_factor import optimizer_factor
 from optax_clr._states import key_name
@@ -71,6 +72,10 @@ def trace_batches(batch_fn: Callable[[Any], Any], step: Any) -> Any:
 
     def arrays(step: Any) -> list[Any]:
         leaves = jax.tree.leaves(batch_of(batch_fn, step))
+        # JAX does not look into a plain dataclass, which serves as a batch nonetheless.
+        leaves = jax.tree.leaves(
+            [getattr(leaf, "__dict__", leaf) if is_opaque(leaf) else leaf for leaf in leaves]
+        )
         return [leaf for leaf in leaves if hasattr(leaf, "dtype") or isinstance(leaf, Number)]
 
     return jax.make_jaxpr(arrays)(step)
