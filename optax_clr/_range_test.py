@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -254,6 +255,14 @@ def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
             f"weight_decay=0.1). {see('first-test/')}"
         )
     optimizer = function("optimizer", optimizer, form="learning_rate -> GradientTransformation")
+    if isinstance(optimizer, functools.partial) and optimizer.args:
+        names = [*inspect.signature(optimizer.func).parameters][: len(optimizer.args)]
+        if "learning_rate" in names:  # and the rates of the test would be another argument's
+            raise TypeError(
+                f"optimizer must leave the learning rate open, got {shown(optimizer)}. Bind other "
+                f"arguments by name, functools.partial(optax.adamw, weight_decay=0.1). "
+                + see("range-test/")
+            )
     return OptimizerStep(loss_fn, optimizer, bool(has_aux))
 
 

@@ -4,6 +4,7 @@ Each is refused with the argument, the value it had and what is allowed, where t
 """
 
 import collections
+import functools
 import inspect
 import io
 import math
@@ -573,6 +574,11 @@ TRAINING = (
         {"optimizer": optax.adam(0.1)},
         TypeError,
         "optimizer must be a function from a learning rate .* already built. Pass optax.adamw",
+    ),
+    Wrong(
+        {"optimizer": functools.partial(optax.adamw, 1e-3)},  # the rates would be b1
+        TypeError,
+        "optimizer must leave the learning rate open, got .*adamw.*weight_decay=0.1",
     ),
     Wrong(
         {"optimizer": lambda rate: rate},
