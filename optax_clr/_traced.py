@@ -23,7 +23,7 @@ class StepFacts(NamedTuple):
 
     has_convolution: bool
     reads_value: bool  # whether the loss, of this step or a later one, depends on the value
-    keeps_first_value: bool  # whether a state that is made for it holds it, in a part at least
+    keeps_first_value: bool  # whether it depends on the value that the state was made with
     closes_over_tracers: bool
     num_operations: int  # on single numbers, roughly
     steps_per_update: int  # that optax.MultiSteps accumulates gradients over; 1 without
@@ -38,13 +38,13 @@ def facts_of(closed: Any, start: Any, state: Any, batch: Any, is_one_batch: bool
     ``start`` is that of ``(initial, value) -> state``.
     """
     jaxpr = closed.jaxpr
-    num_state_leaves = len(jax.tree.leaves(state))
+    matters, reads_value = _what_matters(jaxpr, len(jax.tree.leaves(state)))
     return StepFacts(
         has_convolution=any(
             equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr)
         ),
-        reads_value=_reads_value(jaxpr, num_state_leaves),
-        keeps_first_value=_inputs_of(start.jaxpr, [True] * len(start.jaxpr.outvars))[-1],
+        reads_value=reads_value,
+        keeps_first_value=_inputs_of(start.jaxpr, matters)[-1],
         closes_over_tracers=any(map(is_traced, closed.consts)),
         num_operations=_num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
@@ -142,14 +142,14 @@ def _operations_of(equation: Any) -> int:
     return size
 
 
-def _reads_value(jaxpr: Any, num_state_leaves: int) -> bool:
-    """Whether the last input reaches the loss, by way of the state in later steps."""
+def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:
+    """Return which leaves of the state reach a loss, now or later, and whether the value does."""
     num_metrics = len(jaxpr.outvars) - num_state_leaves - 1
     matters = [False] * num_state_leaves
     while True:
         needed = _inputs_of(jaxpr, [*matters, True, *[False] * num_metrics])
         if needed[:num_state_leaves] == matters:
-            return needed[-1]
+            return matters, needed[-1]
         matters = [old or new for old, new in zip(matters, needed[:num_state_leaves], strict=True)]
 
 
