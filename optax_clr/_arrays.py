@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any
 
 import jax
@@ -11,12 +12,21 @@ import numpy as np
 from optax_clr._arguments import native
 
 ShapeDtype: Any = jax.ShapeDtypeStruct
+OPEN_IT = (
+    "JAX does not look into it: make it a dict or a tuple, as by dict(batch), or register its "
+    "class, as with jax.tree_util.register_dataclass."
+)
 
 
 def is_array(value: Any) -> bool:
     """Whether ``value`` is an array, of NumPy, JAX or another library such as PyTorch."""
     known = isinstance(value, (jax.Array, np.ndarray))
     return known or (hasattr(value, "__array__") and hasattr(value, "shape"))
+
+
+def is_opaque(leaf: Any) -> bool:
+    """Whether a leaf of a pytree is a container that JAX does not know, or no data at all."""
+    return not (is_array(leaf) or isinstance(leaf, (Number, np.generic, str, bytes)))
 
 
 def as_array(name: str, value: Any) -> jax.Array | np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clr._arguments import shown, whole_number
-from optax_clr._arrays import ShapeDtype, as_array, is_array, is_numeric, on_device
+from optax_clr._arrays import (
+    OPEN_IT,
+    ShapeDtype,
+    as_array,
+    is_array,
+    is_numeric,
+    is_opaque,
+    on_device,
+)
 from optax_clr._documentation import see
 from optax_clr._loop import Inputs
 from optax_clr._step import PyTree, describe
@@ -60,7 +68,8 @@ def is_stream(batches: Any) -> bool:
     """
     if isinstance(batches, list):
         return bool(batches) and not any(_is_leaf(entry) for entry in batches)
-    return isinstance(batches, Iterable) and _is_leaf(batches) and not is_array(batches)
+    is_container = is_array(batches) or isinstance(batches, Mapping)
+    return isinstance(batches, Iterable) and _is_leaf(batches) and not is_container
 
 
 def _is_leaf(value: Any) -> bool:
@@ -92,7 +101,9 @@ def _batch_length(batches: PyTree) -> int:
         name = f"batches{jax.tree_util.keystr(path)}"
         if not is_array(leaf):
             is_data_set = hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__")
-            remedy = " Pass a data loader of it, or iter(batches)." if is_data_set else ""
+            remedy = f" {OPEN_IT}" if is_opaque(leaf) else ""
+            if is_data_set and not isinstance(leaf, Mapping):
+                remedy = " Pass a data loader of it, or iter(batches)."
             raise TypeError(f"batches must be {_FORM}; {name} is {describe(leaf)}.{remedy}")
         if not is_numeric(leaf.dtype):
             raise TypeError(
@@ -115,6 +126,10 @@ def _refuse_lists(batches: PyTree) -> None:
     for path, node in jax.tree_util.tree_leaves_with_path(batches, is_leaf=is_list):
         if not isinstance(node, list) or not node:
             continue
+        if not path and _is_leaf(node[0]) and is_opaque(node[0]):
+            raise TypeError(
+                f"batches must be {_FORM}; got a list of {describe(node[0])}. {OPEN_IT}"
+            )
         if not path:
             raise TypeError(
                 f"batches must be {_FORM}; got a list of arrays, which could be the batches or the "

@@ -10,6 +10,7 @@ TITLES = {
     "optimizers": "With Optax and Flax",
     "range-test": "Run a range test",
     "reading": "Read a range test",
+    "recipes": "Recipes",
     "schedules": "Choose a schedule",
     "sweeps": "Sweeps",
     "training-steps": "Any training step",

@@ -103,11 +103,26 @@ def inject_schedules(
         }
         for name in varying:
             given.arguments[name] = _as_varying(given.arguments[name])
+        named = _of_named(factory)
+        static_names = set(inspect.signature(named).parameters) - varying
         inject = optax.inject_hyperparams(
-            factory, static_args=set(parameters) - varying, hyperparam_dtype=jnp.float32
+            named, static_args=static_names, hyperparam_dtype=jnp.float32
         )
         return _with_steady_state(inject(*given.args, **given.kwargs))
 
+    return build
+
+
+def _of_named(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the factory without ``*args`` and ``**kwargs``, which Optax would give it by name."""
+    parameters = inspect.signature(factory).parameters.values()
+    named = [parameter for parameter in parameters if parameter.kind not in _GATHERED]
+
+    @functools.wraps(factory)
+    def build(**hyperparams: Any) -> Any:
+        return factory(**hyperparams)
+
+    build.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
     return build
 
 

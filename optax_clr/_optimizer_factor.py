@@ -27,6 +27,7 @@ _NORMALIZED_STATES = {"MuonState", "ScaleByLionState"}
 _NORMALIZED_FIELDS = ({"count", "mu"}, {"count", "mu", "ns_coeffs"})
 _MEMORYLESS_STATES = {
     "AddNoiseState",
+    "ApplyEvery",
     "ApplyIfFiniteState",
     "AveragingState",
     "ConditionallyMaskState",
@@ -38,9 +39,11 @@ _MEMORYLESS_STATES = {
     "MultiStepsState",
     "MultiTransformState",
     "PartitionState",
+    "ReduceLROnPlateauState",
     "ScaleByOptimisticGradientState",
     "ScaleByRssState",
     "ScaleByScheduleState",
+    "WeightDecaySchedule",
     "WithoutState",
     "WrappedScheduleState",
     "ZeroNansState",

@@ -22,7 +22,7 @@ from optax_clr._loop import Loop, with_step_types
 from optax_clr._optimizer_factor import optimizer_factor
 from optax_clr._references import MOST_OBJECTS, Function, Seen, look, sees_the_same
 from optax_clr._step import PyTree, Step, shape_in_words
-from optax_clr._traced import StepFacts, facts_of, makes_one_batch, trace_batches
+from optax_clr._traced import StepFacts, batch_of, facts_of, makes_one_batch, trace_batches
 
 _CONFIG: Any = jax.config
 
@@ -62,13 +62,14 @@ class Programs:
             start = lambda initial, value: with_step_types(self._step.start(initial, value))
             state = jax.eval_shape(start, initial, value)
             traced = jax.make_jaxpr(self._train)(state, batch, value)
+            started = jax.make_jaxpr(start)(initial, value)
             is_one_batch = False
             if self._batch_fn is not None:
                 made = trace_batches(self._batch_fn, batch)
                 is_one_batch, batch = makes_one_batch(made), made.out_avals
             factor = optimizer_factor(state, is_one_size=self._step.is_one_size(value))
-            facts = facts_of(traced, state, batch, is_one_batch, factor)
-            if not facts.reads_value:
+            facts = facts_of(traced, started, state, batch, is_one_batch, factor)
+            if not facts.reads_value or facts.keeps_first_value:
                 raise ValueError(self._step.unread_value)
             self._facts[key] = facts
         return self._facts[key]
@@ -92,7 +93,7 @@ def _train(
     step: Step, batch_fn: Function | None, state: PyTree, batch: PyTree, value: jax.Array
 ) -> Any:
     if batch_fn is not None:
-        batch = batch_fn(batch)
+        batch = batch_of(batch_fn, batch)
     try:
         return step.train(state, batch, value)
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,7 @@ from optax_clr._arguments import (
     whole_number,
 )
 from optax_clr._arrays import as_array, is_array, is_numeric
-from optax_clr._batches import check_num_steps, open_batches
+from optax_clr._batches import check_num_steps, is_stream, open_batches
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
 from optax_clr._reading import RangeTestWarning
@@ -198,7 +199,8 @@ def lr_range_test(
       TypeError: if a function is missing or returns something else, the optimizer is one already
         built, or the params are not floats.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
-        in length or shape, the loss is not a scalar, or the optimizer ignores its rate.
+        in length or shape, the loss is not a scalar, or the optimizer ignores its rate or
+        keeps the first one in its state.
       RangeTestWarning: a warning, if every step trained on the same batch; or on a single example,
         where ``num_steps`` was not given.
 
@@ -254,6 +256,14 @@ def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
             f"weight_decay=0.1). {see('first-test/')}"
         )
     optimizer = function("optimizer", optimizer, form="learning_rate -> GradientTransformation")
+    if isinstance(optimizer, functools.partial) and optimizer.args:
+        names = [*inspect.signature(optimizer.func).parameters][: len(optimizer.args)]
+        if "learning_rate" in names:  # and the rates of the test would be another argument's
+            raise TypeError(
+                f"optimizer must leave the learning rate open, got {shown(optimizer)}. Bind other "
+                f"arguments by name, functools.partial(optax.adamw, weight_decay=0.1). "
+                + see("range-test/")
+            )
     return OptimizerStep(loss_fn, optimizer, bool(has_aux))
 
 
@@ -295,6 +305,12 @@ def held_out_batch(held_out: PyTree) -> PyTree:
     """Return a batch as arrays, if it is one; None where there is none."""
     if held_out is None:
         return None
+    if is_stream(held_out) and not isinstance(held_out, list):
+        raise TypeError(
+            f"held_out must be one batch, got the iterable {shown(held_out)}. Pass a batch of it, "
+            "next(iter(loader)), or read it beside the training batches. "
+            + see("recipes/#a-validation-loader-in-a-range-test")
+        )
     batch = jax.tree.map(
         lambda leaf: as_array("held_out", leaf) if is_array(leaf) else leaf, held_out
     )
@@ -316,8 +332,8 @@ def check_arrays(name: str, tree: PyTree) -> None:
         if not isinstance(leaf, _ARRAYS):
             raise TypeError(
                 f"{part} must be an array, got {describe(leaf)}. "
-                "Leave what is not one out of the state, or close over it. "
-                + see("training-steps/")
+                "Leave what is not one out, or close over it; if there are arrays in it, register "
+                f"its class with JAX (jax.tree_util.register_dataclass). {see('training-steps/')}"
             )
         if isinstance(leaf, np.ndarray) and not _is_taken_by_jax(part, leaf):
             raise TypeError(
@@ -348,12 +364,13 @@ def _check_is_tree(name: str, tree: PyTree) -> None:
 
 def _check_values(values: ArrayLike) -> jax.Array | np.ndarray:
     array = values if isinstance(values, jax.Array) else np.asarray(native("values", values))
+    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+        remedy = " Of a schedule pass schedule(jnp.arange(n))." if callable(values) else ""
+        raise TypeError(f"values must be real numbers, got {shown(values)}.{remedy}")
     if array.ndim != 1 or not array.shape[0]:
         raise ValueError(
             f"values must be one-dimensional and not empty, got an array of shape {array.shape}."
         )
-    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
-        raise TypeError(f"values must be real numbers, got dtype {array.dtype}.")
     # An explicit transfer, which jax.transfer_guard("disallow") allows.
     if not is_traced(array) and not np.isfinite(jax.device_get(array).astype(np.float64)).all():
         raise ValueError(f"values must be finite, got {shown(values)}.")

@@ -83,7 +83,8 @@ def rebuild(visit: Callable[[Path, Any], Any], node: Any, path: Path = ()) -> An
 
 def is_of_optax(kind: type | types.FunctionType) -> bool:
     """Whether a type or a function is one of Optax's, or of ours."""
-    return kind.__module__.partition(".")[0] in ("optax", "optax_clr")
+    module = str(kind.__module__)  # None of a function that exec was given no name for
+    return module.partition(".")[0] in ("optax", "optax_clr")
 
 
 def key_name(key: Any) -> str:

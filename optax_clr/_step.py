@@ -172,7 +172,14 @@ class OptimizerStep:
         return new_state, (as_float32(loss), _as_floats(metrics))
 
     def evaluate(self, state: tuple[PyTree, PyTree], batch: PyTree) -> jax.Array:
-        return as_float32(self._loss(state[0], batch)[0])
+        try:
+            return as_float32(self._loss(state[0], batch)[0])
+        except Exception as error:
+            error.add_note(
+                f"The held-out batch is {jax.tree.map(shape_in_words, batch)}. It is one batch, as "
+                f"loss_fn takes it, without an axis of steps. {see('reading/#by-a-held-out-batch')}"
+            )
+            raise
 
     def _loss(self, params: PyTree, batch: PyTree) -> tuple[jax.Array, PyTree]:
         return _split_output(self.loss_fn(params, batch), self.has_aux, "loss_fn")

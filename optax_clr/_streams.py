@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arrays import as_array, is_numeric, on_device
+from optax_clr._arrays import OPEN_IT, as_array, is_numeric, is_opaque, on_device
 from optax_clr._loop import Inputs
 from optax_clr._step import PyTree
 
@@ -133,7 +133,7 @@ def _passes(batches: Iterable[PyTree]) -> Generator[_Batch, None, None]:
                 leaves = [as_array("batches", leaf) for leaf in leaves]
                 batch = _Batch(leaves, structure, [(leaf.shape, leaf.dtype) for leaf in leaves])
                 if first is None:
-                    first = _checked_first(batch)
+                    first = _checked_first(batch, tree)
                 unfit = _difference(batch, first)
                 if unfit is None:
                     again = iterator is not batches
@@ -145,8 +145,13 @@ def _passes(batches: Iterable[PyTree]) -> Generator[_Batch, None, None]:
                 iterator.close()
 
 
-def _checked_first(batch: _Batch) -> _Batch:
+def _checked_first(batch: _Batch, tree: PyTree) -> _Batch:
     if not batch.leaves or not all(is_numeric(leaf.dtype) for leaf in batch.leaves):
+        for leaf in filter(is_opaque, jax.tree.leaves(tree)):
+            raise TypeError(
+                "batches must give pytrees of numeric arrays; got one with a "
+                f"{type(leaf).__name__} in it. {OPEN_IT}"
+            )
         raise TypeError(
             f"batches must give pytrees of numeric arrays; got {batch.structure} of "
             f"{_in_words(batch.types)}. Encode what is not a number, or leave it out."

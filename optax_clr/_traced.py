@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from optax_clr._arguments import is_traced
+from optax_clr._arrays import is_opaque
+from optax_clr._documentation import see
 from optax_clr._states import key_name
 
 
@@ -20,6 +22,7 @@ class StepFacts(NamedTuple):
 
     has_convolution: bool
     reads_value: bool  # whether the loss, of this step or a later one, depends on the value
+    keeps_first_value: bool  # whether it depends on the value that the state was made with
     closes_over_tracers: bool
     num_operations: int  # on single numbers, roughly
     steps_per_update: int  # that optax.MultiSteps accumulates gradients over; 1 without
@@ -29,16 +32,20 @@ class StepFacts(NamedTuple):
 
 
 def facts_of(
-    closed: Any, state: Any, batch: Any, is_one_batch: bool, optimizer_factor: float
+    closed: Any, start: Any, state: Any, batch: Any, is_one_batch: bool, optimizer_factor: float
 ) -> StepFacts:
-    """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr."""
+    """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr.
+
+    ``start`` is that of ``(initial, value) -> state``.
+    """
     jaxpr = closed.jaxpr
-    num_state_leaves = len(jax.tree.leaves(state))
+    matters, reads_value = _what_matters(jaxpr, len(jax.tree.leaves(state)))
     return StepFacts(
         has_convolution=any(
             equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr)
         ),
-        reads_value=_reads_value(jaxpr, num_state_leaves),
+        reads_value=reads_value,
+        keeps_first_value=_inputs_of(start.jaxpr, matters)[-1],
         closes_over_tracers=any(map(is_traced, closed.consts)),
         num_operations=_num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
@@ -48,11 +55,28 @@ def facts_of(
     )
 
 
+def batch_of(batch_fn: Callable[[Any], Any], step: Any) -> Any:
+    """Return what a function makes of the step, while it is traced."""
+    try:
+        return batch_fn(step)
+    except Exception as error:
+        error.add_note(
+            "batches is a function, and is traced with the step, i32[]: index JAX arrays in it, "
+            "jnp.asarray(data), not NumPy's. What cannot be traced comes from a generator. "
+            + see("range-test/#batches")
+        )
+        raise
+
+
 def trace_batches(batch_fn: Callable[[Any], Any], step: Any) -> Any:
     """Return the closed jaxpr of the arrays in what a function makes of the step."""
 
     def arrays(step: Any) -> list[Any]:
-        leaves = jax.tree.leaves(batch_fn(step))
+        leaves = jax.tree.leaves(batch_of(batch_fn, step))
+        # JAX does not look into a plain dataclass, which serves as a batch nonetheless.
+        leaves = jax.tree.leaves(
+            [getattr(leaf, "__dict__", leaf) if is_opaque(leaf) else leaf for leaf in leaves]
+        )
         return [leaf for leaf in leaves if hasattr(leaf, "dtype") or isinstance(leaf, Number)]
 
     return jax.make_jaxpr(arrays)(step)
@@ -119,14 +143,14 @@ def _operations_of(equation: Any) -> int:
     return size
 
 
-def _reads_value(jaxpr: Any, num_state_leaves: int) -> bool:
-    """Whether the last input reaches the loss, by way of the state in later steps."""
+def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:
+    """Return which leaves of the state reach a loss, now or later, and whether the value does."""
     num_metrics = len(jaxpr.outvars) - num_state_leaves - 1
     matters = [False] * num_state_leaves
     while True:
         needed = _inputs_of(jaxpr, [*matters, True, *[False] * num_metrics])
         if needed[:num_state_leaves] == matters:
-            return needed[-1]
+            return matters, needed[-1]
         matters = [old or new for old, new in zip(matters, needed[:num_state_leaves], strict=True)]
 
 

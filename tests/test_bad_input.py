@@ -4,6 +4,7 @@ Each is refused with the argument, the value it had and what is allowed, where t
 """
 
 import collections
+import functools
 import inspect
 import io
 import math
@@ -450,6 +451,12 @@ def needs_more(rate):
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
+def keeps_rate_of_a_part(rate):
+    """An optimizer that would train one part with the first rate of a sweep, in silence."""
+    kept = optax_clr.inject_schedules(optax.sgd)(learning_rate=rate)
+    return optax.multi_transform({"a": kept, "b": optax.sgd(rate)}, {"hidden": "a", "out": "b"})
+
+
 def fails(rate):
     def update(updates, state, params=None):
         raise RuntimeError(f"no such thing as {type(rate)}")
@@ -495,6 +502,22 @@ HELD_BATCHES = (
     ),
     Wrong({"batches": [INPUTS, TARGETS]}, TypeError, r"a list of arrays.*iter\(batches\)"),
     Wrong({"batches": [INPUTS, (TARGETS,)]}, TypeError, r"a list of arrays.*iter\(batches\)"),
+    # Containers that JAX does not know, such as those of tokenizers.
+    Wrong(
+        {"batches": collections.UserDict(BATCHES)},
+        TypeError,
+        rf"{FORM}.* UserDict. .* dict\(batch\)",
+    ),
+    Wrong(
+        {"batches": [collections.UserDict(BATCHES)]},
+        TypeError,
+        r"got a list of UserDict. .* dict\(batch\)",
+    ),
+    Wrong(
+        {"batches": lambda step: np.asarray(INPUTS)[step]},
+        jax.errors.TracerArrayConversionError,
+        r"batches is a function.*jnp.asarray\(data\)",
+    ),
     Wrong({"batches": generator_function}, TypeError, "generator function .* Call it"),
     Wrong(
         {"batches": {"inputs": [INPUTS, INPUTS], "targets": [TARGETS, TARGETS]}},
@@ -521,6 +544,11 @@ STREAMED_BATCHES = tuple(
         (Loader(STREAM[0], tuple(map(np.float64, STREAM[0])), *STREAM), ValueError, "got float64"),
         (Loader(STREAM[0], {"a": ODD}, *STREAM), ValueError, "structure of the first"),
         (Loader("a", "b"), TypeError, "batches must give pytrees of numeric arrays.*<U1"),
+        (
+            Loader(collections.UserDict(a=ODD)),
+            TypeError,
+            r"got one with a UserDict in it.* dict\(batch\)",
+        ),
         (Loader(None), TypeError, "batches must give pytrees of numeric arrays.* nothing"),
         ("text", TypeError, "batches must give pytrees of numeric arrays"),
         (Loader(*STRUCTURED), TypeError, "batches must give pytrees of numeric arrays.*'label'"),
@@ -563,6 +591,11 @@ TRAINING = (
         "optimizer must be a function from a learning rate .* already built. Pass optax.adamw",
     ),
     Wrong(
+        {"optimizer": functools.partial(optax.adamw, 1e-3)},  # the rates would be b1
+        TypeError,
+        "optimizer must leave the learning rate open, got .*adamw.*weight_decay=0.1",
+    ),
+    Wrong(
         {"optimizer": lambda rate: rate},
         TypeError,
         r"optimizer must return a GradientTransformation, got an array float32\[\]",
@@ -583,6 +616,7 @@ TRAINING = (
             lambda rate: optax.adam(0.1),
             optax.inject_hyperparams(optax.adam),
             optax_clr.inject_schedules(optax.sgd),
+            keeps_rate_of_a_part,
         )
     ),
     Wrong({"params": {}}, ValueError, "params must have at least one array"),
@@ -599,6 +633,13 @@ TRAINING = (
     ),
     Wrong({"held_out": MASKED}, ValueError, f"held_out {UNMASKED}"),
     Wrong({"held_out": ()}, ValueError, "held_out must have at least one array"),
+    Wrong({"held_out": Loader(ODD)}, TypeError, r"held_out must be one batch.*next\(iter\("),
+    Wrong(
+        {"held_out": collections.UserDict(BATCHES)},
+        TypeError,
+        "held_out must be .* UserDict.* register",
+    ),
+    Wrong({"held_out": {"inputs": ODD[0]}}, TypeError, "held-out batch is {'inputs': 'float32"),
     Wrong({"held_out": {"a": "b"}}, TypeError, r"held_out\['a'\] must be an array, got str"),
 )
 RATES = (
@@ -682,6 +723,7 @@ RANGE_TESTS = {
             Wrong({"values": np.array([1j, 2j])}, TypeError, "values must be real"),
             Wrong({"values": ["a", "b"]}, TypeError, "values must be real"),
             Wrong({"values": MASKED[0]}, ValueError, f"values {UNMASKED}"),
+            Wrong({"values": SCHEDULE}, TypeError, r"values must be real.*schedule\(jnp.arange"),
             Wrong(returns(lambda s, b, v: s), TypeError, r"step_fn must return \(state, loss\)"),
             Wrong(
                 returns(lambda s, b, v: step_fn(s, b, v)[::-1]),

@@ -119,6 +119,13 @@ def test_positional_arguments_work_as_in_the_factory():
     assert_hyperparams(optimizer.init(some_params()), learning_rate=RATE(0), momentum=MOMENTUM(0))
 
 
+def test_a_factory_may_gather_what_it_is_not_given():
+    factory = lambda learning_rate, *rest, **others: optax.sgd(learning_rate, *rest, **others)
+    _, _, expected = train(optax.sgd(RATE), some_params(), 20)
+    _, _, trail = train(optax_clr.inject_schedules(factory)(RATE), some_params(), 20)
+    jax.tree.map(lambda *leaves: np.testing.assert_allclose(*leaves, rtol=1e-5), trail, expected)
+
+
 def by_rank(params):
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 

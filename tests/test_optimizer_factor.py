@@ -32,10 +32,15 @@ NO_AVERAGE = {
     ),
     "injected": optax.inject_hyperparams(optax.sgd),
     "scheduled": lambda rate: optax.sgd(optax.constant_schedule(rate)),
+    "accumulated updates": lambda rate: optax.chain(optax.apply_every(2), optax.sgd(rate)),
+    "plateau": lambda rate: optax.chain(optax.sgd(rate), contrib.reduce_on_plateau()),
     "averaged params": lambda rate: optax.chain(
         optax.sgd(rate), optax_clr.average_at_cycle_ends(optax_clr.Cycles(5))
     ),
 }
+DECAY = optax.add_decayed_weights(optax.constant_schedule(0.1))
+if jax.tree.leaves(DECAY.init(PARAMS)):  # older Optax takes no schedule there
+    NO_AVERAGE["scheduled decay"] = lambda rate: optax.chain(DECAY, optax.sgd(rate))
 ONE_SIZE = {
     "lion": optax.lion,
     "muon": contrib.muon,
@@ -90,12 +95,19 @@ def own_trace():
     return optax.GradientTransformation(lambda p: jax.tree.map(jnp.zeros_like, p), update)
 
 
+def test_a_function_without_a_module_tells_nothing():
+    names: dict = {}
+    exec("def update(gradients, state, params=None): return gradients, state", names)
+    names["update"].__module__ = None
+    assert has_one_size(optax.GradientTransformation(lambda params: (), names["update"])) is None
+
+
 def last_update(make_optimizer, gradients, params):
     """Return the last update of a sequence of gradients ``[n, ...]``, at params that stay."""
-    optimizer = make_optimizer(RATE)
+    optimizer = optax.with_extra_args_support(make_optimizer(RATE))
 
     def step(state, gradient):
-        update, state = optimizer.update(gradient, state, params)
+        update, state = optimizer.update(gradient, state, params, value=0.0)
         return state, update
 
     _, updates = jax.lax.scan(step, optimizer.init(params), gradients)

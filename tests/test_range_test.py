@@ -259,6 +259,14 @@ def test_a_function_may_give_batches_with_names():
     np.testing.assert_allclose(result.losses, test(loss_fn, PARAMS, batches=BATCHES).losses)
 
 
+def test_a_rate_that_each_update_takes_anew_may_be_injected():
+    """Only at first is it that of the state; an injected number stays, and is refused."""
+    scheduled = lambda rate: optax_clr.inject_schedules(optax.adam)(learning_rate=lambda _: rate)
+    test = functools.partial(optax_clr.lr_range_test, loss_fn, PARAMS, batches=BATCHES, max_lr=0.1)
+    plain = test(optimizer=optax.adam)
+    np.testing.assert_allclose(test(optimizer=scheduled).losses, plain.losses, rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, np.int32, ">f8"])
 def test_values_of_any_dtype_are_float32(dtype):
     values = np.arange(1, 301).astype(dtype)

@@ -194,6 +194,15 @@ def test_rows_that_are_missing_here_and_there_count_for_nothing(gap):
     np.testing.assert_allclose(read(result_of(losses)), expected, rtol=0.03)
 
 
+def test_the_first_rows_of_a_test_end_before_it_did():
+    losses = valley(noise=0.02)
+    for reason in (1, 2, 3):
+        result = result_of(losses, num_valid=250)._replace(ended_by=jnp.int32(reason))
+        part = jax.tree.map(lambda leaf: leaf[:200] if leaf.ndim else leaf, result)
+        with pytest.warns(RangeTestWarning, match="the end of the sweep cuts the valley"):
+            part.suggest()
+
+
 def test_a_seed_that_ran_out_of_batches_counts_for_nothing_after_that():
     curves = np.stack([valley(noise=0.02), valley(noise=0.02, seed=1)])
     rates = np.geomspace(1e-5, 10.0, 300)

@@ -1,6 +1,7 @@
 """Any training step: Flax's TrainState, nnx, MultiSteps, bfloat16 and Equinox in a range test."""
 
 import functools
+import types
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -620,6 +621,15 @@ def test_a_function_that_makes_one_batch_leaves_a_doubt(test, batches):
 )
 def test_a_function_of_the_step_leaves_none(test, batches):
     RANGE_TESTS[test](batches)  # warnings are errors here
+
+
+def test_a_class_of_batches_that_jax_does_not_know_is_looked_into():
+    batch_at = lambda step: types.SimpleNamespace(rows=jnp.asarray(ROWS)[step + jnp.arange(8)])
+    result = optax_clr.range_test(
+        lambda position, batch, rate: (position - rate, position @ batch.rows.mean(0)),
+        jnp.zeros(3), batch_at, np.geomspace(1e-3, 0.1, 8),
+    )  # fmt: skip
+    assert result.batch_size == 8
 
 
 def test_a_step_that_writes_its_value_into_a_reference_is_one_that_uses_it():
