@@ -77,20 +77,26 @@ def optimizer_factor(state: Any, *, is_one_size: bool = False) -> float:
     return memory * NORMALIZED if is_one_size else memory
 
 
-def has_one_size(part: Any, inside: frozenset[int] = frozenset()) -> bool | None:
+def has_one_size(part: Any, seen: dict[int, Any] | None = None) -> bool | None:
     """Whether an update is brought to one size, and averaged no more; None if it is neither.
 
     Told by the names of Optax's functions in ``part``, a transformation or what it is made of.
     """
-    if id(part) in inside:
-        return None
+    seen = {} if seen is None else seen  # the part itself too, so that no other has its id
+    if id(part) not in seen:
+        seen[id(part)] = part, None  # as long as it is looked into
+        seen[id(part)] = part, _size_by_name(part, seen)
+    return seen[id(part)][1]  # type: ignore[no-any-return]
+
+
+def _size_by_name(part: Any, seen: dict[int, Any]) -> bool | None:
     if isinstance(part, types.FunctionType) and is_of_optax(part):
         name = part.__qualname__.partition(".")[0]
         if name in _TO_ONE_SIZE:
             return True
         if name in _AVERAGES or (name.startswith("scale_by_") and name not in _KEEPS_SIZE):
             return False
-    sizes = [has_one_size(each, inside | {id(part)}) for each in _parts(part)]
+    sizes = [has_one_size(each, seen) for each in _parts(part)]
     known = [size for size in sizes if size is not None]
     if isinstance(part, dict):  # groups of params
         return all(known) if known else None
@@ -100,14 +106,25 @@ def has_one_size(part: Any, inside: frozenset[int] = frozenset()) -> bool | None
 def _parts(part: Any) -> list[Any]:
     """Return what a transformation is made of, in the order in which it acts."""
     if isinstance(part, types.FunctionType):
-        return [cell.cell_contents for cell in part.__closure__ or () if cell != types.CellType()]
-    if isinstance(part, types.MethodType):
-        return [getattr(part.__self__, "__dict__", {})]  # as of optax.MultiSteps
-    if hasattr(part, "init") and hasattr(part, "update"):
+        cells = [cell for cell in part.__closure__ or () if cell != types.CellType()]
+        inner = [cell.cell_contents for cell in cells]
+        return inner if is_of_optax(part) else [each for each in inner if _may_update(each)]
+    if isinstance(part, types.MethodType) and is_of_optax(type(part.__self__)):
+        return [vars(part.__self__)]  # as of optax.MultiSteps
+    if _is_transformation(part):
         return [part.update]
     if isinstance(part, dict):
         return list(part.values())
     return list(part) if isinstance(part, (list, tuple)) else []
+
+
+def _may_update(value: Any) -> bool:
+    """Whether what a function of the caller's refers to may be an optimizer, and not its data."""
+    return isinstance(value, types.FunctionType) or _is_transformation(value)
+
+
+def _is_transformation(value: Any) -> bool:
+    return hasattr(value, "init") and hasattr(value, "update")
 
 
 def _is_state_of_optax(node: Any) -> bool:
