@@ -8,13 +8,15 @@ Six development tasks of suggestions.py, each with every optimizer in the place 
 at the rates of a grid, four to a decade, as a constant rate and as the peak of one cycle, from
 three starts; and three range tests each of 300 and of 1,000 steps. The table has the regret of what
 the curve says times each of FACTORS, the mean over tasks, both uses, both lengths and the tests:
-what ``optimizer_factor`` is chosen by.
+what ``optimizer_factor`` is chosen by. A second table has the same of six held-out tasks, for those
+optimizers of one size by which nothing was chosen.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import warnings
 
@@ -40,6 +42,14 @@ TASK_NAMES = (
     "diabetes MLP adam",
     "cancer logistic sgd",
     "manual n-gram momentum",
+)
+HELD_OUT_NAMES = (
+    "mnist1d MLP adamw",
+    "diamonds price adam",
+    "diamonds cut momentum",
+    "source n-gram adam",
+    "flower colours adamw",
+    "wine MLP lion",
 )
 LENGTHS = (300, 1000)
 FACTORS = (1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 1, 2, 3, 4, 6, 8)
@@ -91,6 +101,12 @@ OPTIMIZERS = {
     "normalized sgd": (normalized_sgd, -4, 1),
     "fromage": (optax.fromage, -5, 0),
 }  # fmt: skip
+# Those by which nothing was chosen, on the held-out tasks too.
+OF_ONE_SIZE = ("signum", "lamb", "sign sgd", "normalized sgd", "fromage")
+MEASURED = (
+    *itertools.product(TASK_NAMES, OPTIMIZERS),
+    *itertools.product(HELD_OUT_NAMES, OF_ONE_SIZE),
+)
 
 
 def with_optimizer(task_name, name):
@@ -144,22 +160,21 @@ def reading(losses, rates):
 
 def measure():
     known = dict(np.load(FILE)) if FILE.exists() else {}
-    for task_name in TASK_NAMES:
-        for name in OPTIMIZERS:
-            key = f"{name}/{task_name}"
-            if f"{key}/regrets" in known:
-                continue
-            task = with_optimizer(task_name, name)
-            known[f"{key}/regrets"] = regrets(task).astype(np.float32)
-            known[f"{key}/readings"] = readings(task).astype(np.float32)
-            np.savez_compressed(FILE, **known | {"versions": np.array(versions())})
-            print(key, flush=True)
+    for task_name, name in MEASURED:
+        key = f"{name}/{task_name}"
+        if f"{key}/regrets" in known:
+            continue
+        task = with_optimizer(task_name, name)
+        known[f"{key}/regrets"] = regrets(task).astype(np.float32)
+        known[f"{key}/readings"] = readings(task).astype(np.float32)
+        np.savez_compressed(FILE, **known | {"versions": np.array(versions())})
+        print(key, flush=True)
 
 
-def scores(known, name):
+def scores(known, name, task_names):
     """Return the mean regret of the reading times each factor, ``[task, factor]``."""
     table = []
-    for task_name in TASK_NAMES:
+    for task_name in task_names:
         of_rates = np.log(with_optimizer(task_name, name).rates)
         found = known[f"{name}/{task_name}/readings"]
         found = found[np.isfinite(found)].astype(float)  # without tests that are refused
@@ -176,12 +191,12 @@ def seen_factor(name):
     return optimizer_factor(state, is_one_size=has_one_size(optimizer) is True)
 
 
-def table_of(known):
+def table_of(known, names, task_names):
     """Return the table in Markdown, with what ``optimizer_factor`` is in bold."""
     heads = [text_of(factor) for factor in SHOWN]
     lines = [f"| regret at | {' | '.join(heads)} | best for the tasks |", "|---" * 9 + "|"]
-    for name in OPTIMIZERS:
-        by_task = scores(known, name)
+    for name in names:
+        by_task = scores(known, name, task_names)
         mean, best = by_task.mean(0), sorted(np.array(FACTORS)[by_task.argmin(1)])
         cells = [
             f"**{mean[index]:.2f}**" if factor == seen_factor(name) else f"{mean[index]:.2f}"
@@ -198,7 +213,11 @@ def text_of(factor):
 
 
 def sections_of(known):
-    return {"table": table_of(known), "versions": [f"{known['versions']}."]}
+    return {
+        "table": table_of(known, OPTIMIZERS, TASK_NAMES),
+        "held-out tasks": table_of(known, OF_ONE_SIZE, HELD_OUT_NAMES),
+        "versions": [f"{known['versions']}."],
+    }
 
 
 def quick():
