@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from optax_clr._documentation import see
-from optax_clr._noise import Descent, deviation, fall_in_errors, largest_drop, together
+from optax_clr._noise import (
+    Descent,
+    deviation,
+    fall_in_errors,
+    largest_drop,
+    together,
+    typical_deviation,
+)
 from optax_clr._valley import (
     GRID_SIZE,
     Rows,
@@ -33,6 +40,8 @@ _FOR_FEW_ROWS = 56.0
 # Of rows with others between them, how far apart they are over neighbours: where the second begins
 # to count, and where alone.
 _INDEPENDENT, _WALK = 1.2, 1.5
+# By so many deviations of a row above the first, the last have risen. They are what ended the test.
+_RISEN = 4.0
 # In fewer rows than this that is not known well enough to refuse a test: it leaves a doubt.
 _ROWS_TO_KNOW_WANDER = 200
 # The loss of a model that learns does not make so much of its fall at once, beyond two standard
@@ -164,7 +173,11 @@ def problem_of(
     )
     losses, is_last = mean(rows.curves), last_rows(valid)
     before = jnp.max(losses, initial=-jnp.inf, where=valid & ~is_last)
-    is_sudden = diverged & (jnp.mean(losses, where=is_last) <= before)
+    # Not by the highest alone, which one batch makes while the loss rises.
+    noise = typical_deviation(together(losses, valid))
+    level = jnp.mean(losses, where=is_first) + _RISEN * noise
+    last = jnp.mean(losses, where=is_last)
+    is_sudden = diverged & (last <= before) & (last <= level)
     never_fell = (clarity.independent <= 1) | among_first
     problem = jnp.where(never_fell, jnp.where(is_sudden, _SUDDEN, _NEVER_FELL), problem)
     few = _DIVERGED if num_rows >= _MIN_ROWS else _TOO_FEW

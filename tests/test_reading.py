@@ -224,6 +224,11 @@ UNREADABLE = {
     "never fell: no rate": result_of(np.linspace(1, 2, 300), num_valid=200)._replace(
         ended_by=jnp.int32(1)
     ),
+    "never fell: no rate made it clearly lower": result_of(  # and rose, by less than one batch
+        np.repeat([0.1, 0.7, 2.0, 0.7], [180, 15, 2, 103])
+        + 0.05 * np.random.default_rng(0).normal(size=300),
+        num_valid=200,
+    )._replace(ended_by=jnp.int32(1)),
     "different sweeps": result_of(
         np.stack([valley(), valley()]), np.outer([1, 2], np.geomspace(1e-5, 10.0, 300))
     ),
