@@ -63,7 +63,8 @@ PROBLEMS = (
     f"{see('reading/#too-high-a-start')}",
     "the loss never fell: no rate made it clearly lower than it was in the first rows. If it rose "
     "from the start, begin at a smaller rate (min_lr); if it stayed level, go on to a larger "
-    "one (max_lr) or take more steps; if neither helps, this model cannot learn from this loss. "
+    "one (max_lr), or take four times the steps, best with a held-out batch (held_out), whose loss "
+    "has less noise; if neither helps, this model cannot learn from this loss, or has already. "
     f"{see('reading/#a-model-that-cannot-learn')}",
     "the loss wanders: it fell, but not clearly by more than it strays where it is level. Where "
     "neighbouring batches are alike, shuffle the data; where they are shuffled, the test is too "
