@@ -438,6 +438,7 @@ def test_a_constant_does_not_cost_the_digits_of_float64(factor, constant):
 
 DOUBTS = {
     "the end of the sweep cuts the valley": result_of(box(0.01, 20.0, 300)),
+    "the valley has no end": result_of(box(0.001, 20.0, 300)),
     "the test ended within the valley": result_of(box(0.01, 20.0, 300), num_valid=250),
     "the start of the sweep cuts the valley": result_of(np.repeat([2.0, 1.0, 2.0], [4, 130, 166])),
     "the test ended suddenly": result_of(box(0.01, 20.0, 300), num_valid=250)._replace(
