@@ -92,12 +92,17 @@ def makes_one_batch(closed: Any) -> bool:
 
 
 def num_examples(batch: Any) -> int | None:
-    """Return the length of the leading axis that all arrays of a batch share; 0 with a scalar."""
+    """Return the length of the leading axis that all arrays of a batch share; 0 for one example.
+
+    That has a scalar, its label. A batch may have one too, such as a weight of its loss, beside
+    inputs and labels: arrays that share an axis, and have not as many each.
+    """
     arrays = [leaf for leaf in jax.tree.leaves(batch) if isinstance(leaf.dtype, np.dtype)]
-    shapes = [leaf.shape for leaf in arrays]  # without keys of random numbers
-    if () in shapes:
+    shapes = {leaf.shape for leaf in arrays}  # without keys of random numbers
+    lengths = {shape[0] for shape in shapes if shape}
+    num_axes = {len(shape) for shape in shapes if shape}
+    if () in shapes and (len(lengths) != 1 or len(num_axes) == 1):
         return 0
-    lengths = {shape[0] for shape in shapes}
     return lengths.pop() if len(lengths) == 1 else None
 
 

@@ -233,6 +233,11 @@ UNREADABLE = {
     "never fell: no rate": result_of(np.linspace(1, 2, 300), num_valid=200)._replace(
         ended_by=jnp.int32(1)
     ),
+    "never fell: no rate made it clearly lower": result_of(  # and rose, by less than one batch
+        np.repeat([0.1, 0.7, 2.0, 0.7], [180, 15, 2, 103])
+        + 0.05 * np.random.default_rng(0).normal(size=300),
+        num_valid=200,
+    )._replace(ended_by=jnp.int32(1)),
     "different sweeps": result_of(
         np.stack([valley(), valley()]), np.outer([1, 2], np.geomspace(1e-5, 10.0, 300))
     ),
@@ -442,6 +447,7 @@ def test_a_constant_does_not_cost_the_digits_of_float64(factor, constant):
 
 DOUBTS = {
     "the end of the sweep cuts the valley": result_of(box(0.01, 20.0, 300)),
+    "the valley has no end": result_of(box(0.001, 20.0, 300)),
     "the test ended within the valley": result_of(box(0.01, 20.0, 300), num_valid=250),
     "the start of the sweep cuts the valley": result_of(np.repeat([2.0, 1.0, 2.0], [4, 130, 166])),
     "the test ended suddenly": result_of(box(0.01, 20.0, 300), num_valid=250)._replace(

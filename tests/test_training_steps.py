@@ -563,6 +563,19 @@ def test_a_data_set_passed_whole_leaves_a_doubt():
     assert result.batch_size == 4
 
 
+def test_a_number_beside_inputs_and_labels_makes_no_single_example(recwarn):
+    inputs = np.random.default_rng(0).normal(size=(16, 4, 3)).astype(np.float32)
+    batches = inputs, inputs.sum(-1), np.linspace(0, 1, 16)  # the last a weight of the loss
+
+    def loss_fn(params, batch):
+        rows, targets, weight = batch
+        return jnp.mean((rows @ params - targets) ** 2) + weight * params @ params
+
+    result = optax_clr.lr_range_test(loss_fn, jnp.zeros(3), optax.sgd, batches, max_lr=1e-3)
+    assert result.batch_size == 4
+    assert not recwarn
+
+
 def test_a_doubt_about_single_examples_stands_in_the_summary():
     result = optax_clr.RangeTestResult(*3 * [jnp.geomspace(1e-3, 10.0, 20)], jnp.int32(20))
     doubt = "In doubt: each step trained on a single example"
