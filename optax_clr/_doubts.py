@@ -52,10 +52,9 @@ _ROWS_TO_KNOW_WANDER = 200
 _JUMP, _JUMP_WIDTH = 0.45, 0.24
 # What is below so many times what it has to be is doubtful.
 _CLEAR = 1.15
-
-# In decades. Where the sweep ends within a wider valley, going on would move what is read up and up:
-# of the six tasks of docs/study on which that happens four are read 1.3 to 60 times too high, and
-# two 3 and 4 times too low. Within a narrower valley it is more often too low.
+# In decades. Where the sweep ends within a wider valley, going on would move what is read up with
+# it: of the six tasks of docs/study on which that happens four are read 1.3 to 60 times too high,
+# and two 3 and 4 times too low. Within a narrower valley it is more often too low.
 _ENDLESS = 2.75
 
 READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED, _SUDDEN = range(7)
