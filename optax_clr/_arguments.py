@@ -159,6 +159,7 @@ def native(name: str, value: Any) -> Any:
                 f"{name} must have no masked entries, which no device knows; got {shown(value)}. "
                 "Fill them: array.filled(value)."
             )
+        value = np.asarray(value) if isinstance(value, np.ma.MaskedArray) else value
         return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
     is_array = all(hasattr(value, name) for name in ("dtype", "shape", "__array__"))
     is_class = isinstance(value, type)  # np.float32 has all of them

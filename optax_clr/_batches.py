@@ -101,9 +101,10 @@ def _batch_length(batches: PyTree) -> int:
         name = f"batches{jax.tree_util.keystr(path)}"
         if not is_array(leaf):
             is_data_set = hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__")
-            remedy = f" {OPEN_IT}" if is_opaque(leaf) else ""
             if is_data_set and not isinstance(leaf, Mapping):
                 remedy = " Pass a data loader of it, or iter(batches)."
+            else:
+                remedy = f" {OPEN_IT}" if is_opaque(leaf) else ""
             raise TypeError(f"batches must be {_FORM}; {name} is {describe(leaf)}.{remedy}")
         if not is_numeric(leaf.dtype):
             raise TypeError(

@@ -94,8 +94,7 @@ def lr_grid_test(
       TypeError: if a function is missing or returns something else, the optimizer is one already
         built, or the params are not floats.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
-        in length or shape, the loss is not a scalar, or the optimizer ignores its rate or
-        keeps the first one in its state.
+        in length or shape, the loss is not a scalar, or the optimizer ignores its rate.
       RangeTestWarning: a warning, if every step trains on the same batch; or on a single example,
         where ``num_steps`` is not given.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import types
 from typing import Any
 
@@ -51,7 +53,7 @@ _MEMORYLESS_STATES = {
 
 
 # Transformations whose states are empty: their functions alone tell them from plain SGD.
-_TO_ONE_SIZE = {"normalize_by_update_norm", "scale_by_sign", "scale_by_trust_ratio"}
+_TO_ONE_SIZE = {"normalize", "normalize_by_update_norm", "scale_by_sign", "scale_by_trust_ratio"}
 # Of what averages, or has sizes of its own, the size before does not matter.
 _KEEPS_SIZE = {"scale_by_learning_rate", "scale_by_schedule"}
 _AVERAGES = {"ema", "sam", "schedule_free", "trace"}
@@ -108,7 +110,12 @@ def _parts(part: Any) -> list[Any]:
     if isinstance(part, types.FunctionType):
         cells = [cell for cell in part.__closure__ or () if cell != types.CellType()]
         inner = [cell.cell_contents for cell in cells]
-        return inner if is_of_optax(part) else [each for each in inner if _may_update(each)]
+        named = dict(zip(part.__code__.co_freevars, inner, strict=False))
+        if is_of_optax(part) and {"inner_factory", "other_hps"} <= named.keys():
+            return [_injected(named["inner_factory"], named["other_hps"])]
+        if is_of_optax(part):  # a function of the caller's in it is a schedule or a mask
+            return [each for each in inner if not _is_of_caller(each)]
+        return [each for each in inner if _may_update(each)]
     if isinstance(part, types.MethodType) and is_of_optax(type(part.__self__)):
         return [vars(part.__self__)]  # as of optax.MultiSteps
     if _is_transformation(part):
@@ -116,6 +123,18 @@ def _parts(part: Any) -> list[Any]:
     if isinstance(part, dict):
         return list(part.values())
     return list(part) if isinstance(part, (list, tuple)) else []
+
+
+def _injected(factory: Any, given: dict[str, Any]) -> Any:
+    """Return what optax.inject_hyperparams makes in each update, with some hyperparameters."""
+    with contextlib.suppress(Exception):  # of a factory that does not take 1; then it is not known
+        names = inspect.signature(factory).parameters.keys() - given.keys()
+        return factory(**given, **dict.fromkeys(names, 1.0))
+    return None
+
+
+def _is_of_caller(value: Any) -> bool:
+    return isinstance(value, types.FunctionType) and not is_of_optax(value)
 
 
 def _may_update(value: Any) -> bool:

@@ -69,7 +69,7 @@ class Programs:
                 is_one_batch, batch = makes_one_batch(made), made.out_avals
             factor = optimizer_factor(state, is_one_size=self._step.is_one_size(value))
             facts = facts_of(traced, started, state, batch, is_one_batch, factor)
-            if not facts.reads_value or facts.keeps_first_value:
+            if not (facts.reads_value or facts.keeps_first_value):
                 raise ValueError(self._step.unread_value)
             self._facts[key] = facts
         return self._facts[key]

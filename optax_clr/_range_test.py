@@ -256,8 +256,8 @@ def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
             f"weight_decay=0.1). {see('first-test/')}"
         )
     optimizer = function("optimizer", optimizer, form="learning_rate -> GradientTransformation")
-    if isinstance(optimizer, functools.partial) and optimizer.args:
-        names = [*inspect.signature(optimizer.func).parameters][: len(optimizer.args)]
+    if isinstance(optimizer, functools.partial):
+        names = [*_argument_names(optimizer.func)[: len(optimizer.args)], *optimizer.keywords]
         if "learning_rate" in names:  # and the rates of the test would be another argument's
             raise TypeError(
                 f"optimizer must leave the learning rate open, got {shown(optimizer)}. Bind other "
@@ -265,6 +265,13 @@ def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
                 + see("range-test/")
             )
     return OptimizerStep(loss_fn, optimizer, bool(has_aux))
+
+
+def _argument_names(factory: Any) -> list[str]:
+    try:
+        return [*inspect.signature(factory).parameters]
+    except ValueError:  # of a function in C
+        return []
 
 
 ONE_BATCH = (
@@ -305,7 +312,7 @@ def held_out_batch(held_out: PyTree) -> PyTree:
     """Return a batch as arrays, if it is one; None where there is none."""
     if held_out is None:
         return None
-    if is_stream(held_out) and not isinstance(held_out, list):
+    if is_stream(held_out) and not isinstance(held_out, (list, str)):
         raise TypeError(
             f"held_out must be one batch, got the iterable {shown(held_out)}. Pass a batch of it, "
             "next(iter(loader)), or read it beside the training batches. "

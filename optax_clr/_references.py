@@ -66,7 +66,10 @@ def _seen(value: Any) -> Seen:
     if not isinstance(value, _ATOMS):
         with contextlib.suppress(TypeError):
             return Seen(kind, weakref.ref(value), False)
-        if _slots(type(value)):
+        # What a class of C holds is in no slot.
+        if all("__slots__" in vars(each) for each in type(value).__mro__[:-1]) and _slots(
+            type(value)
+        ):
             return Seen(kind, None, False)
     return Seen(kind, lambda: value, isinstance(value, _ATOMS))
 

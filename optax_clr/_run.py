@@ -108,6 +108,8 @@ def run(
             )
         if not keeps_state:  # which a grid test does, and trains at one rate throughout
             _check_whole_updates(facts, steps_per_value)
+            if not facts.reads_value or facts.keeps_first_value:
+                raise ValueError(step.unread_value)
         device = _CPU if _platform(arrays) == "cpu" else _ACCELERATOR
         size = 1
         if not by_rows:

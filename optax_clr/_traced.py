@@ -85,10 +85,13 @@ def trace_batches(batch_fn: Callable[[Any], Any], step: Any) -> Any:
 def makes_one_batch(closed: Any) -> bool:
     """Whether what a function from the step returns, a closed jaxpr, does not depend on the step.
 
-    One with an effect, such as a call of the host, may return something else each time.
+    One with an effect, such as a call of the host, may return something else each time, and so may
+    one of whose batch nothing can be seen.
     """
     jaxpr = closed.jaxpr
-    return not (jaxpr.effects or any(_inputs_of(jaxpr, [True] * len(jaxpr.outvars))))
+    return bool(jaxpr.outvars) and not (
+        jaxpr.effects or any(_inputs_of(jaxpr, [True] * len(jaxpr.outvars)))
+    )
 
 
 def num_examples(batch: Any) -> int | None:
@@ -162,7 +165,7 @@ def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:
 def _inputs_of(jaxpr: Any, is_wanted: list[bool]) -> list[bool]:
     """Return which inputs the wanted outputs are computed from.
 
-    Whatever is inside a loop or a branch counts as computed from all that goes in.
+    Whatever is inside a loop counts as computed from all that goes in.
     """
     live = _variables(jaxpr.outvars, is_wanted)
     for equation in reversed(jaxpr.eqns):
@@ -174,6 +177,9 @@ def _inputs_of(jaxpr: Any, is_wanted: list[bool]) -> list[bool]:
         needed = [True] * len(equation.invars)
         if equation.primitive.name in ("jit", "pjit") and not writes:
             needed = _inputs_of(equation.params["jaxpr"].jaxpr, wanted)
+        if equation.primitive.name == "cond" and not writes:
+            branches = [_inputs_of(each.jaxpr, wanted) for each in equation.params["branches"]]
+            needed = [True, *map(any, zip(*branches, strict=True))]
         live |= _variables(equation.invars, needed)
     return [variable in live for variable in jaxpr.invars]
 

@@ -596,6 +596,11 @@ TRAINING = (
         "optimizer must leave the learning rate open, got .*adamw.*weight_decay=0.1",
     ),
     Wrong(
+        {"optimizer": functools.partial(optax.adamw, learning_rate=1e-3)},
+        TypeError,
+        "optimizer must leave the learning rate open",
+    ),
+    Wrong(
         {"optimizer": lambda rate: rate},
         TypeError,
         r"optimizer must return a GradientTransformation, got an array float32\[\]",
@@ -610,14 +615,10 @@ TRAINING = (
         RuntimeError,
         "no such thing.*update of optimizer <function fails.*pass it to range_test",
     ),
-    *(
-        Wrong({"optimizer": ignores}, ValueError, "optimizer must train with the learning rate")
-        for ignores in (
-            lambda rate: optax.adam(0.1),
-            optax.inject_hyperparams(optax.adam),
-            optax_clr.inject_schedules(optax.sgd),
-            keeps_rate_of_a_part,
-        )
+    Wrong(
+        {"optimizer": lambda rate: optax.adam(0.1)},
+        ValueError,
+        "optimizer must train with the learning rate",
     ),
     Wrong({"params": {}}, ValueError, "params must have at least one array"),
     Wrong({"params": {"a": "b"}}, TypeError, r"params\['a'\] must be an array, got str"),
@@ -641,6 +642,15 @@ TRAINING = (
     ),
     Wrong({"held_out": {"inputs": ODD[0]}}, TypeError, "held-out batch is {'inputs': 'float32"),
     Wrong({"held_out": {"a": "b"}}, TypeError, r"held_out\['a'\] must be an array, got str"),
+)
+# A grid starts each rate with a state of its own.
+KEEPS_FIRST_RATE = tuple(
+    Wrong({"optimizer": keeps}, ValueError, "optimizer must train with the learning rate")
+    for keeps in (
+        optax.inject_hyperparams(optax.adam),
+        optax_clr.inject_schedules(optax.sgd),
+        keeps_rate_of_a_part,
+    )
 )
 RATES = (
     Wrong(
@@ -796,7 +806,8 @@ RANGE_TESTS = {
         functions=("loss_fn", "optimizer"),
         anything=("progress",),
         wrong=(
-            *STOP, *HELD_BATCHES, *STREAMED_BATCHES, *LOSS, *TRAINING, *RATES, *NUM_STEPS_OF,
+            *STOP, *HELD_BATCHES, *STREAMED_BATCHES, *LOSS, *TRAINING, *KEEPS_FIRST_RATE, *RATES,
+            *NUM_STEPS_OF,
             Wrong(
                 {"num_steps": 4, "steps_per_value": 4},
                 ValueError,

@@ -205,3 +205,14 @@ def test_ctrl_c_ends_the_whole_test_with_the_rates_that_are_done(monkeypatch):
         np.testing.assert_allclose(column[:2], getattr(whole, field)[:2], rtol=1e-6)
         assert np.isnan(column[2:]).all()
     assert "interrupted" in result.summary()
+
+
+def test_an_optimizer_may_keep_the_rate_of_its_start():
+    """Each rate of the grid starts a state of its own; in a sweep the first would stay."""
+    batches = jax.random.normal(jax.random.key(0), (20, 8, 3))
+    loss_fn = lambda params, batch: jnp.mean((batch @ params - batch.sum(-1)) ** 2)
+    grid = lambda optimizer: optax_clr.lr_grid_test(
+        loss_fn, jnp.zeros(3), optimizer, batches, min_lr=1e-3, max_lr=0.1, num_values=4
+    )
+    kept = grid(lambda rate: optax_clr.inject_schedules(optax.sgd)(learning_rate=rate))
+    np.testing.assert_allclose(kept.losses, grid(optax.sgd).losses, rtol=1e-5)

@@ -47,6 +47,7 @@ ONE_SIZE = {
     "clipped lion": lambda rate: optax.chain(optax.clip(1.0), optax.lion(rate)),
     "injected lion": optax.inject_hyperparams(optax.lion),
     "lamb": optax.lamb,
+    "injected lamb": optax.inject_hyperparams(optax.lamb),
     "accumulated lamb": lambda rate: optax.MultiSteps(optax.lamb(rate), 2),
     "lamb of two groups": lambda rate: optax.multi_transform(
         {"a": optax.lamb(rate), "b": optax.set_to_zero()}, {"w": "a", "b": "b"}
@@ -55,11 +56,13 @@ ONE_SIZE = {
 }
 NO_AVERAGE_OF_ONE_SIZE = {
     "sign": optax.sign_sgd,
+    "injected sign": lambda rate: optax_clr.inject_schedules(optax.sign_sgd)(jnp.float32(rate)),
     "scheduled sign": lambda rate: optax.sign_sgd(optax.constant_schedule(rate)),
     "normalized": lambda rate: optax.chain(optax.normalize_by_update_norm(), optax.sgd(rate)),
     "fromage": optax.fromage,
 }
 USUAL = {
+    "a mask that knows lamb": lambda rate: optax.adamw(rate, mask=of_rank(optax.lamb(rate))),
     "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
     "adam": optax.adam,
     "adamw": optax.adamw,
@@ -81,6 +84,11 @@ USUAL = {
     ),
     "an own trace": lambda rate: optax.chain(own_trace(), optax.scale(-rate)),
 }
+
+
+def of_rank(other):
+    """Return a mask that refers to another optimizer."""
+    return lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1 and other is not None, params)
 
 
 def own_trace():

@@ -259,9 +259,14 @@ def test_a_function_may_give_batches_with_names():
     np.testing.assert_allclose(result.losses, test(loss_fn, PARAMS, batches=BATCHES).losses)
 
 
-def test_a_rate_that_each_update_takes_anew_may_be_injected():
+@pytest.mark.parametrize(
+    "wrap", [lambda inner: inner, lambda inner: optax.apply_if_finite(inner, 3)]
+)
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_rate_that_each_update_takes_anew_may_be_injected(wrap):
     """Only at first is it that of the state; an injected number stays, and is refused."""
-    scheduled = lambda rate: optax_clr.inject_schedules(optax.adam)(learning_rate=lambda _: rate)
+    inject = optax_clr.inject_schedules(optax.adam)
+    scheduled = lambda rate: wrap(inject(learning_rate=lambda _: rate))
     test = functools.partial(optax_clr.lr_range_test, loss_fn, PARAMS, batches=BATCHES, max_lr=0.1)
     plain = test(optimizer=optax.adam)
     np.testing.assert_allclose(test(optimizer=scheduled).losses, plain.losses, rtol=1e-4)
