@@ -160,14 +160,22 @@ class _Borrowed:
     """A function that is called while its owner has it, and not kept."""
 
     def __init__(self, function: Function) -> None:
-        is_method = isinstance(function, types.MethodType)
-        self._function = weakref.WeakMethod(function) if is_method else weakref.ref(function)
+        # Of a method both parts: weakref.WeakMethod prints an error if they die together.
+        parts: tuple[Any, ...] = (function,)
+        if isinstance(function, types.MethodType):
+            parts = function.__func__, function.__self__
+        self._parts = [weakref.ref(part) for part in parts]
+
+    @property
+    def _function(self) -> Any:
+        parts: list[Any] = [part() for part in self._parts]
+        return types.MethodType(*parts) if len(parts) > 1 else parts[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function()(*args, **kwargs)  # type: ignore[misc]
+        return self._function(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return repr(self._function())
+        return repr(self._function)
 
 
 def _kind_of_keys() -> Any:

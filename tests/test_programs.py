@@ -660,3 +660,20 @@ def test_more_than_can_be_looked_at_is_not_kept():
     assert len(_programs._kept) <= num_kept
     many[0] = 6.0
     assert first_loss(loss_fn) == pytest.approx(7.0, rel=1e-5)
+
+
+def test_a_class_that_is_forgotten_with_its_object_is_no_error():
+    """weakref.WeakMethod would call back to itself when it is gone; pytest makes that an error."""
+
+    class Model:
+        def loss(self, params, batch):
+            return jnp.mean((batch @ params - batch.sum(-1)) ** 2)
+
+    optax_clr.lr_range_test(Model().loss, jnp.zeros(3), optax.sgd, jnp.ones((8, 4, 3)))
+    model = Model()
+    model.itself = model  # freed by the garbage collector, and the class with it
+    optax_clr.lr_range_test(model.loss, jnp.zeros(3), optax.sgd, jnp.ones((8, 4, 3)))
+    reference = weakref.ref(Model)
+    del model, Model
+    gc.collect()
+    assert reference() is None
