@@ -664,16 +664,17 @@ def test_more_than_can_be_looked_at_is_not_kept():
 
 def test_a_class_that_is_forgotten_with_its_object_is_no_error():
     """weakref.WeakMethod would call back to itself when it is gone; pytest makes that an error."""
-
-    class Model:
-        def loss(self, params, batch):
-            return jnp.mean((batch @ params - batch.sum(-1)) ** 2)
-
-    optax_clr.lr_range_test(Model().loss, jnp.zeros(3), optax.sgd, jnp.ones((8, 4, 3)))
-    model = Model()
-    model.itself = model  # freed by the garbage collector, and the class with it
-    optax_clr.lr_range_test(model.loss, jnp.zeros(3), optax.sgd, jnp.ones((8, 4, 3)))
-    reference = weakref.ref(Model)
-    del model, Model
+    names = {"jnp": jnp, "optax": optax, "optax_clr": optax_clr, "__name__": "page"}
+    exec(
+        "class Model:\n"
+        "    def loss(self, params, batch):\n"
+        "        return jnp.mean((batch @ params - batch.sum(-1)) ** 2)\n"
+        "model = Model()\n"
+        "batches = jnp.ones((8, 4, 3))\n"
+        "optax_clr.lr_range_test(model.loss, jnp.zeros(3), optax.sgd, batches, max_lr=1e-3)\n",
+        names,
+    )
+    reference = weakref.ref(names["Model"])
+    del names
     gc.collect()
     assert reference() is None
