@@ -60,9 +60,8 @@ class Programs:
             self.num_traces += 1
             value = jax.eval_shape(lambda values: values[0], values)
             start = lambda initial, value: with_step_types(self._step.start(initial, value))
-            state = jax.eval_shape(start, initial, value)
+            started, state = jax.make_jaxpr(start, return_shape=True)(initial, value)
             traced = jax.make_jaxpr(self._train)(state, batch, value)
-            started = jax.make_jaxpr(start)(initial, value)
             is_one_batch = False
             if self._batch_fn is not None:
                 made = trace_batches(self._batch_fn, batch)

@@ -370,8 +370,15 @@ def test_what_a_destroyed_model_does_above_its_first_loss_is_no_second_fall():
     assert result_of(losses, rates).suggest() > 0  # and no doubt, which would be an error here
 
 
+def test_a_loss_that_falls_again_after_it_has_risen_is_doubted():
+    rates = np.geomspace(1e-5, 10.0, 300)
+    losses = staircase(rates, [2.0, 1.0, 2.0, 1.2, 2.0], [1e-4, 1e-3, 0.1, 1.0])
+    with pytest.warns(RangeTestWarning, match="fell again after it had risen"):
+        result_of(losses, rates).suggest()
+
+
 @pytest.mark.parametrize("depths", [(1.0, 0.8), (0.9, 1.1)])
-def test_a_loss_that_falls_again_after_it_has_risen_is_doubted(depths):
+def test_either_of_two_valleys_that_is_read_is_doubted(depths):
     rates = np.geomspace(1e-6, 10.0, 150)
     dips = np.exp(-np.square((np.log10(rates) - [[-3.5], [-1.0]]) / 0.6))
     losses = 4 - depths @ dips + 3 * np.maximum(np.log10(rates), 0)
