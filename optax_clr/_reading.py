@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -20,7 +21,17 @@ from optax_clr._doubts import (
     doubts_of,
     problem_of,
 )
-from optax_clr._valley import average_of, centred, last_rows, locate_valley, mean, rows_of, scale_of
+from optax_clr._valley import (
+    Rows,
+    Scale,
+    average_of,
+    centred,
+    last_rows,
+    locate_valley,
+    mean,
+    rows_of,
+    scale_of,
+)
 
 _SHARDING: Any = jax.sharding
 # Fitted on the development tasks of docs/study/suggestions.py, all three lengths together.
@@ -147,15 +158,14 @@ def read_valley(curve: Curve) -> Valley:
 
 def find_valley(curve: Curve) -> tuple[Valley, list[str]]:
     """Return the valley of a curve and what is doubtful, or raise (NaN, and nothing, if traced)."""
-    if isinstance(curve.losses, np.ndarray):
-        # Here, since a float64 would become a float32 on its way into the program.
-        curve = curve._replace(losses=centred(curve.losses)[0])
-    valley, problem, doubts = _find_valley(*curve)
+    reading = _read(*_without_constants(curve)[0])
+    problem = reading.problem
     if is_traced(problem):
-        return valley, []
+        return reading.valley, []
     if int(problem) != READABLE:
         raise RangeTestError(PROBLEMS[int(problem)])
-    return valley, [text for doubt, text in zip(np.asarray(doubts), DOUBTS, strict=True) if doubt]
+    doubts = zip(np.asarray(reading.doubts), DOUBTS, strict=True)
+    return reading.valley, [text for is_doubted, text in doubts if is_doubted]
 
 
 def checked(curve: Curve) -> Curve:
@@ -198,37 +208,39 @@ def gathered(column: Any) -> Any:
 
 def averages(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """Return the average that is read of each curve: rates ``[g]`` and losses ``[c, g]``."""
+    centred_curve, constants = _without_constants(curve)
+    reading = _read(*centred_curve)
+    return np.asarray(reading.rates), np.asarray(reading.averages) + np.reshape(constants, (-1, 1))
+
+
+def _without_constants(curve: Curve) -> tuple[Curve, Any]:
+    """Return the curve with NumPy's losses less a constant each, and what they were."""
+    if not isinstance(curve.losses, np.ndarray):
+        return curve, np.float32(0)
+    # Here, since a float64 would become a float32 on its way into the program.
     losses, constants = centred(curve.losses)
-    rates, found = _averages(curve.learning_rates, losses)
-    return np.asarray(rates), np.asarray(found) + np.reshape(constants, (-1, 1))
+    return curve._replace(losses=losses), constants
+
+
+class _Reading(NamedTuple):
+    """What a curve says, of which the caller's program computes what is used."""
+
+    valley: Valley  # NaN if there is none
+    problem: jax.Array  # i32[] index of PROBLEMS
+    doubts: jax.Array  # bool[d] which of DOUBTS there are
+    rates: jax.Array  # f32[g]
+    averages: jax.Array  # f32[c, g] of the losses of each curve
 
 
 @jax.jit
-def _averages(learning_rates: jax.Array, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rows = rows_of(learning_rates, losses)
-
-    def average(curve: jax.Array, constant: jax.Array) -> jax.Array:
-        scale = scale_of(curve, rows.valid, rows.weights)
-        finite = rows.valid & jnp.isfinite(curve)
-        depth = scale.depth(curve, True, rows.valid)
-        read = scale.loss(average_of(rows.weights, depth, finite))
-        # A curve that never fell has no depth.
-        plain = average_of(rows.weights, jnp.minimum(curve, scale.ceiling), finite)
-        return constant + jnp.where(scale.whole > 0, read, plain)
-
-    return 10**rows.grid, jax.vmap(average)(rows.curves, rows.constants)
-
-
-@jax.jit
-def _find_valley(
+def _read(
     learning_rates: jax.Array,
     losses: jax.Array,
     equivalent_steps: jax.Array,
     diverged: jax.Array,
     ran_out: jax.Array,
     factor: jax.Array,
-) -> tuple[Valley, jax.Array, jax.Array]:
-    """Return the valley (NaN if there is none), the index of the problem, and the doubts."""
+) -> _Reading:
     num_rows = losses.shape[-1]
     rows = rows_of(learning_rates, losses)
     valid, grid, weights = rows.valid, rows.grid, rows.weights
@@ -252,9 +264,26 @@ def _find_valley(
     clarity = clarity_of(rows, descent)
     problem = problem_of(rows, grid[within.lowest], clarity, diverged.all())
     has_risen = jnp.mean(depth, where=last_rows(valid)) > average[within.lowest] / 2
-    doubts = doubts_of(rows, within, descent, clarity, diverged.all(), has_risen)
     found = problem == READABLE
-    return jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley), problem, doubts
+    return _Reading(
+        valley=jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley),
+        problem=problem,
+        doubts=doubts_of(rows, within, descent, clarity, diverged.all(), has_risen),
+        rates=10**grid,
+        averages=jax.vmap(functools.partial(_losses_read, rows))(
+            rows.curves, rows.constants, scales
+        ),
+    )
+
+
+def _losses_read(rows: Rows, curve: jax.Array, constant: jax.Array, scale: Scale) -> jax.Array:
+    """Return the averages of one curve, as losses."""
+    finite = rows.valid & jnp.isfinite(curve)
+    depth = scale.depth(curve, True, rows.valid)
+    read = scale.loss(average_of(rows.weights, depth, finite))
+    # A curve that never fell has no depth.
+    plain = average_of(rows.weights, jnp.minimum(curve, scale.ceiling), finite)
+    return constant + jnp.where(scale.whole > 0, read, plain)
 
 
 def spread(curve: Curve) -> tuple[float, float] | None:
@@ -265,7 +294,6 @@ def spread(curve: Curve) -> tuple[float, float] | None:
         return None
     of_tests = curve.diverged, curve.ran_out, curve.factor
     of_lanes = [jnp.broadcast_to(part, curve.losses.shape[:-1]).reshape(-1) for part in of_tests]
-    valleys, _, _ = jax.vmap(_find_valley)(*lanes, *of_lanes)
-    rates = np.asarray(suggest(valleys))
+    rates = np.asarray(suggest(jax.vmap(_read)(*lanes, *of_lanes).valley))
     found = rates[np.isfinite(rates)]
     return (float(found.min()), float(found.max())) if found.size > 1 else None

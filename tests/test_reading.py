@@ -206,7 +206,7 @@ def test_the_first_rows_of_a_test_end_before_it_did():
 def test_a_seed_that_ran_out_of_batches_counts_for_nothing_after_that():
     curves = np.stack([valley(noise=0.02), valley(noise=0.02, seed=1)])
     rates = np.geomspace(1e-5, 10.0, 300)
-    expected = read(result_of(curves, rates))
+    expected = read(result_of(curves, rates)._replace(ended_by=jnp.array([0, 0])))
     curves[1, 150:] = np.nan
     result = result_of(curves, rates)._replace(ended_by=jnp.array([0, 2]))
     np.testing.assert_allclose(read(result), expected, rtol=0.05)
@@ -351,7 +351,7 @@ def test_a_steep_fall_over_several_rows_is_no_jump(num_rows):
 
 
 def test_a_steep_fall_in_a_linear_sweep_is_no_jump():
-    rates = np.linspace(3e-4, 3.0, 150)
+    rates = np.linspace(3e-4, 3.0, 300)
     losses = 2.3 - 2 / (1 + (0.1 / rates) ** 6) + 2 / (1 + (1 / rates) ** 6)
     assert "jumps" not in result_of(losses, rates).summary()
 
@@ -363,10 +363,10 @@ def test_a_fall_within_a_gap_is_no_jump():
 
 
 def test_what_a_destroyed_model_does_above_its_first_loss_is_no_second_fall():
-    rates = np.geomspace(1e-6, 100.0, 400)
+    rates = np.geomspace(1e-6, 100.0, 300)
     losses = staircase(rates, [2.0, 1.0, 4.0], [1e-3, 0.1])
     losses[rates > 5] = 2.1
-    losses += 0.15 * np.random.default_rng(0).normal(size=400)
+    losses += 0.15 * np.random.default_rng(0).normal(size=300)
     assert result_of(losses, rates).suggest() > 0  # and no doubt, which would be an error here
 
 
@@ -494,8 +494,8 @@ def test_inside_jit_nothing_warns(doubt):
 
 
 def test_the_summary_of_a_sweep_names_the_spread():
-    text = result_of(np.stack([valley(noise=0.1, seed=seed) for seed in range(4)])).summary()
-    assert text.startswith("Range test: 4 curves of 300 rows, learning rate 1e-05 to 10")
+    text = result_of(np.stack([valley(noise=0.1, seed=seed) for seed in range(3)])).summary()
+    assert text.startswith("Range test: 3 curves of 300 rows, learning rate 1e-05 to 10")
     assert "suggest() of the single curves: " in text
 
 
@@ -539,8 +539,8 @@ def test_readings_print_and_serialize_as_numbers():
 def test_a_result_shows_itself_as_its_summary():
     for result in (
         result_of(valley()),
-        result_of(np.linspace(1, 2, 50)),
-        result_of([[1.0] * 9] * 3),
+        result_of(np.linspace(1, 2, 300)),
+        result_of(np.ones((2, 300))),
     ):
         assert repr(result) == result.summary()
 
