@@ -350,12 +350,6 @@ def test_a_steep_fall_over_several_rows_is_no_jump(num_rows):
     assert is_read_in_silence(result_of(losses, rates))
 
 
-def test_a_steep_fall_in_a_linear_sweep_is_no_jump():
-    rates = np.linspace(3e-4, 3.0, 300)
-    losses = 2.3 - 2 / (1 + (0.1 / rates) ** 6) + 2 / (1 + (1 / rates) ** 6)
-    assert "jumps" not in result_of(losses, rates).summary()
-
-
 def test_a_fall_within_a_gap_is_no_jump():
     losses = valley(lowest=0.3)
     losses[150:215] = np.nan
