@@ -15,21 +15,15 @@ from jax.typing import ArrayLike
 
 from optax_clr._arguments import whole_number
 from optax_clr._batches import check_num_steps, hold_batches
+from optax_clr._checks import check_arrays, held_out_batch, optimizer_step, spaced
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
-from optax_clr._range_test import (
-    ONE_BATCH,
-    check_arrays,
-    held_out_batch,
-    optimizer_step,
-    spaced,
-)
 from optax_clr._reading import RangeTestWarning
-from optax_clr._result import ONE_EXAMPLE, EndedBy, RangeTestResult
+from optax_clr._result import EndedBy, RangeTestResult
 from optax_clr._run import Outcome, run, runs_by_rows
 from optax_clr._step import PyTree
 from optax_clr._stop_rule import StopRule
-from optax_clr._traced import makes_one_batch, num_examples, trace_batches
+from optax_clr._traced import ONE_BATCH, ONE_EXAMPLE, makes_one_batch, num_examples, trace_batches
 
 _DEFAULT_NUM_STEPS = 50
 # A run is judged by the last quarter of its losses, which have less noise than the last of them.

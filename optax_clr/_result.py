@@ -14,9 +14,9 @@ import optax
 
 from optax_clr import _drawing, _reading
 from optax_clr._arguments import any_traced, function, is_traced, shown, whole_number
-from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
 from optax_clr._peak_ratio import peak_ratio
+from optax_clr._traced import ONE_EXAMPLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -304,13 +304,6 @@ class RangeTestResult(NamedTuple):
             function(f"rules[{index}]", rule, form="(learning_rates, losses) -> rate")
         _refuse_traced(self, "plot")
         return _draw(self, _drawing.pyplot_axes(ax), rules)
-
-
-ONE_EXAMPLE = (
-    "each step trained on a single example: an entry of the batches has no axis of examples. Where "
-    "the batches are a whole data set, cut it into batches first, [steps, examples, ...]. "
-    + see("range-test/#batches")
-)
 
 
 def _curve(result: RangeTestResult) -> _reading.Curve:

@@ -82,6 +82,15 @@ def trace_batches(batch_fn: Callable[[Any], Any], step: Any) -> Any:
     return jax.make_jaxpr(arrays)(step)
 
 
+ONE_BATCH = (
+    "every step trained on the same batch: batches is a function that is traced once, and what it "
+    "returns does not depend on the step. Take rows by the step, rows[step % len(rows)], or draw "
+    "them, jax.random.fold_in(key, step); what NumPy draws comes from a generator of batches. If "
+    "one batch is meant, let the loss close over it, and pass lambda step: step. "
+    + see("range-test/#batches")
+)
+
+
 def makes_one_batch(closed: Any) -> bool:
     """Whether what a function from the step returns, a closed jaxpr, does not depend on the step.
 
@@ -92,6 +101,13 @@ def makes_one_batch(closed: Any) -> bool:
     return bool(jaxpr.outvars) and not (
         jaxpr.effects or any(_inputs_of(jaxpr, [True] * len(jaxpr.outvars)))
     )
+
+
+ONE_EXAMPLE = (
+    "each step trained on a single example: an entry of the batches has no axis of examples. Where "
+    "the batches are a whole data set, cut it into batches first, [steps, examples, ...]. "
+    + see("range-test/#batches")
+)
 
 
 def num_examples(batch: Any) -> int | None:

@@ -1,0 +1,173 @@
+"""What range tests are given, checked before anything is traced."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from optax_clr._arguments import (
+    float_dtype,
+    function,
+    is_traced,
+    known_float,
+    native,
+    real_scalar,
+    shown,
+)
+from optax_clr._arrays import as_array, is_array, is_numeric
+from optax_clr._batches import is_stream
+from optax_clr._documentation import see
+from optax_clr._states import is_variable
+from optax_clr._step import OptimizerStep, PyTree, describe
+from optax_clr._stop_rule import StopRule
+
+_ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+
+
+def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
+    """Return the training step of a loss and an optimizer, if they are functions."""
+    loss_fn = function("loss_fn", loss_fn, form="(params, batch) -> loss")
+    if isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            "optimizer must be a function from a learning rate to a GradientTransformation, got "
+            "one that is already built. Pass optax.adamw itself, or lambda rate: optax.adamw(rate, "
+            f"weight_decay=0.1). {see('first-test/')}"
+        )
+    optimizer = function("optimizer", optimizer, form="learning_rate -> GradientTransformation")
+    if isinstance(optimizer, functools.partial):
+        names = [*_argument_names(optimizer.func)[: len(optimizer.args)], *optimizer.keywords]
+        if "learning_rate" in names:  # and the rates of the test would be another argument's
+            raise TypeError(
+                f"optimizer must leave the learning rate open, got {shown(optimizer)}. Bind other "
+                f"arguments by name, functools.partial(optax.adamw, weight_decay=0.1). "
+                + see("range-test/")
+            )
+    return OptimizerStep(loss_fn, optimizer, bool(has_aux))
+
+
+def _argument_names(factory: Any) -> list[str]:
+    try:
+        return [*inspect.signature(factory).parameters]
+    except ValueError:  # of a function in C
+        return []
+
+
+def check_arrays(name: str, tree: PyTree) -> None:
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        raise ValueError(
+            f"{name} must have at least one array, got the empty pytree {shown(tree)}."
+        )
+    _check_is_tree(name, tree)
+    if all(isinstance(leaf, jax.Array) for leaf in leaves):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        part = f"{name}{jax.tree_util.keystr(path)}"
+        if not isinstance(leaf, _ARRAYS):
+            raise TypeError(
+                f"{part} must be an array, got {describe(leaf)}. "
+                "Leave what is not one out, or close over it; if there are arrays in it, register "
+                f"its class with JAX (jax.tree_util.register_dataclass). {see('training-steps/')}"
+            )
+        # An array in another byte order is one that JAX does not take.
+        if isinstance(leaf, np.ndarray) and not (
+            is_numeric(leaf.dtype) and native(part, leaf) is leaf
+        ):
+            raise TypeError(
+                f"{part} must be an array of numbers as the device has them, got dtype "
+                f"{leaf.dtype}. Convert it: array.astype(numpy.float32)."
+            )
+
+
+def _check_is_tree(name: str, tree: PyTree) -> None:
+    """Raise for a variable of Flax in two places, which a pytree would make two variables."""
+    places: dict[int, str] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable):
+        place = f"{name}{jax.tree_util.keystr(path)}"
+        if is_variable(leaf) and places.setdefault(id(leaf), place) != place:
+            raise ValueError(
+                f"{name} must be a tree, but {places[id(leaf)]} and {place} are one variable, and "
+                "would be trained apart. Pass what nnx.split gives, which has it once. "
+                + see("training-steps/#nnx")
+            )
+
+
+def held_out_batch(held_out: PyTree) -> PyTree:
+    """Return a batch as arrays, if it is one; None where there is none."""
+    if held_out is None:
+        return None
+    if is_stream(held_out) and not isinstance(held_out, (list, str)):
+        raise TypeError(
+            f"held_out must be one batch, got the iterable {shown(held_out)}. Pass a batch of it, "
+            "next(iter(loader)), or read it beside the training batches. "
+            + see("recipes/#a-validation-loader-in-a-range-test")
+        )
+    batch = jax.tree.map(
+        lambda leaf: as_array("held_out", leaf) if is_array(leaf) else leaf, held_out
+    )
+    check_arrays("held_out", batch)
+    return batch
+
+
+def checked_values(values: ArrayLike) -> jax.Array | np.ndarray:
+    array = values if isinstance(values, jax.Array) else np.asarray(native("values", values))
+    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+        remedy = " Of a schedule pass schedule(jnp.arange(n))." if callable(values) else ""
+        raise TypeError(f"values must be real numbers, got {shown(values)}.{remedy}")
+    if array.ndim != 1 or not array.shape[0]:
+        raise ValueError(
+            f"values must be one-dimensional and not empty, got an array of shape {array.shape}."
+        )
+    # An explicit transfer, which jax.transfer_guard("disallow") allows.
+    if not is_traced(array) and not np.isfinite(jax.device_get(array).astype(np.float64)).all():
+        raise ValueError(f"values must be finite, got {shown(values)}.")
+    return array.astype(float_dtype(array))
+
+
+def spaced(min_lr: Any, max_lr: Any, num_values: int, spacing: str) -> jax.Array | np.ndarray:
+    min_lr = real_scalar("min_lr", min_lr, positive=True)
+    max_lr = real_scalar("max_lr", max_lr, positive=True)
+    low, high = known_float(min_lr), known_float(max_lr)
+    if low is not None and high is not None and low >= high:
+        raise ValueError(f"max_lr={max_lr} must be larger than min_lr={min_lr}.")
+    if spacing not in ("log", "linear"):
+        raise ValueError(f"spacing must be 'log' or 'linear', got {shown(spacing)}.")
+    if low is not None and high is not None:
+        return _known_rates(low, high, num_values, spacing)
+    start, stop = jnp.asarray(min_lr, jnp.float32), jnp.asarray(max_lr, jnp.float32)
+    if spacing == "log":
+        return jnp.geomspace(start, stop, num_values)
+    return jnp.linspace(start, stop, num_values)
+
+
+@functools.lru_cache(maxsize=32)  # as long to compute as a step of a small network
+def _known_rates(low: float, high: float, num_values: int, spacing: str) -> np.ndarray:
+    space = np.geomspace if spacing == "log" else np.linspace
+    rates: np.ndarray = space(low, high, num_values).astype(np.float32)
+    rates.flags.writeable = False
+    return rates
+
+
+def stop_rule(smoothing: ArrayLike, stop_factor: ArrayLike) -> StopRule:
+    number = known_float(real_scalar("smoothing", smoothing))
+    if number is not None and not 0 <= number < 1:
+        raise ValueError(
+            f"smoothing must be from 0 up to but not including 1, got {shown(smoothing)}: it is "
+            "the weight of the past in the moving average."
+        )
+    if not (isinstance(stop_factor, float) and stop_factor == math.inf):
+        stop_factor = real_scalar("stop_factor", stop_factor, positive=True)
+    return StopRule(_as_float32(smoothing), _as_float32(stop_factor))
+
+
+def _as_float32(number: Any) -> ArrayLike:
+    # NumPy's go into a compiled program as they are; JAX's would take a program each to make.
+    return number.astype(jnp.float32) if isinstance(number, jax.Array) else np.float32(number)
