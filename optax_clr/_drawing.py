@@ -25,7 +25,7 @@ def pyplot_axes(ax: Axes | None) -> Axes:
         from matplotlib import axes, pyplot
     except ImportError as error:
         raise ImportError(
-            'Figures need Matplotlib: pip install "optax-clr[plot]", or pip install matplotlib.'
+            "Figures need Matplotlib: pip install matplotlib."
         ) from error
     if ax is None:
         return pyplot.subplots(figsize=_SIZE, layout="constrained")[1]

@@ -178,8 +178,8 @@ def lr_range_test(
       stop_factor: when the test stops, as in [`range_test`][].
       steps_per_value: training steps at each rate; the row has their mean loss.
       held_out: a batch that is not trained on, of any size; its loss after each row is recorded
-        too, and the readings then read that. Training loss cannot see overfitting. ``None`` means
-        none.
+        too, and the readings then read that. It has less noise than the training loss, but a test
+        is too short for it to show overfitting. ``None`` means none.
       progress: whether to show a bar, as in [`range_test`][].
 
     Returns:

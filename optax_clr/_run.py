@@ -301,7 +301,7 @@ def _bar(num_rows: int, show: bool) -> Iterator[Callable[[int, float, float], No
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
-        raise ImportError('progress=True needs tqdm: pip install "optax-clr[progress]".') from error
+        raise ImportError("progress=True needs tqdm: pip install tqdm.") from error
     with tqdm(total=num_rows, desc="range test (compiling)", unit="row") as bar:
 
         def report(num_done: int, value: float, loss: float) -> None:

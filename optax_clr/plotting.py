@@ -1,4 +1,4 @@
-"""Figures of range tests and schedules. Needs Matplotlib: ``pip install "optax-clr[plot]"``."""
+"""Figures of range tests and schedules. Needs Matplotlib: ``pip install matplotlib``."""
 
 from __future__ import annotations
 
