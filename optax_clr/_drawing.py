@@ -24,9 +24,7 @@ def pyplot_axes(ax: Axes | None) -> Axes:
     try:
         from matplotlib import axes, pyplot
     except ImportError as error:
-        raise ImportError(
-            "Figures need Matplotlib: pip install matplotlib."
-        ) from error
+        raise ImportError("Figures need Matplotlib: pip install matplotlib.") from error
     if ax is None:
         return pyplot.subplots(figsize=_SIZE, layout="constrained")[1]
     if not isinstance(ax, axes.Axes):

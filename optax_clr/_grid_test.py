@@ -139,7 +139,10 @@ def lr_grid_test(
     )
     missing = jax.tree.map(lambda entry: jnp.full_like(entry, jnp.nan), rows[0])
     result = _as_range_test(rates, num_steps, _stacked(rows + [missing] * (num_values - len(rows))))
-    return result._replace(ended_by=np.int32(EndedBy.INTERRUPT))
+    # Of the rates that are done one may have diverged: then the curve ends there.
+    is_cut = result.num_valid == len(rows)
+    ended_by = jnp.where(is_cut, np.int32(EndedBy.INTERRUPT), result.ended_by)
+    return result._replace(ended_by=ended_by)
 
 
 class _Row(NamedTuple):

@@ -288,6 +288,7 @@ def _losses_read(rows: Rows, curve: jax.Array, constant: jax.Array, scale: Scale
 
 def spread(curve: Curve) -> tuple[float, float] | None:
     """Return the lowest and highest suggestion of the single curves; None if there is one."""
+    curve, _ = _without_constants(curve)
     columns = curve.learning_rates, curve.losses, curve.equivalent_steps
     lanes = [jnp.reshape(column, (-1, column.shape[-1])) for column in columns]
     if len(lanes[0]) == 1:

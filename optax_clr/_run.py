@@ -246,7 +246,7 @@ class _Driver(NamedTuple):
                     outputs.append((count, rows))
                     num_done += count
                     num_valid, alive = int(seen[0]), bool(seen[1])
-                    last = max(num_valid, 1) - 1  # rows after divergence were not trained
+                    last = max(num_valid, 1) - 1  # what is trained after divergence is not shown
                     report(num_valid, values[last], float(Past(*seen[2]).average))
                     wanted = self._paced(wanted, count, time.perf_counter() - started)
             except KeyboardInterrupt as interrupt:

@@ -680,3 +680,13 @@ def test_range_tests_take_a_cycled_momentum_in_a_model_of_half_precision(dtype):
 
     rates = jnp.geomspace(1e-4, 1.0, 30)
     assert optax_clr.range_test(step, (params, optimizer.init(params)), batches, rates).num_valid
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_the_state_of_updates_that_may_be_skipped_is_kept():
+    inner = optax_clr.inject_schedules(optax.sgd)(
+        learning_rate=optax_clr.one_cycle_schedule(1.0, 9)
+    )
+    steps = optax.MultiSteps(inner, 2, should_skip_update_fn=optax.skip_not_finite)
+    _, state = steps.update(jnp.ones(3), steps.init(jnp.zeros(3)), jnp.zeros(3))
+    assert optax_clr.set_step(state, 3).gradient_step == 3

@@ -493,6 +493,14 @@ def test_the_summary_of_a_sweep_names_the_spread():
     assert "suggest() of the single curves: " in text
 
 
+def test_an_offset_of_float64_losses_does_not_change_the_spread():
+    curves = np.stack([valley(noise=0.1, seed=seed) for seed in range(3)])
+    result = result_of(curves)
+    plain, offset = (result._replace(losses=curves + by).summary() for by in (0.0, 1e8))
+    spread = re.compile("suggest.. of the single curves: .*")
+    assert spread.search(offset)[0] == spread.search(plain)[0]
+
+
 @pytest.mark.parametrize("problem", UNREADABLE)
 def test_the_summary_of_a_curve_that_cannot_be_read_says_why(problem):
     text = UNREADABLE[problem].summary()
