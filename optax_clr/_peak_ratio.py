@@ -22,6 +22,9 @@ _MOST_BLOCKS = _NUM_BLOCKS + 2**14
 # steep at their start, and near its end each matters most.
 _BLOCK_OF_REST = 1 / 256
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+# Of the highest value: what XLA leaves of 1 - 1 where it divides by multiplying, of either sign. As
+# the last step it would count as one that has to make up for all before it.
+_ROUNDING = 2.0**-22
 
 
 def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
@@ -49,8 +52,14 @@ def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
         values, counts = _look(shape, _split(edges, values))
     constant = num_steps * (1 + _harmonic(num_steps - 1))
     if is_traced(values):
-        return jnp.sqrt(constant / _bound(jnp, values / jnp.max(values), counts))
-    return math.sqrt(constant / _bound(np, values / values.max(), counts))
+        return jnp.sqrt(constant / _bound(jnp, _heights(jnp, values), counts))
+    return math.sqrt(constant / _bound(np, _heights(np, values), counts))
+
+
+def _heights(numpy: Any, values: Any) -> Any:
+    """Return the values as parts of the highest, 0 where they are a rounding of it."""
+    heights = values / numpy.max(values)
+    return numpy.where(numpy.abs(heights) < _ROUNDING, 0, heights)
 
 
 def _look(shape: optax.Schedule, edges: Any) -> tuple[Any, Any]:
@@ -87,7 +96,7 @@ def _values(shape: optax.Schedule, steps: Any) -> jax.Array:
 
 def _check(values: np.ndarray, num_steps: int) -> None:
     lowest, highest = values.min(), values.max()
-    if not (lowest >= 0 and 0 < highest < math.inf):
+    if not (lowest > -_ROUNDING * highest and 0 < highest < math.inf):
         raise ValueError(
             "shape must be a schedule of finite values of which none is negative and one is above "
             f"0; over {num_steps} steps it has values from {lowest:g} to {highest:g}."

@@ -196,6 +196,18 @@ def test_traced_and_not_are_the_same_for_all_forms(form, num_steps):
     np.testing.assert_allclose(many, [ratio, ratio], rtol=tolerance)
 
 
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("num_steps", [20, 100, 500, 777, 5000])
+def test_a_last_value_that_is_zero_but_for_a_rounding_is_zero(num_steps):
+    """Compiled, 1 - t / T is not 0 at T, but 6e-8 or below 0."""
+    schedule = optax.linear_schedule(1.0, 0.0, num_steps - 1)
+    expected = by_sums(np.linspace(1, 0, num_steps))
+    traced = jax.jit(lambda height: peak_ratio(lambda step: height * schedule(step), num_steps))
+    for ratio in (peak_ratio(schedule, num_steps), peak_ratio(jax.jit(schedule), num_steps)):
+        np.testing.assert_allclose(ratio, expected, rtol=1e-4)
+    np.testing.assert_allclose(traced(0.1), expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.int8])
 def test_values_of_few_digits_are_summed_in_float32(dtype):
     table = jnp.asarray(100 / jnp.sqrt(jnp.arange(1.0, 2001.0)), dtype)
