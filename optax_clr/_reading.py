@@ -150,15 +150,14 @@ def _centre(valley: Valley) -> jax.Array:
 
 def read_valley(curve: Curve) -> Valley:
     """Return what ``find_valley`` finds, and warn, where a method of the result was called."""
-    valley, doubts = find_valley(curve)
+    valley, doubts = find_valley(read_curve(curve))
     for doubt in doubts:
         warnings.warn(doubt, RangeTestWarning, stacklevel=4)  # the caller of a method of the result
     return valley
 
 
-def find_valley(curve: Curve) -> tuple[Valley, list[str]]:
+def find_valley(reading: Reading) -> tuple[Valley, list[str]]:
     """Return the valley of a curve and what is doubtful, or raise (NaN, and nothing, if traced)."""
-    reading = _read(*_without_constants(curve)[0])
     problem = reading.problem
     if is_traced(problem):
         return reading.valley, []
@@ -206,11 +205,17 @@ def gathered(column: Any) -> Any:
     return _SHARDING.reshard(column, everywhere)
 
 
-def averages(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+def read_curve(curve: Curve) -> Reading:
+    """Return what a curve says, once for all that is shown of it."""
+    without, constants = _without_constants(curve)
+    reading: Reading = _read(*without)
+    return reading._replace(constants=constants)
+
+
+def averages(reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     """Return the average that is read of each curve: rates ``[g]`` and losses ``[c, g]``."""
-    centred_curve, constants = _without_constants(curve)
-    reading = _read(*centred_curve)
-    return np.asarray(reading.rates), np.asarray(reading.averages) + np.reshape(constants, (-1, 1))
+    losses = np.asarray(reading.averages) + np.reshape(reading.constants, (-1, 1))
+    return np.asarray(reading.rates), losses
 
 
 def _without_constants(curve: Curve) -> tuple[Curve, Any]:
@@ -222,14 +227,15 @@ def _without_constants(curve: Curve) -> tuple[Curve, Any]:
     return curve._replace(losses=losses), constants
 
 
-class _Reading(NamedTuple):
+class Reading(NamedTuple):
     """What a curve says, of which the caller's program computes what is used."""
 
     valley: Valley  # NaN if there is none
     problem: jax.Array  # i32[] index of PROBLEMS
     doubts: jax.Array  # bool[d] which of DOUBTS there are
     rates: jax.Array  # f32[g]
-    averages: jax.Array  # f32[c, g] of the losses of each curve
+    averages: jax.Array  # f32[c, g] of the losses of each curve, less these constants:
+    constants: Any = ()
 
 
 @jax.jit
@@ -240,7 +246,7 @@ def _read(
     diverged: jax.Array,
     ran_out: jax.Array,
     factor: jax.Array,
-) -> _Reading:
+) -> Reading:
     num_rows = losses.shape[-1]
     rows = rows_of(learning_rates, losses)
     valid, grid, weights = rows.valid, rows.grid, rows.weights
@@ -265,7 +271,7 @@ def _read(
     problem = problem_of(rows, grid[within.lowest], clarity, diverged.all())
     has_risen = jnp.mean(depth, where=last_rows(valid)) > average[within.lowest] / 2
     found = problem == READABLE
-    return _Reading(
+    return Reading(
         valley=jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley),
         problem=problem,
         doubts=doubts_of(rows, within, descent, clarity, diverged.all(), has_risen),

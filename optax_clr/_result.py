@@ -356,7 +356,8 @@ def _draw(result: RangeTestResult, ax: Axes, rules: Sequence[Rule]) -> Axes:
         _drawing.draw_losses(ax, rates, training[0, recorded], held_out=False)
         if is_held_out:
             _drawing.draw_losses(ax, rates, read[0, recorded], held_out=True)
-    grid, averages = _reading.averages(curve)
+    reading = _reading.read_curve(curve)
+    grid, averages = _reading.averages(reading)
     averages = np.where(np.isfinite(averages), averages, np.nan)
     drawn = np.isfinite(averages).any(0) & np.isfinite(grid)
     if drawn.any():
@@ -364,7 +365,7 @@ def _draw(result: RangeTestResult, ax: Axes, rules: Sequence[Rule]) -> Axes:
         _drawing.limit_losses(ax, read, averages[:, drawn])
         ax.set_xscale("log" if _drawing.is_geometric(rates) else "linear")
     try:
-        valley, doubts = _reading.find_valley(curve)
+        valley, doubts = _reading.find_valley(reading)
     except _reading.RangeTestError as error:
         ax.set_title(f"cannot be read: {_beginning(str(error))}")
     else:
@@ -429,7 +430,8 @@ def _summary(result: RangeTestResult) -> str:
         end += f"; batches of {max(batch_sizes) or 'a single example'}"
     by_curve = losses.reshape(num_curves, num_rows)
     first = by_curve[np.arange(num_curves), np.isfinite(by_curve).argmax(1)]
-    _, averages = _reading.averages(curve)
+    reading = _reading.read_curve(curve)
+    _, averages = _reading.averages(reading)
     name = "Held-out loss" if np.size(result.held_out_losses) else "Loss"
     lines = [
         f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
@@ -437,7 +439,7 @@ def _summary(result: RangeTestResult) -> str:
         f"{name}: {np.nanmean(first):.3g} at first; {_lowest(averages)}.",
     ]
     try:
-        valley, doubts = _reading.find_valley(curve)
+        valley, doubts = _reading.find_valley(reading)
     except _reading.RangeTestError as error:
         return "\n".join([*lines, f"Cannot be read: {error}"])
     base_value, peak_value = _reading.bounds(valley)
