@@ -22,9 +22,11 @@ _MOST_BLOCKS = _NUM_BLOCKS + 2**14
 # steep at their start, and near its end each matters most.
 _BLOCK_OF_REST = 1 / 256
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-# Of the highest value: what XLA leaves of 1 - 1 where it divides by multiplying, of either sign. As
-# the last step it would count as one that has to make up for all before it.
+# Of the highest value: what XLA leaves of 1 - 1 where it divides by multiplying, of either sign.
 _ROUNDING = 2.0**-22
+# How many stops are looked at. In 3,000 random schedules of up to 60 steps that fall by up to 12
+# decades, so many find the best; 8 may miss it, by half of the peak.
+_NUM_STOPS = 12
 
 
 def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
@@ -42,6 +44,12 @@ def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
     of the least loss. The $\gamma$ for which this is least is a constant over the root of
     $S_1$ times the bracket; a constant rate has $T (1 + H_{T-1})$ there.
 
+    Where hardly any rate is left after a high one, as in a decay that ends just above 0, the bound
+    is large, since the last steps cannot make up for that one. But they hardly move the params: as
+    gradients are at most $G$, the loss after step $T$ is within $\gamma G^2 S_{T'+1}$ of that
+    after $T'$. So the bracket is that of a stop at $T'$, plus $2 S_{T'+1}$, for the $T'$ that
+    promises most; mostly $T$ itself.
+
     References:
       Defazio et al., [When, Why and How Much?](https://arxiv.org/abs/2310.07831), 2023,
       theorem 10.
@@ -52,14 +60,8 @@ def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
         values, counts = _look(shape, _split(edges, values))
     constant = num_steps * (1 + _harmonic(num_steps - 1))
     if is_traced(values):
-        return jnp.sqrt(constant / _bound(jnp, _heights(jnp, values), counts))
-    return math.sqrt(constant / _bound(np, _heights(np, values), counts))
-
-
-def _heights(numpy: Any, values: Any) -> Any:
-    """Return the values as parts of the highest, 0 where they are a rounding of it."""
-    heights = values / numpy.max(values)
-    return numpy.where(numpy.abs(heights) < _ROUNDING, 0, heights)
+        return jnp.sqrt(constant / _bound(jnp, values, counts))
+    return math.sqrt(constant / _bound(np, values, counts))
 
 
 def _look(shape: optax.Schedule, edges: Any) -> tuple[Any, Any]:
@@ -103,31 +105,56 @@ def _check(values: np.ndarray, num_steps: int) -> None:
         )
 
 
-def _bound(numpy: Any, heights: Any, counts: Any) -> Any:
-    """Return ``S_1`` times the bracket, for blocks of ``counts`` steps of the same height.
+def _bound(numpy: Any, values: Any, counts: Any) -> Any:
+    """Return ``S_1`` times the bracket, for blocks of ``counts`` steps of the same value."""
+    heights = numpy.maximum(values, 0) / numpy.max(values)
+    sums, squares = _after(numpy, counts * heights), _after(numpy, counts * heights**2)
+    stops = _stops(numpy, heights, sums)
+    rest, rest_squares = sums[stops], squares[stops]
+    row = np.arange(len(counts), dtype=np.int32)
+    heights = numpy.where(row[None] <= stops[:, None], heights[None], 0)
+    # Of few digits only where what follows a stop is high for it, and the stop of no use.
+    sums = numpy.maximum(sums[None] - rest[:, None], 0)
+    squares = numpy.maximum(squares[None] - rest_squares[:, None], 0)
+    terms = _terms(numpy, heights, counts[None], sums, squares)
+    first = heights[:, 0]
+    total, total_squares = counts[0] * first + sums[:, 0], counts[0] * first**2 + squares[:, 0]
+    # A schedule that is 0 up to a stop promises nothing there.
+    safe = numpy.where(total > 0, total, 1)
+    bracket = total_squares / safe + terms.sum(-1) + 2 * rest
+    promise = numpy.where(total > 0, bracket / safe, np.inf)
+    return (total * bracket)[numpy.argmin(promise)]
 
-    Exact where all blocks are of one step. In longer ones, ``S_k`` and ``Q_k`` are those of the
-    middle.
+
+def _stops(numpy: Any, heights: Any, sums: Any) -> Any:
+    """Return the blocks after which little is left for how high they are, and the last one."""
+    falls = heights / numpy.where(sums > 0, sums, np.inf)
+    num_stops = min(_NUM_STOPS, len(falls))
+    stops = numpy.argpartition(falls, -num_stops)[-num_stops:]
+    return numpy.append(stops, np.int32(len(falls) - 1))
+
+
+def _terms(numpy: Any, heights: Any, counts: Any, sums: Any, squares: Any) -> Any:
+    """Return what each block adds to the sum in the bracket, from the sums after it.
+
+    Exact for blocks of one step. In longer ones, ``S_k`` and ``Q_k`` are those of the middle.
     """
-    sums, squares = _rest(numpy, counts * heights), _rest(numpy, counts * heights**2)
-    after, squares_after = numpy.append(sums[1:], 0), numpy.append(squares[1:], 0)
-    middle = after + heights * (counts + 1) / 2
-    middle_after = after + heights * (counts - 1) / 2
-    middle_squares = squares_after + heights**2 * (counts + 1) / 2
+    middle = sums + heights * (counts + 1) / 2
+    middle_after = sums + heights * (counts - 1) / 2
+    middle_squares = squares + heights**2 * (counts + 1) / 2
     # A block after which nothing moves the params is a constant rate of its own.
     at_end = numpy.log(numpy.maximum(counts, 2) - 0.5) + np.euler_gamma
     at_end = numpy.where(counts > 1, heights * at_end, 0)
-    is_last = after == 0
+    is_last = sums == 0
     # Not over the product of the two, which is below any float32 where heights are small.
     of_sums = heights / numpy.where(is_last, 1, middle_after)
     of_squares = middle_squares / numpy.where(is_last, 1, middle)
-    terms = numpy.where(is_last, at_end, counts * of_sums * of_squares)
-    return squares[0] + sums[0] * terms.sum()
+    return numpy.where(is_last, at_end, counts * of_sums * of_squares)
 
 
-def _rest(numpy: Any, column: Any) -> Any:
-    """Return the sum of each entry and all after it."""
-    return numpy.flip(numpy.cumsum(numpy.flip(column)))
+def _after(numpy: Any, parts: Any) -> Any:
+    """Return the sum of all parts after each one."""
+    return numpy.append(numpy.flip(numpy.cumsum(numpy.flip(parts[1:]))), 0)
 
 
 def _harmonic(number: int) -> float:
@@ -180,7 +207,7 @@ def _num_parts(numpy: Any, counts: np.ndarray, heights: Any, num_more: int) -> A
     steps = np.asarray(counts, heights.dtype)
     changes = numpy.abs(numpy.diff(heights))
     changes = numpy.maximum(numpy.append(changes, 0), numpy.append(0, changes))
-    rest = _rest(numpy, steps * heights)
+    rest = steps * heights + _after(numpy, steps * heights)
     of_rest = steps * heights / numpy.where(rest > 0, rest, 1)
     weights = steps * (changes + of_rest * heights)
     total = weights.sum()

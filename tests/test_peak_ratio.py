@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +17,27 @@ from optax_clr._peak_ratio import peak_ratio
 
 
 def theorem(values):
-    """S_1 times the bracket of theorem 10, in rationals, term by term as it is printed."""
-    steps = [Fraction(value) for value in values]
-    while not steps[-1]:
-        steps.pop()  # they leave the params as they are
-    rest = lambda k: sum(steps[k:])
-    squares = lambda k: sum(step * step for step in steps[k:])
-    bracket = squares(0) / rest(0) + sum(
-        steps[k] / rest(k + 1) * squares(k) / rest(k) for k in range(len(steps) - 1)
+    """S_1 and the bracket of theorem 10, in rationals, term by term as it is printed."""
+    rest = list(accumulate(reversed(values)))[::-1]
+    squares = list(accumulate(value * value for value in reversed(values)))[::-1]
+    bracket = squares[0] / rest[0] + sum(
+        values[k] / rest[k + 1] * squares[k] / rest[k] for k in range(len(values) - 1)
     )
-    return rest(0) * bracket
+    return rest[0], bracket
 
 
 def expected(values):
-    highest = max(values)
-    of_form = theorem([Fraction(value) / Fraction(highest) for value in values])
-    return math.sqrt(theorem([1] * len(values)) / of_form)
+    """By the theorem for the stop that promises most, after which the params move a little."""
+    highest = Fraction(max(values))
+    steps = [Fraction(value) / highest for value in values]
+    bounds = []
+    for stop in range(1, len(steps) + 1):
+        if steps[stop - 1]:
+            total, bracket = theorem(steps[:stop])
+            bracket += 2 * sum(steps[stop:])
+            bounds.append((bracket / total, total * bracket))
+    constant = math.prod(theorem([Fraction(1)] * len(values)))
+    return math.sqrt(constant / min(bounds)[1])
 
 
 def in_order(values):
@@ -45,6 +51,49 @@ def test_it_is_that_of_the_theorem(values):
     np.testing.assert_allclose(
         peak_ratio(in_order(values), len(values)), expected(values), rtol=1e-9
     )
+
+
+@given(st.lists(st.integers(0, 30), min_size=30, max_size=30))
+def test_of_more_stops_the_best_is_nearly_found(halvings):
+    """Values of 0 to 30 halvings, in any order."""
+    values = [2.0**-number for number in halvings]
+    np.testing.assert_allclose(peak_ratio(in_order(values), 30), expected(values), rtol=1e-3)
+
+
+ENDS_JUST_ABOVE_0 = {
+    "one cycle": lambda n, end: optax_clr.one_cycle_schedule(
+        1.0, n, wave=optax_clr.waves.linear, end_value=end
+    ),
+    "Welch's one cycle": lambda n, end: optax_clr.one_cycle_schedule(
+        1.0, n, wave=optax_clr.waves.welch, end_value=end
+    ),
+    "linear": lambda n, end: optax.linear_schedule(1.0, end, n - 1),
+    "root": lambda n, end: optax.polynomial_schedule(1.0, end, 0.5, n - 1),
+    "low after a third": lambda n, end: lambda step: jnp.where(step < n // 3, 1.0, end),
+}
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("num_steps", [10, 100, 1000, 100_000])
+@pytest.mark.parametrize("form", ENDS_JUST_ABOVE_0)
+def test_a_schedule_that_ends_just_above_0_is_as_one_that_ends_at_0(form, num_steps):
+    schedule_of = ENDS_JUST_ABOVE_0[form]
+    at_0 = peak_ratio(schedule_of(num_steps, 0.0), num_steps)
+    for end in (1e-12, 1e-8, 1e-6, 1e-5):
+        np.testing.assert_allclose(
+            peak_ratio(schedule_of(num_steps, end), num_steps), at_0, rtol=0.02
+        )
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("form", ENDS_JUST_ABOVE_0)
+def test_and_so_when_traced(form):
+    schedule_of = ENDS_JUST_ABOVE_0[form]
+    higher = lambda height, end: peak_ratio(lambda t: height * schedule_of(100, end)(t), 100)
+    at_0 = peak_ratio(schedule_of(100, 0.0), 100)
+    ends = jnp.array([1e-12, 1e-8, 1e-6, 1e-5])
+    many = jax.jit(jax.vmap(higher, in_axes=(None, 0)))(0.3, ends)
+    np.testing.assert_allclose(many, [at_0] * 4, rtol=0.02)
 
 
 @pytest.mark.usefixtures("optax_promotion")
