@@ -140,6 +140,8 @@ def as_step(step: Any, name: str = "step") -> jax.Array:
     if hasattr(step, "__jax_array__") or any_traced(step):  # an nnx.Variable, a list of tracers
         step = jnp.asarray(step)
     elif not isinstance(step, jax.Array):
+        if isinstance(step, int) and not isinstance(step, bool):
+            step = max(-1, min(step, INT32_MAX))  # a Python integer may be of any size
         step = np.asarray(native(name, step))  # where int64 keeps its values
     if not jnp.issubdtype(step.dtype, jnp.integer):
         raise TypeError(

@@ -18,6 +18,7 @@ from optax_clr._documentation import see
 from optax_clr._states import (
     RESTORE,
     Path,
+    check_arrays,
     in_place_of,
     is_trainer,
     key_name,
@@ -47,6 +48,7 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
       everything is constant.
 
     Raises:
+      TypeError: if the state is one of shapes, as ``jax.eval_shape`` makes it.
       ValueError: if there is no such state, and a schedule was passed to Optax itself, which does
         not keep its value.
 
@@ -58,6 +60,7 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
       >>> get_hyperparams(optimizer.init(jnp.zeros(3)))
       {'learning_rate': Array(0.1, dtype=float32)}
     """
+    check_arrays(state)
     state = _state_of(state)
     found = [
         (path, name, value)
@@ -87,7 +90,8 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
 
     Raises:
       TypeError: if a value is not a number, or not an integer for a hyperparameter that is one;
-        or if ``state`` is an ``nnx.Optimizer`` in a version of Flax in which it is not a pytree.
+        or if ``state`` is one of shapes, as ``jax.eval_shape`` makes it, or an ``nnx.Optimizer`` in
+        a version of Flax in which it is not a pytree.
       ValueError: if no hyperparameter has that name, a schedule drives it (the next update would
         overwrite the value), the shape differs, the value is NaN or too large for the dtype, or
         the state was restored from a checkpoint without its types.
@@ -98,6 +102,7 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
       >>> get_hyperparams(state)
       {'learning_rate': Array(0.05, dtype=float32)}
     """
+    check_arrays(state)
     optimizer_state = _state_of(state)
     values = {name: native(name, value) for name, value in values.items()}
     for name, value in values.items():
@@ -217,16 +222,17 @@ def _like(old: Any, value: Any, name: str) -> Any:
 
 def _check_fits(name: str, value: Any, dtype: Any) -> None:
     """Raise unless ``dtype`` holds a value, as far as it is known without waiting for it."""
-    kind, is_whole = getattr(value, "dtype", type(value)), jnp.issubdtype(dtype, jnp.integer)
-    if is_whole and not jnp.issubdtype(kind, jnp.integer):
+    given, is_whole = getattr(value, "dtype", type(value)), jnp.issubdtype(dtype, jnp.integer)
+    if is_whole and not jnp.issubdtype(given, jnp.integer):
         raise TypeError(f"{name} must be an integer, as it is in the state, got {shown(value)}.")
-    is_complex = jnp.issubdtype(kind, jnp.complexfloating)
+    is_complex = jnp.issubdtype(given, jnp.complexfloating)
     if is_complex and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be a real number, as it is in the state, got {shown(value)}.")
     if isinstance(value, jax.Array):
         return
     info: Any = jnp.iinfo if is_whole else jnp.finfo
-    largest = float(info(dtype).max)
-    found = np.ravel(value).tolist() if hasattr(value, "dtype") else [value]
-    if any(size != size or largest < size != math.inf for size in map(abs, found)):  # or NaN
-        raise ValueError(f"{name} must be a number that {dtype} holds, got {shown(value)}.")
+    least, largest = (int(end) for end in (info(dtype).min, info(dtype).max))
+    for number in np.ravel(value).tolist() if hasattr(value, "dtype") else [value]:
+        size = number if is_whole else abs(number)
+        if not (least <= size <= largest or size == math.inf):  # or NaN
+            raise ValueError(f"{name} must be a number that {dtype} holds, got {shown(value)}.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
+import itertools
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ import optax
 
 from optax_clr._arguments import function, native, shown
 from optax_clr._documentation import see
-from optax_clr._states import own_buffers
+from optax_clr._jaxprs import inputs_of
+from optax_clr._states import own_buffers, walk
 
 _GATHERED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -51,10 +53,11 @@ def inject_schedules(
       state holds the values used in the last update; see [`get_hyperparams`][].
 
     Raises:
-      TypeError: if ``factory`` is not callable; when it is called, if an argument is a function
-        that is neither a schedule nor one of the above, bounds where a schedule belongs, or one
-        that the factory gathers in ``*args`` or ``**kwargs``.
-      ValueError: if ``static_args`` names an argument that the factory does not have.
+      TypeError: if ``factory`` is not callable, or takes an argument by position only; when it is
+        called, if an argument is a function that is neither a schedule nor one of the above, bounds
+        where a schedule belongs, or one that the factory gathers in ``*args`` or ``**kwargs``.
+      ValueError: if ``static_args`` names an argument that the factory does not have; by ``init``,
+        if the factory injects a hyperparameter once more, which would stay at its first value.
 
     Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
@@ -79,6 +82,13 @@ def inject_schedules(
         )
     factory = function("factory", factory, form="of hyperparameters")
     parameters = inspect.signature(factory).parameters
+    for parameter in parameters.values():
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            raise TypeError(
+                f"factory must take its arguments by name, got {shown(factory)}, which takes "
+                f"{parameter.name} by position only. Wrap it: lambda learning_rate: factory("
+                "learning_rate)."
+            )
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     if unknown := static - set(parameters):
         raise ValueError(
@@ -108,7 +118,9 @@ def inject_schedules(
         inject = optax.inject_hyperparams(
             named, static_args=static_names, hyperparam_dtype=jnp.float32
         )
-        return _with_steady_state(inject(*given.args, **given.kwargs))
+        constants = {key: value for key, value in given.arguments.items() if key not in varying}
+        make = functools.partial(named, **constants)
+        return _with_steady_state(inject(*given.args, **given.kwargs), make)
 
     return build
 
@@ -216,12 +228,17 @@ def _as_hyperparam(value: Any) -> jax.Array:
 
 
 def _with_steady_state(
-    inner: optax.GradientTransformationExtraArgs,
+    inner: optax.GradientTransformationExtraArgs, make: Callable[..., Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the same transformation, whose state keeps its dtypes and shares no buffer."""
+    """Return the same transformation, whose state keeps its dtypes and shares no buffer.
+
+    ``make`` returns what it makes in each update, of its hyperparameters.
+    """
 
     def init(params: Any) -> Any:
-        return own_buffers(jax.tree.map(_strong, inner.init(params)))
+        state = inner.init(params)
+        _check_injected_once(make, state, params)
+        return own_buffers(jax.tree.map(_strong, state))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         new_updates, new_state = inner.update(updates, state, params, **extra_args)
@@ -231,6 +248,41 @@ def _with_steady_state(
         return narrowed, own_buffers(_map_alike(_in_dtype, new_state, state))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_injected_once(make: Callable[..., Any], state: Any, params: Any) -> None:
+    """Raise if an optimizer that injects, in another, keeps a hyperparameter's first value."""
+    if not any(map(_is_injected, _nodes(state.inner_state))):
+        return
+
+    def kept_inside(hyperparams: dict[str, Any]) -> list[Any]:
+        injected = filter(_is_injected, _nodes(make(**hyperparams).init(params)))
+        # What a schedule inside makes of a hyperparameter, it makes anew in each update.
+        return [
+            value
+            for node in injected
+            for name, value in node.hyperparams.items()
+            if name not in node.hyperparams_states
+        ]
+
+    jaxpr = jax.make_jaxpr(kept_inside)(state.hyperparams).jaxpr
+    is_kept = inputs_of(jaxpr, [True] * len(jaxpr.outvars))
+    if any(is_kept):
+        kept = list(itertools.compress(sorted(state.hyperparams), is_kept))
+        raise ValueError(
+            f"factory must not inject {' and '.join(kept)} once more: what it makes would keep the "
+            "first value in a state of its own, and train with it at every step. Leave out the "
+            "inner inject_schedules, or optax.inject_hyperparams, or give the schedule to that "
+            f"one alone. {see('optimizers/')}"
+        )
+
+
+def _nodes(state: Any) -> Iterator[Any]:
+    return (node for _, node in walk(state))
+
+
+def _is_injected(node: Any) -> bool:
+    return isinstance(node, optax.InjectStatefulHyperparamsState)
 
 
 def _map_alike(change: Callable[..., Any], tree: Any, *others: Any) -> Any:

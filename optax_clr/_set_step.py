@@ -12,6 +12,7 @@ from optax_clr._arguments import INT32_MAX, as_step, is_traced, shown
 from optax_clr._documentation import see
 from optax_clr._states import (
     Path,
+    check_arrays,
     check_rebuildable,
     children,
     holds_array,
@@ -107,8 +108,9 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
       [`get_hyperparams`][] still reads the values of the last one.
 
     Raises:
-      TypeError: if ``step`` is not an integer, or ``state`` is an ``nnx.Optimizer`` in a version
-        of Flax in which it is not a pytree.
+      TypeError: if ``step`` is not an integer, or ``state`` is one of shapes, as
+        ``jax.eval_shape`` makes it, or an ``nnx.Optimizer`` in a version of Flax in which it is not
+        a pytree.
       ValueError: if ``step`` is not a scalar or is negative; if the state has no schedule, or has
         a counter that a schedule may or may not read.
 
@@ -123,6 +125,7 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
     count = as_step(step)
     if count.shape != () or (not is_traced(step) and int(step) < 0):
         raise ValueError(f"step must be a scalar of at least 0, got {shown(step)}.")
+    check_arrays(state)
     if is_trainer(state):
         check_rebuildable(state)
     move = _Move(count)

@@ -21,6 +21,15 @@ RESTORE = "Restore it with its types: checkpointer.restore(path, optimizer.init(
 )
 
 
+def check_arrays(state: Any) -> None:
+    """Raise if a state has shapes in the place of arrays."""
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
+        raise TypeError(
+            "state must hold arrays, got shapes, as jax.eval_shape returns them. To have the "
+            "shapes of what comes of it, call this function inside jax.eval_shape."
+        )
+
+
 def own_buffers(tree: Any) -> Any:
     """Return the tree with every array copied, so that donating it donates nothing else.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from numbers import Number
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 from optax_clr._arguments import is_traced
 from optax_clr._arrays import is_opaque
 from optax_clr._documentation import see
+from optax_clr._jaxprs import equations, inputs_of, num_operations
 from optax_clr._states import key_name
 
 
@@ -42,12 +42,12 @@ def facts_of(
     matters, reads_value = _what_matters(jaxpr, len(jax.tree.leaves(state)))
     return StepFacts(
         has_convolution=any(
-            equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr)
+            equation.primitive.name == "conv_general_dilated" for equation in equations(jaxpr)
         ),
         reads_value=reads_value,
-        keeps_first_value=_inputs_of(start.jaxpr, matters)[-1],
+        keeps_first_value=inputs_of(start.jaxpr, matters)[-1],
         closes_over_tracers=any(map(is_traced, closed.consts)),
-        num_operations=_num_operations(jaxpr),
+        num_operations=num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
         batch_size=num_examples(batch),
         is_one_batch=is_one_batch,
@@ -99,7 +99,7 @@ def makes_one_batch(closed: Any) -> bool:
     """
     jaxpr = closed.jaxpr
     return bool(jaxpr.outvars) and not (
-        jaxpr.effects or any(_inputs_of(jaxpr, [True] * len(jaxpr.outvars)))
+        jaxpr.effects or any(inputs_of(jaxpr, [True] * len(jaxpr.outvars)))
     )
 
 
@@ -125,85 +125,15 @@ def num_examples(batch: Any) -> int | None:
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Yield all equations, those of loops, branches and calls included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in _inner_jaxprs(equation):
-            yield from _equations(inner)
-
-
-def _inner_jaxprs(equation: Any) -> Iterator[Any]:
-    # Those of jit, scan, cond and their like; some are closed, some in a tuple of branches.
-    for parameter in equation.params.values():
-        for part in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
-            inner = getattr(part, "jaxpr", part)
-            if hasattr(inner, "eqns"):
-                yield inner
-
-
-def _num_operations(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        turns = int(equation.params.get("length", 1))  # of a scan
-        inner = sum(map(_num_operations, _inner_jaxprs(equation)))
-        total += turns * inner if inner else _operations_of(equation)
-    return total
-
-
-def _operations_of(equation: Any) -> int:
-    shapes: list[tuple[int, ...]] = [
-        getattr(output.aval, "shape", ()) for output in equation.outvars
-    ]
-    size = max([math.prod(shape) for shape in shapes], default=0)
-    if equation.primitive.name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        shape: tuple[int, ...] = equation.invars[0].aval.shape
-        num_products: int = math.prod([shape[axis] for axis in contracted])
-        return 2 * size * num_products
-    if equation.primitive.name == "conv_general_dilated":
-        kernel: tuple[int, ...] = equation.invars[1].aval.shape
-        return 2 * size * (math.prod(kernel) // max(1, *kernel))
-    return size
-
-
 def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:
     """Return which leaves of the state reach a loss, now or later, and whether the value does."""
     num_metrics = len(jaxpr.outvars) - num_state_leaves - 1
     matters = [False] * num_state_leaves
     while True:
-        needed = _inputs_of(jaxpr, [*matters, True, *[False] * num_metrics])
+        needed = inputs_of(jaxpr, [*matters, True, *[False] * num_metrics])
         if needed[:num_state_leaves] == matters:
             return matters, needed[-1]
         matters = [old or new for old, new in zip(matters, needed[:num_state_leaves], strict=True)]
-
-
-def _inputs_of(jaxpr: Any, is_wanted: list[bool]) -> list[bool]:
-    """Return which inputs the wanted outputs are computed from.
-
-    Whatever is inside a loop counts as computed from all that goes in.
-    """
-    live = _variables(jaxpr.outvars, is_wanted)
-    for equation in reversed(jaxpr.eqns):
-        wanted = [output in live for output in equation.outvars]
-        # One that writes into a jax.Ref has no output that would tell.
-        writes = any(type(atom.aval).__name__ == "AbstractRef" for atom in equation.invars)
-        if not any(wanted) and not (writes and live & _variables(equation.invars)):
-            continue
-        needed = [True] * len(equation.invars)
-        if equation.primitive.name in ("jit", "pjit") and not writes:
-            needed = _inputs_of(equation.params["jaxpr"].jaxpr, wanted)
-        if equation.primitive.name == "cond" and not writes:
-            branches = [_inputs_of(each.jaxpr, wanted) for each in equation.params["branches"]]
-            needed = [True, *map(any, zip(*branches, strict=True))]
-        live |= _variables(equation.invars, needed)
-    return [variable in live for variable in jaxpr.invars]
-
-
-def _variables(atoms: list[Any], is_wanted: Iterable[bool] = itertools.repeat(True)) -> set[Any]:
-    """Return the wanted ones, without numbers that are written into the program."""
-    wanted = itertools.compress(atoms, is_wanted)
-    return {atom for atom in wanted if not hasattr(atom, "val")}
 
 
 _MOST_STEPS_PER_UPDATE = 1000

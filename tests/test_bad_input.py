@@ -295,6 +295,7 @@ PARAMS = {"hidden": jnp.ones((4, 8)), "out": jnp.ones(8)}
 SCHEDULE = optax_clr.triangular_schedule(0.1, 0.5, 3)
 SCHEDULED = optax_clr.inject_schedules(optax.sgd)(SCHEDULE, momentum=jnp.float32(0.9)).init(PARAMS)
 WHOLE = optax_clr.inject_schedules(lambda k: optax.scale(k))(jnp.int32(3)).init(PARAMS)
+COUNTED = optax_clr.inject_schedules(lambda k: optax.scale(k))(jnp.uint32(3)).init(PARAMS)
 AVERAGING = optax_clr.average_at_cycle_ends(Cycles(2))
 
 
@@ -310,6 +311,13 @@ def with_gain(learning_rate, gain):  # of which no annotation says what they tak
 def gathering(learning_rate, **others):
     return optax.sgd(learning_rate)
 
+
+def by_position(rate, /):
+    return optax.sgd(rate)
+
+
+SHAPES = jax.eval_shape(lambda: SCHEDULED)
+OF_SHAPES = Wrong({"state": SHAPES}, TypeError, "state must hold arrays, got shapes, .*eval_shape")
 
 HYPERPARAMS = {
     "inject_schedules": Entry(
@@ -332,12 +340,16 @@ HYPERPARAMS = {
             Wrong({"learning_rate": optax_clr.LRBounds(0.1, 0.5)}, TypeError, r"\(\*bounds, rise"),
             Wrong({"learning_rate": np.ma.masked}, ValueError, f"learning_rate {UNMASKED}"),
             Wrong({"factory": gathering}, TypeError, r"name each argument .*\*\*others"),
+            Wrong({"factory": by_position}, TypeError, "by name, got .* takes rate by position"),
         ),
     ),
     "get_hyperparams": Entry(
         optax_clr.get_hyperparams,
         {"state": SCHEDULED},
-        wrong=(Wrong({"state": optax.sgd(SCHEDULE).init(PARAMS)}, ValueError, "inject_schedules"),),
+        wrong=(
+            Wrong({"state": optax.sgd(SCHEDULE).init(PARAMS)}, ValueError, "inject_schedules"),
+            OF_SHAPES,
+        ),
     ),
     "set_hyperparams": Entry(
         lambda state, values: optax_clr.set_hyperparams(state, **values),
@@ -373,6 +385,8 @@ HYPERPARAMS = {
             Wrong({"values": {"momentum": np.array(math.nan)}}, ValueError, "that float32 holds"),
             Wrong({"state": WHOLE, "values": {"k": 0.5}}, TypeError, "k must be an integer,.* 0.5"),
             Wrong({"state": WHOLE, "values": {"k": 2**40}}, ValueError, "that int32 holds, got 1"),
+            Wrong({"state": COUNTED, "values": {"k": -5}}, ValueError, "that uint32 holds, got -5"),
+            OF_SHAPES,
             Wrong({"state": SCHEDULED._asdict()}, ValueError, "set in a state of dicts .*restore"),
         ),
     ),
@@ -386,6 +400,7 @@ HYPERPARAMS = {
             Wrong({"step": -1}, ValueError, "step must be a scalar of at least 0, got -1"),
             Wrong({"step": np.arange(2)}, ValueError, "step must be a scalar"),
             Wrong({"step": True}, TypeError, "step must be an integer"),
+            OF_SHAPES,
             Wrong({"state": (jnp.int32(3), SCHEDULED)}, ValueError, r"the integer state\[0\]"),
         ),
     ),

@@ -17,6 +17,7 @@ from plain import update_nnx
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 RATE = optax_clr.triangular2_schedule(1e-3, 1e-1, rise_steps=7)
+inject = optax_clr.inject_schedules
 MOMENTUM = optax_clr.triangular_schedule(0.95, 0.85, rise_steps=7)
 
 
@@ -117,6 +118,47 @@ def test_schedules_can_be_injected_under_x64(x64):
 def test_positional_arguments_work_as_in_the_factory():
     optimizer = optax_clr.inject_schedules(optax.sgd)(RATE, MOMENTUM)
     assert_hyperparams(optimizer.init(some_params()), learning_rate=RATE(0), momentum=MOMENTUM(0))
+
+
+def by_hand(rate):
+    return optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.sgd)(learning_rate=rate))
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        inject(optax.sgd),
+        optax.inject_hyperparams(optax.adam),
+        by_hand,
+        lambda rate: optax.MultiSteps(by_hand(rate), 2).gradient_transformation(),
+        lambda rate: optax.partition({"all": by_hand(rate)}, "all"),
+    ],
+)
+@pytest.mark.parametrize("rate", [RATE, jnp.float32(0.1)])
+def test_what_injects_inside_would_keep_the_first_value(factory, rate):
+    optimizer = inject(factory)(rate)
+    with pytest.raises(ValueError, match=r"factory must not inject .*rate once more"):
+        jax.jit(optimizer.init)(some_params())
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        # Another hyperparameter is injected inside, or a schedule made of this one.
+        lambda rate: optax.chain(inject(optax.trace)(decay=RATE), optax.sgd(rate)),
+        lambda rate: optax.chain(inject(optax.trace)(decay=jnp.float32(0)), optax.sgd(rate)),
+        lambda rate: inject(optax.sgd)(lambda step: rate * jnp.float32(1) + 0 * step),
+    ],
+)
+def test_what_injects_inside_may_be_given_a_new_value(factory):
+    optimizer = inject(factory)(rate=RATE)
+    params, scale = jnp.ones(2), []
+    state = optimizer.init(params)
+    for _ in range(3):
+        updates, state = optimizer.update(jnp.ones(2), state, params)
+        scale.append(float(optax_clr.get_hyperparams(state)["rate"]))
+    np.testing.assert_allclose(scale, [RATE(step) for step in range(3)], rtol=1e-6)
+    assert updates[0] < -0.9 * RATE(2)
 
 
 def test_a_factory_may_gather_what_it_is_not_given():
@@ -252,8 +294,6 @@ def test_stateful_schedules_of_optax_work():
 
 
 # ------------------------------------------------------------------- states of every shape
-
-inject = optax_clr.inject_schedules
 
 
 def chained():
@@ -407,7 +447,8 @@ def test_a_schedule_is_scaled_by_hand_through_an_array_in_the_chain():
 
 
 def test_the_outermost_of_several_has_a_path_of_its_own():
-    outer = inject(lambda step_size: optax.chain(inject(optax.scale)(step_size)))
+    inner = inject(optax.scale)(step_size=jnp.float32(0.1))
+    outer = inject(lambda step_size: optax.chain(inner, optax.scale(step_size)))
     state = outer(step_size=jnp.float32(0.1)).init(some_params())
     assert_hyperparams(state, **{"./step_size": 0.1, "inner_state/0/step_size": 0.1})
     state = optax_clr.set_hyperparams(state, **{"./step_size": 0.2})
@@ -538,6 +579,12 @@ class Foreign:
 
     def __array__(self, dtype=None, copy=None):
         return np.array(self.number, np.float32)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("int8", -128), ("int8", 127), ("uint32", 2**32 - 1)])
+def test_the_ends_of_integers_are_set(dtype, value):
+    state = inject(lambda k: optax.scale(k))(jnp.asarray(3, dtype)).init(jnp.ones(2))
+    assert_hyperparams(optax_clr.set_hyperparams(state, k=value), k=value)
 
 
 def test_numbers_of_other_libraries_are_taken():

@@ -1,0 +1,79 @@
+"""What a traced program consists of: its equations, and which inputs an output needs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield all equations, those of loops, branches and calls included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in _inner_jaxprs(equation):
+            yield from equations(inner)
+
+
+def _inner_jaxprs(equation: Any) -> Iterator[Any]:
+    # Those of jit, scan, cond and their like; some are closed, some in a tuple of branches.
+    for parameter in equation.params.values():
+        for part in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def num_operations(jaxpr: Any) -> int:
+    """Return how many operations on single numbers a program does, roughly."""
+    total = 0
+    for equation in jaxpr.eqns:
+        turns = int(equation.params.get("length", 1))  # of a scan
+        inner = sum(map(num_operations, _inner_jaxprs(equation)))
+        total += turns * inner if inner else _operations_of(equation)
+    return total
+
+
+def _operations_of(equation: Any) -> int:
+    shapes: list[tuple[int, ...]] = [
+        getattr(output.aval, "shape", ()) for output in equation.outvars
+    ]
+    size = max([math.prod(shape) for shape in shapes], default=0)
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        shape: tuple[int, ...] = equation.invars[0].aval.shape
+        num_products: int = math.prod([shape[axis] for axis in contracted])
+        return 2 * size * num_products
+    if equation.primitive.name == "conv_general_dilated":
+        kernel: tuple[int, ...] = equation.invars[1].aval.shape
+        return 2 * size * (math.prod(kernel) // max(1, *kernel))
+    return size
+
+
+def inputs_of(jaxpr: Any, is_wanted: list[bool]) -> list[bool]:
+    """Return which inputs the wanted outputs are computed from.
+
+    Whatever is inside a loop counts as computed from all that goes in.
+    """
+    live = _variables(jaxpr.outvars, is_wanted)
+    for equation in reversed(jaxpr.eqns):
+        wanted = [output in live for output in equation.outvars]
+        # One that writes into a jax.Ref has no output that would tell.
+        writes = any(type(atom.aval).__name__ == "AbstractRef" for atom in equation.invars)
+        if not any(wanted) and not (writes and live & _variables(equation.invars)):
+            continue
+        needed = [True] * len(equation.invars)
+        if equation.primitive.name in ("jit", "pjit") and not writes:
+            needed = inputs_of(equation.params["jaxpr"].jaxpr, wanted)
+        if equation.primitive.name == "cond" and not writes:
+            branches = [inputs_of(each.jaxpr, wanted) for each in equation.params["branches"]]
+            needed = [True, *map(any, zip(*branches, strict=True))]
+        live |= _variables(equation.invars, needed)
+    return [variable in live for variable in jaxpr.invars]
+
+
+def _variables(atoms: list[Any], is_wanted: Iterable[bool] = itertools.repeat(True)) -> set[Any]:
+    """Return the wanted ones, without numbers that are written into the program."""
+    wanted = itertools.compress(atoms, is_wanted)
+    return {atom for atom in wanted if not hasattr(atom, "val")}
