@@ -126,10 +126,19 @@ def checked_values(values: ArrayLike) -> jax.Array | np.ndarray:
         raise ValueError(
             f"values must be one-dimensional and not empty, got an array of shape {array.shape}."
         )
-    # An explicit transfer, which jax.transfer_guard("disallow") allows.
-    if not is_traced(array) and not np.isfinite(jax.device_get(array).astype(np.float64)).all():
-        raise ValueError(f"values must be finite, got {shown(values)}.")
-    return array.astype(float_dtype(array))
+    dtype = float_dtype(array)
+    if not is_traced(array):
+        # An explicit transfer, which jax.transfer_guard("disallow") allows.
+        _check_held(jax.device_get(array).astype(np.float64), dtype, values)
+    return array.astype(dtype)
+
+
+def _check_held(numbers: np.ndarray, dtype: Any, values: ArrayLike) -> None:
+    """Raise unless all of the values, as float64, are finite and not 0 alone in ``dtype``."""
+    with np.errstate(over="ignore", under="ignore"):
+        held = numbers.astype(dtype)
+    if not (np.isfinite(held) & ((held != 0) | (numbers == 0))).all():
+        raise ValueError(f"values must be finite, and such as {dtype} holds; got {shown(values)}.")
 
 
 def spaced(min_lr: Any, max_lr: Any, num_values: int, spacing: str) -> jax.Array | np.ndarray:
@@ -163,7 +172,8 @@ def stop_rule(smoothing: ArrayLike, stop_factor: ArrayLike) -> StopRule:
             f"smoothing must be from 0 up to but not including 1, got {shown(smoothing)}: it is "
             "the weight of the past in the moving average."
         )
-    if not (isinstance(stop_factor, float) and stop_factor == math.inf):
+    is_float = isinstance(stop_factor, (float, np.floating))
+    if not (is_float and stop_factor == math.inf):
         stop_factor = real_scalar("stop_factor", stop_factor, positive=True)
     return StopRule(_as_float32(smoothing), _as_float32(stop_factor))
 

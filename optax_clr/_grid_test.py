@@ -114,9 +114,13 @@ def lr_grid_test(
     held_out = held_out_batch(held_out)
     source = hold_batches(batches, num_steps)
 
-    if source.batch_fn and makes_one_batch(trace_batches(source.batch_fn, source.example)):
-        warnings.warn(ONE_BATCH, RangeTestWarning, stacklevel=3)
-    if counts_batches and not source.batch_fn and num_examples(source.example) == 0:
+    batch = source.example
+    if source.batch_fn:
+        made = trace_batches(source.batch_fn, batch)
+        batch = made.out_avals
+        if makes_one_batch(made):
+            warnings.warn(ONE_BATCH, RangeTestWarning, stacklevel=3)
+    if counts_batches and num_examples(batch) == 0:
         warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
 
     def train_at(rate: jax.Array) -> tuple[Outcome, _Row]:

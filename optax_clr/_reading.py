@@ -170,6 +170,10 @@ def find_valley(reading: Reading) -> tuple[Valley, list[str]]:
 def checked(curve: Curve) -> Curve:
     """Return the curve as arrays, if they have one shape."""
     rates, losses = checked_columns(curve.learning_rates, curve.losses)
+    if not losses.size:
+        raise ValueError(
+            f"learning_rates and losses must have at least one row, got the shape {losses.shape}."
+        )
     steps = jnp.asarray(curve.equivalent_steps)
     if steps.shape != losses.shape:
         raise ValueError(

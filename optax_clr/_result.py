@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import html
 from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ from optax_clr._traced import ONE_EXAMPLE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# What is raised where fields are no arrays with values: as jax.tree.map and jax.eval_shape make
+# them, without rows, or donated.
+_NOT_SHOWN = (TypeError, ValueError, ArithmeticError, RuntimeError)
 Rule = Callable[[jax.Array, jax.Array], Any]  # rates and losses to a rate
 
 
@@ -88,14 +92,16 @@ class RangeTestResult(NamedTuple):
         """Return the summary, or the fields where they are not arrays with values, as in jit."""
         try:
             return self.summary()
-        except (TypeError, ValueError, ArithmeticError, RuntimeError):
-            # As jax.tree.map and jax.eval_shape make them, without rows, or donated.
+        except _NOT_SHOWN:
             fields = (f"{name}={value!r}" for name, value in self._asdict().items())
             return f"RangeTestResult({', '.join(fields)})"
 
     def _repr_html_(self) -> str:
         """Return the summary, with the curve where Matplotlib is installed, for a notebook."""
-        return f"<pre>{html.escape(repr(self), quote=False)}</pre>{_picture(self)}"
+        picture = ""
+        with contextlib.suppress(*_NOT_SHOWN):
+            picture = _picture(self)
+        return f"<pre>{html.escape(repr(self), quote=False)}</pre>{picture}"
 
     @undisturbed()
     def suggest(self) -> float | jax.Array:

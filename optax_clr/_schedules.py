@@ -464,10 +464,12 @@ def one_cycle_schedule(
     """
     peak_value = real_scalar("peak_value", peak_value)
     if init_value is None:
-        init_value = _at_least_float32(peak_value) / 25
+        low = _at_least_float32(peak_value) / 25
+        init_value = real_scalar("init_value, which is peak_value / 25 if not given,", low)
     init_value = real_scalar("init_value", init_value)
     if end_value is None:
-        end_value = _at_least_float32(init_value) / 1e4
+        low = _at_least_float32(init_value) / 1e4
+        end_value = real_scalar("end_value, which is init_value / 1e4 if not given,", low)
     end_value = real_scalar("end_value", end_value)
     total_steps = whole_number("total_steps", total_steps)
     wave = check_wave("wave", wave)
@@ -619,9 +621,12 @@ def per_epoch_schedule(schedule: optax.Schedule, steps_per_epoch: int) -> optax.
 
 
 def _at_least_float32(value: Any) -> Any:
-    """Return a value from which others can be computed: in half precision 1e-3 / 2.5e5 is 0."""
-    is_half = hasattr(value, "dtype") and value.dtype.itemsize < 4
-    return value.astype(np.float32) if is_half else value
+    """Return a value from which others can be computed: in half precision 1e-3 / 2.5e5 is 0.
+
+    With x64 on, a part of an integer would be float64.
+    """
+    is_less = hasattr(value, "dtype") and value.dtype != np.float64
+    return value.astype(np.float32) if is_less else value
 
 
 class _Phase(NamedTuple):

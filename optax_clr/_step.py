@@ -105,7 +105,8 @@ class FunctionStep:
             )
         new_state, output = result
         loss, metrics = _split_output(output, self.has_aux, "step_fn")
-        return _check_state(state, new_state), (as_float32(loss), _as_floats(metrics))
+        new_state = _check_state(state, new_state, "step_fn")
+        return new_state, (as_float32(loss), _as_floats(metrics))
 
     def evaluate(self, state: PyTree, batch: PyTree) -> jax.Array:
         raise NotImplementedError("range_test takes no held-out batch")
@@ -168,7 +169,9 @@ class OptimizerStep:
         (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         extras = {"value": loss, "grad": gradients, "value_fn": lambda params: loss_of(params)[0]}
         updates, optimizer_state = self._update(value, gradients, optimizer_state, params, extras)
-        new_state = _check_state(state, (optax.apply_updates(params, updates), optimizer_state))
+        new_state = optax.apply_updates(params, updates), optimizer_state
+        giver = f"the update of optimizer {shown(self.optimizer)}"
+        new_state = _check_state(state, new_state, giver)
         return new_state, (as_float32(loss), _as_floats(metrics))
 
     def evaluate(self, state: tuple[PyTree, PyTree], batch: PyTree) -> jax.Array:
@@ -284,12 +287,12 @@ def _as_floats(metrics: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(as_float, metrics)
 
 
-def _check_state(old: PyTree, new: PyTree) -> PyTree:
-    """Return ``new`` if it can take the place of ``old``."""
+def _check_state(old: PyTree, new: PyTree, giver: str) -> PyTree:
+    """Return ``new``, which ``giver`` has returned, if it can take the place of ``old``."""
     structures: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
     if structures[0] != structures[1]:
         raise ValueError(
-            "step_fn must return a state of the structure it was given; "
+            f"{giver} must return a state of the structure it was given; "
             f"{_structural_difference(old, new)}. {see('training-steps/')}"
         )
 
@@ -298,7 +301,7 @@ def _check_state(old: PyTree, new: PyTree) -> PyTree:
         if before.shape != after.shape or before.dtype != after.dtype:
             remedy = " Cast it back at the end of the step." if before.shape == after.shape else ""
             raise ValueError(
-                f"step_fn must keep shape and dtype of state{jax.tree_util.keystr(path)}, "
+                f"{giver} must keep shape and dtype of state{jax.tree_util.keystr(path)}, "
                 f"{shape_in_words(before)}; got {shape_in_words(after)}.{remedy}"
                 f" {see('training-steps/')}"
             )

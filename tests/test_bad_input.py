@@ -224,6 +224,16 @@ SCHEDULES = {
                 ValueError,
                 "from 0 to 0.5 where three_phase=True, got 0.6",
             ),
+            Wrong(
+                {"peak_value": 1e-37, "init_value": None},
+                ValueError,
+                "init_value, which is peak_value / 25 if not given, must be .* got 4",
+            ),
+            Wrong(
+                {"init_value": 1e-37, "end_value": None},
+                ValueError,
+                "end_value, which is init_value / 1e4 if not given, must be",
+            ),
         ),
     ),
     "warmup_stable_decay_schedule": Entry(
@@ -599,7 +609,19 @@ LOSS = (
         r"contracting.*was given the batch .*float32\[3\].* counts the steps. See ",
     ),
 )
+
+
+def widening(rate):
+    update = lambda updates, state, params=None: (updates, state + 0.5)
+    return optax.GradientTransformation(lambda params: jnp.int32(0), update)
+
+
 TRAINING = (
+    Wrong(
+        {"optimizer": lambda rate: optax.chain(optax.sgd(rate), widening(rate))},
+        ValueError,
+        r"the update of optimizer <func.* must keep .* dtype of .* int32\[\]; got float32",
+    ),
     Wrong(
         {"optimizer": optax.adam(0.1)},
         TypeError,
@@ -745,6 +767,10 @@ RANGE_TESTS = {
             Wrong({"values": 0.1}, ValueError, r"values must be one-dimensional .* shape \(\)"),
             Wrong({"values": np.ones(0)}, ValueError, "values must be .* not empty"),
             Wrong({"values": np.array([0.1, NAN])}, ValueError, "values must be finite"),
+            *(
+                Wrong({"values": np.array([0.1, size])}, ValueError, "such as float32 holds; got")
+                for size in (1e300, -1e39, 1e-60)
+            ),
             Wrong({"values": np.array([1j, 2j])}, TypeError, "values must be real"),
             Wrong({"values": ["a", "b"]}, TypeError, "values must be real"),
             Wrong({"values": MASKED[0]}, ValueError, f"values {UNMASKED}"),

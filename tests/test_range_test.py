@@ -428,6 +428,8 @@ def test_a_larger_stop_factor_stops_later_and_infinity_never():
         for factor in (0.5, 1.0, 10.0, math.inf)
     ]
     assert stops == sorted(set(stops))
+    of_numpy = quadratic_test(jnp.float32(2.0), 300, stop_factor=np.float32(math.inf))
+    assert int(of_numpy.num_valid) == stops[-1]
 
 
 def test_after_divergence_no_more_than_the_rest_of_a_chunk_is_trained():

@@ -1,6 +1,7 @@
 """Readings of curves whose answer is known, and curves that cannot be read."""
 
 import base64
+import html
 import io
 import json
 import math
@@ -555,6 +556,18 @@ def test_a_result_without_values_shows_its_fields():
     jax.jit(lambda result: seen.append(repr(result)))(result)
     assert seen[0].startswith("RangeTestResult(learning_rates=")
     assert repr(RangeTestResult(None, None, None, None)).startswith("RangeTestResult(learn")
+    empty = RangeTestResult(*3 * [jnp.zeros(0)], jnp.int32(0))
+    for result in (shapes, empty):
+        assert repr(result).startswith("RangeTestResult(learn")
+        assert result._repr_html_() == f"<pre>{html.escape(repr(result), quote=False)}</pre>"
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 300), (3, 0)])
+def test_no_rows_cannot_be_read(shape):
+    result = RangeTestResult(*3 * [jnp.zeros(shape)], jnp.zeros(shape[:-1], jnp.int32))
+    for read in (result.suggest, result.summary, result.plot):
+        with pytest.raises(ValueError, match=r"must have at least one row, got the shape"):
+            read()
 
 
 @pytest.mark.parametrize("method", ["summary", "plot"])

@@ -693,6 +693,12 @@ def test_float64_values_give_float64_under_x64(x64):
         np.testing.assert_allclose(double(12), expected, rtol=1e-14)
 
 
+@pytest.mark.parametrize("peak_value", [jnp.int32(3), np.int64(3), np.int8(3)])
+def test_integers_give_float32_under_x64(peak_value, x64):
+    with x64():
+        assert optax_clr.one_cycle_schedule(peak_value, 10)(0).dtype == np.float32
+
+
 def test_float32_values_give_the_same_under_x64(schedule, x64):
     expected = schedule(SOME_STEPS)
     with x64():
