@@ -42,7 +42,7 @@ def range_test(
     steps_per_value: int = 1,
     progress: bool = False,
 ) -> RangeTestResult:
-    r"""Run any training step while a value changes, as one XLA program; record the loss.
+    r"""Run any training step while a value changes, in one compiled program; record the loss.
 
     The value need not be a learning rate, and the values may come in any order. The loss
     $L_i$ of row $i$ is smoothed with weight $\beta$ = ``smoothing`` and its bias
@@ -151,7 +151,7 @@ def lr_range_test(
     held_out: PyTree = None,
     progress: bool = False,
 ) -> RangeTestResult:
-    r"""Sweep the learning rate once over a short training run, as one XLA program.
+    r"""Sweep the learning rate once over a short training run, in one compiled program.
 
     Of ``n = num_steps / steps_per_value`` rows, row $i$ trains with the rate
 

@@ -91,13 +91,14 @@ def first_page(result):
     return figure
 
 
-# The curve is drawn for four seconds, and its parts are named as it passes them.
+# The curve is drawn for two seconds, and its parts are named as it passes them.
 ANIMATION = """<style>
 @media (prefers-reduced-motion: no-preference) {
-  #raw, #average { animation: draw 4s linear both; }
-  #level, #fall, #rise, #bounds, #bounds-name, #peak, #peak-name { animation: appear 0.6s both; }
-  #level { animation-delay: 1s; } #fall { animation-delay: 2.4s; } #rise { animation-delay: 3.8s; }
-  #bounds, #bounds-name { animation-delay: 4.8s; } #peak, #peak-name { animation-delay: 5.6s; }
+  #raw, #average { animation: draw 2s linear both; }
+  #level, #fall, #rise, #bounds, #bounds-name, #peak, #peak-name { animation: appear 0.4s both; }
+  #level { animation-delay: 0.5s; } #fall { animation-delay: 1.2s; }
+  #rise { animation-delay: 1.9s; }
+  #bounds, #bounds-name { animation-delay: 2.2s; } #peak, #peak-name { animation-delay: 2.4s; }
   @keyframes draw { from { clip-path: inset(0 100% 0 0); } to { clip-path: inset(0); } }
   @keyframes appear { from { opacity: 0; } }
 }

@@ -78,6 +78,15 @@ class Comparison(NamedTuple):
     def worst_ratio(self):
         return math.exp(self.worst)
 
+    @property
+    def in_words(self):
+        """What the interval of a ratio of losses says, before the name of what it is over."""
+        if max(-self.low, self.high) <= RATIO_MARGIN:
+            return "as good as"
+        if self.high < 0 or self.low > 0:
+            return "better than" if self.high < 0 else "worse than"
+        return "not told from"
+
     def as_ratio(self, mark=""):
         """Return the ratio of losses with its interval, as the tables have it."""
         low, high = math.exp(self.low), math.exp(self.high)

@@ -137,7 +137,8 @@ def stability_table(regrets, suggestions):
     for change, moves in stability(suggestions).items():
         cells = []
         for is_held_out in (False, True):
-            chosen = np.isfinite(moves) & (regrets["is held-out"] == is_held_out)
+            known = np.isfinite(moves) & ~regrets["is saturated"]
+            chosen = known & (regrets["is held-out"] == is_held_out)
             near = moves[chosen] <= np.log(SAME)
             cells.append(f"{near.sum()} of {chosen.sum()} ({np.exp(moves[chosen].max()):.1f}x)")
         rows.append([change, *cells])

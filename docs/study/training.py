@@ -487,41 +487,44 @@ CYCLING = ("constant", "triangular", "triangular2")
 def advice(tables):
     """Return the table of docs/pages/schedules.md: which schedule when, and what it is worth."""
 
-    def over(source, name, other_source, other):
-        return cells_of(ratios(tables, (source, NAMES.index(name)), (other_source, other)))
+    def over(source, name, other_source, other, what):
+        found = ratios(tables, (source, NAMES.index(name)), (other_source, other))
+        return f"{found.in_words} {what}: {cells_of(found)}"
 
     stable, triangular = "warm-up, stable, decay", "triangular"
+    both = "a cosine decay, both tuned"
     rows = [
         (
             "you know the length of the run",
             "`one_cycle_schedule`, with the peak `one_cycle_peak()`",
-            f"both tuned, over a cosine decay {over('tuned', 'one cycle', 'tuned', COSINE)}; its "
-            f"peak tested, over a tuned cosine {over('tested', 'one cycle', 'tuned', COSINE)}",
+            f"{over('tuned', 'one cycle', 'tuned', COSINE, both)}; with its peak tested "
+            f"{over('tested', 'one cycle', 'tuned', COSINE, 'a tuned cosine')}",
         ),
         (
             "you know it, and want Optax alone",
             "`optax.warmup_cosine_decay_schedule`, with its `peak_for`",
-            f"its peak tested, over its own tuned peak {over('tested', 'cosine', 'tuned', COSINE)}",
+            "with its peak tested "
+            f"{over('tested', 'cosine', 'tuned', COSINE, 'one with its peak tuned')}",
         ),
         (
             "you will decide later when to stop, or want finished models at several times",
             "`warmup_stable_decay_schedule`, with its `peak_for`",
-            f"both tuned, over a cosine decay {over('tuned', stable, 'tuned', COSINE)}; tested, "
-            f"over a tuned cosine {over('tested', stable, 'tuned', COSINE)}; [the decay can begin "
-            "at any checkpoint](recipes.md#decay-from-any-checkpoint)",
+            "[the decay can begin at any checkpoint](recipes.md#decay-from-any-checkpoint); "
+            f"{over('tuned', stable, 'tuned', COSINE, both)}; with its peak tested "
+            f"{over('tested', stable, 'tuned', COSINE, 'a tuned cosine')}",
         ),
         (
             "you want good models at several times from one uninterrupted run",
             "`warm_restarts_schedule`",
-            "every cycle is a cosine decay: both tuned, over a single one "
-            f"{over('tuned', 'SGDR', 'tuned', COSINE)}",
+            "every cycle is a cosine decay, "
+            f"{over('tuned', 'SGDR', 'tuned', COSINE, 'a single long one, both tuned')}",
         ),
         (
             "you do not know when the run ends, and want no checkpoints",
             "`triangular_schedule`, between `bounds()`",
-            "both tuned, over a constant rate "
-            f"{over('tuned', triangular, 'tuned', CONSTANT)}; tested, over a tuned constant rate "
-            f"{over('tested', triangular, 'tuned', CONSTANT)}",
+            f"{over('tuned', triangular, 'tuned', CONSTANT, 'a constant rate, both tuned')}; with "
+            "its bounds tested "
+            f"{over('tested', triangular, 'tuned', CONSTANT, 'a tuned constant rate')}",
         ),
         (
             "you want snapshots, averages, samples",
@@ -532,8 +535,8 @@ def advice(tables):
         (
             "you reproduce the paper",
             "`triangular2_schedule`, `exp_range_schedule`",
-            "the first, both tuned, over a cosine decay "
-            f"{over('tuned', 'triangular2', 'tuned', COSINE)}; the second was not tried",
+            "the first is "
+            f"{over('tuned', 'triangular2', 'tuned', COSINE, both)}; the second was not tried",
         ),
     ]
     table = [("when", "use", "because"), ("---",) * 3, *rows]
