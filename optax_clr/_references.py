@@ -83,9 +83,16 @@ def sees_the_same(functions: tuple[Function, ...], seen: list[Seen]) -> bool:
         if get is None:
             continue
         then = get()
-        if then is not value and not (is_atom and bool(then == value)):
+        if then is not value and not (is_atom and _is_equal(then, value)):
             return False
     return len(seen) == len(now)
+
+
+def _is_equal(then: Any, now: Any) -> bool:
+    """Whether two numbers or texts are the same; of floats 0 and -0 are not, and NaN is."""
+    if isinstance(now, (float, complex, np.inexact)):
+        return repr(then) == repr(now)
+    return bool(then == now)
 
 
 def _referred_to(functions: tuple[Function, ...]) -> list[Any]:

@@ -207,6 +207,18 @@ def test_ctrl_c_ends_the_whole_test_with_the_rates_that_are_done(monkeypatch):
     assert "interrupted" in result.summary()
 
 
+def test_rates_that_diverged_before_ctrl_c_end_the_curve(monkeypatch):
+    rates = {"min_lr": 1e-3, "max_lr": 1e30, "num_values": 4}
+    reads = interrupt_at(monkeypatch, -1)
+    num_valid = int(run(loss_fn=convolved, **rates).num_valid)
+    assert num_valid < 3
+    interrupt_at(monkeypatch, len(reads))  # in the fourth rate
+    with pytest.warns(RuntimeWarning, match="interrupted after 3 of 4 rates"):
+        result = run(loss_fn=convolved, **rates)
+    assert int(result.num_valid) == num_valid
+    assert int(result.ended_by) == 1
+
+
 def test_an_optimizer_may_keep_the_rate_of_its_start():
     """Each rate of the grid starts a state of its own; in a sweep the first would stay."""
     batches = jax.random.normal(jax.random.key(0), (20, 8, 3))

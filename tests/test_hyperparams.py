@@ -455,6 +455,14 @@ def test_the_outermost_of_several_has_a_path_of_its_own():
     assert_hyperparams(state, **{"./step_size": 0.2, "inner_state/0/step_size": 0.1})
 
 
+def test_a_trainer_with_one_optimizer_has_the_names_of_its_state():
+    tx = optax.chain(inject(optax.scale)(jnp.float32(0.5)), inject(optax.scale)(jnp.float32(0.1)))
+    state = train_state.TrainState.create(apply_fn=None, params=some_params(), tx=tx)
+    expected = {"0/step_size": 0.5, "1/step_size": 0.1}
+    assert_hyperparams(state, **expected)
+    assert_hyperparams(state.opt_state, **expected)
+
+
 def test_setting_a_value_does_not_recompile():
     optimizer = inject(optax.adam)(jnp.float32(0.1))
     state = optimizer.init(some_params())

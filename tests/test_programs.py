@@ -7,6 +7,7 @@ import fractions
 import functools
 import gc
 import importlib
+import math
 import sys
 import types
 import weakref
@@ -586,6 +587,46 @@ def edited_function():
     return (lambda: read()), lambda _: setattr(read, "__code__", edited.__code__)
 
 
+def edited_default():
+    def read(scale=1.0):
+        return scale
+
+    return (lambda: read()), lambda _: setattr(read, "__defaults__", (7.0,))
+
+
+def edited_default_of_a_keyword():
+    def read(*, scale=1.0):
+        return scale
+
+    return (lambda: read()), lambda _: read.__kwdefaults__.update(scale=7.0)
+
+
+def static_method():
+    class WithStaticMethod:
+        @staticmethod
+        def read():
+            return SCALE
+
+    owner = WithStaticMethod()
+    return (lambda: owner.read()), lambda monkeypatch: monkeypatch.setitem(globals(), "SCALE", 7.0)
+
+
+def sign_of_zero():
+    settings = Settings(0.0)
+    read = lambda: 4 - 3 * math.copysign(1.0, settings.scale)
+    return read, lambda _: setattr(settings, "scale", -0.0)
+
+
+def nan_or_not():
+    settings = Settings(float("nan"))
+
+    def read():
+        settings.scale = settings.scale + 0  # another object at each look
+        return 1.0 if math.isnan(settings.scale) else settings.scale
+
+    return read, lambda _: setattr(settings, "scale", 7.0)
+
+
 def function_without_a_module():
     names = {"scale": 1.0}
     exec("def read(): return scale", names)
@@ -616,6 +657,11 @@ def schedule_of_a_schedule():
         installed_slots,
         context_variable,
         edited_function,
+        edited_default,
+        edited_default_of_a_keyword,
+        static_method,
+        sign_of_zero,
+        nan_or_not,
         function_without_a_module,
         function_named_after_an_installed_one,
         transformed_partial,

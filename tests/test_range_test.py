@@ -76,6 +76,13 @@ def test_rows_are_those_of_a_loop_that_anyone_would_write(optimizer):
     np.testing.assert_allclose(result.losses, losses, rtol=1e-4)
 
 
+def test_what_numpy_does_on_underflow_does_not_matter():
+    losses = jnp.linspace(2.0, 1.0, 50)
+    with np.errstate(all="raise"):
+        result = run_script(losses, smoothing=3e-9)
+    np.testing.assert_allclose(result.smoothed_losses, losses, rtol=1e-6)
+
+
 def test_smoothing_is_the_debiased_average_of_fastai():
     losses = np.random.default_rng(0).normal(size=50)
     result = run_script(losses, smoothing=0.9, stop_factor=math.inf)

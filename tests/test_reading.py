@@ -239,6 +239,12 @@ UNREADABLE = {
         + 0.05 * np.random.default_rng(0).normal(size=300),
         num_valid=200,
     )._replace(ended_by=jnp.int32(1)),
+    # The last rows are high for three of its noise, which one of many batches is, too.
+    "ended suddenly: its": result_of(
+        np.repeat([2.0, 2.5, 2.0, 2.3, 2.0], [150, 1, 46, 3, 100])
+        + 0.1 * np.random.default_rng(0).normal(size=300),
+        num_valid=200,
+    )._replace(ended_by=jnp.int32(1)),
     "different sweeps": result_of(
         np.stack([valley(), valley()]), np.outer([1, 2], np.geomspace(1e-5, 10.0, 300))
     ),
@@ -379,6 +385,39 @@ def test_either_of_two_valleys_that_is_read_is_doubted(depths):
     losses = 4 - depths @ dips + 3 * np.maximum(np.log10(rates), 0)
     losses += 0.03 * np.random.default_rng(0).normal(size=150)
     assert "fell again after it had risen" in result_of(losses, rates).summary()
+
+
+@pytest.mark.parametrize(("last", "is_sudden"), [((3, 3, 1), False), ((1, 3, 1), True)])
+def test_three_rows_tell_whether_a_test_rose_before_it_ended(last, is_sudden):
+    losses = np.concatenate([box(0.01, 20.0, 300)[:247], last, np.zeros(50)])
+    result = result_of(losses, num_valid=250)._replace(ended_by=jnp.int32(1))
+    assert ("In doubt: the test ended suddenly" in result.summary()) == is_sudden
+
+
+@pytest.mark.parametrize(("height", "is_spike"), [(13.0, False), (14.0, True), (-13.0, True)])
+def test_a_lone_spike_is_ten_deviations_beyond_its_neighbours(height, is_spike):
+    rows = np.resize([0.0, 1.0], 101).astype(np.float32)  # of which a deviation is 1.21
+    rows[50] = height
+    found = np.isnan(np.asarray(_noise.without_spikes(jnp.asarray(rows))))
+    assert found.sum() == found[50] == is_spike
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.4])
+def test_a_drop_is_told_by_as_few_rows_as_tell_it_to_an_eighth(noise):
+    rows = np.repeat([1.0, 0.0], 500) + noise * np.random.default_rng(0).normal(size=1000)
+    descent = _noise.Descent(
+        jnp.asarray(rows, jnp.float32),
+        jnp.linspace(-4.0, 0.0, 1000),
+        height=jnp.float32(1),
+        relative_error=jnp.float32(0.1),
+        noise_at_end=jnp.float32(0),
+        num_before=jnp.int32(900),
+        num_level=jnp.int32(500),
+    )
+    drop = _noise.largest_drop(descent, 0.24)
+    np.testing.assert_allclose(drop.height, 1, atol=3 * drop.error)
+    assert drop.error <= 1 / 8
+    assert drop.error > 0.1 or noise < 0.15  # three rows at least
 
 
 MEDIAN_SIZE = jax.jit(_noise.median_size)

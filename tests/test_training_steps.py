@@ -15,6 +15,7 @@ from flax.training import train_state
 from sklearn import datasets
 
 import optax_clr
+from optax_clr._jaxprs import num_operations
 from plain import update_nnx
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -539,6 +540,16 @@ def test_a_variable_in_two_places_is_refused_and_its_split_state_is_not():
         update_nnx(optimizer, model, gradients)
         expected.append(loss)
     np.testing.assert_allclose(result.losses, expected, rtol=1e-5)
+
+
+def test_a_loop_does_as_many_operations_as_it_has_turns():
+    square = lambda matrix, _: (matrix @ matrix, None)
+    loop = lambda matrix: jax.lax.scan(square, matrix, None, length=50)[0]
+    found = [
+        num_operations(jax.make_jaxpr(each)(jnp.ones((8, 8))).jaxpr)
+        for each in (loop, jax.jit(loop), lambda matrix: matrix @ matrix)
+    ]
+    assert found == [50 * 2 * 8**3, 50 * 2 * 8**3, 2 * 8**3]
 
 
 # ------------------------------------------------------------------ a data set for its batches

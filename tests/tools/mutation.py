@@ -2,8 +2,8 @@
 
     python tests/tools/mutation.py                      # a sample of 300
     python tests/tools/mutation.py --sample 20 --seed 1
-    python tests/tools/mutation.py --modules _cycles _waves --sample 0    # all of these
-    python tests/tools/mutation.py --places _waves:193:28    # those that survived
+    python tests/tools/mutation.py --modules _cycles _heights --sample 0    # all of these
+    python tests/tools/mutation.py --places _heights:193:28    # those that survived
 
 A mutant is killed when a test of its module fails, or hangs. Changes are: an operator, comparison
 or condition turned round, a number or a flag changed, a minimum taken for a maximum, the branches
