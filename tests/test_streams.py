@@ -241,13 +241,18 @@ def test_many_arrays_of_jax_are_stacked_by_a_program_of_constant_size():
 
 
 class Workers:
-    """A loader whose iterator is closed as that of a pool of workers is: by hand, or when freed."""
+    """A loader whose iterators, which it keeps, are closed as those of a pool of workers are."""
 
     def __init__(self, batches):
         self.batches = batches
         self.num_open = 0
+        self.iterators = []
 
     def __iter__(self):
+        self.iterators.append(self.open())
+        return self.iterators[-1]
+
+    def open(self):
         self.num_open += 1
         try:
             yield from self.batches
