@@ -180,9 +180,10 @@ class RangeTestResult(NamedTuple):
         value, $S_k$ and $Q_k$ the sums of $s_t$ and of $s_t^2$ from step
         $k$ on, and $H$ the harmonic numbers. This is the peak for which the bound of
         convex optimisation on the last loss is least, over the constant rate for which it is.
-        Nothing in it is fitted. A last part so low that it hardly moves the params, as that of a
-        decay to a millionth of the peak, counts as what it moves them, $2 S_{T'+1}$ in
-        $B$, and not as steps that have to make up for those before it.
+        Nothing in it is fitted. In a training of 64 steps or more, a last part so low that it
+        hardly moves the params, as that of a decay to a millionth of the peak, counts as what it
+        moves them, $2 S_{T'+1}$ in $B$, and not as steps that have to make up for those before it,
+        if that allows a peak a tenth higher.
 
         Args:
           shape: any schedule, ``step -> value``; its height does not matter, values are at least 0.

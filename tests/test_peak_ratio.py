@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import optax_clr
@@ -27,14 +27,21 @@ def theorem(values):
 
 
 def expected(values):
-    """By the theorem for the stop that promises most, after which the params move a little."""
     highest = Fraction(max(values))
     steps = [Fraction(value) / highest for value in values]
+    while not steps[-1]:
+        steps.pop()  # they leave the params as they are
+    constant = math.prod(theorem([Fraction(1)] * len(values)))
+    return math.sqrt(constant / math.prod(theorem(steps)))
+
+
+def of_best_stop(values):
+    """By the theorem for the stop that promises most, after which the params move a little."""
     bounds = []
-    for stop in range(1, len(steps) + 1):
-        if steps[stop - 1]:
-            total, bracket = theorem(steps[:stop])
-            bracket += 2 * sum(steps[stop:])
+    for stop in range(1, len(values) + 1):
+        if values[stop - 1]:
+            total, bracket = theorem(values[:stop])
+            bracket += 2 * sum(values[stop:])
             bounds.append((bracket / total, total * bracket))
     constant = math.prod(theorem([Fraction(1)] * len(values)))
     return math.sqrt(constant / min(bounds)[1])
@@ -53,11 +60,15 @@ def test_it_is_that_of_the_theorem(values):
     )
 
 
-@given(st.lists(st.integers(0, 30), min_size=30, max_size=30))
-def test_of_more_stops_the_best_is_nearly_found(halvings):
-    """Values of 0 to 30 halvings, in any order."""
-    values = [2.0**-number for number in halvings]
-    np.testing.assert_allclose(peak_ratio(in_order(values), 30), expected(values), rtol=1e-3)
+@settings(max_examples=30)  # each takes a fifth of a second
+@given(st.lists(st.integers(0, 20), min_size=64, max_size=64))
+def test_what_hardly_moves_the_params_is_what_it_moves_them(halvings):
+    """Values of 0 to 20 halvings, in any order."""
+    values = [Fraction(1, 2 ** (number - min(halvings))) for number in halvings]
+    plain, best = expected(values), of_best_stop(values)
+    wanted = best if best > 1.1 * plain else plain
+    assume(abs(best / plain - 1.1) > 1e-3)
+    np.testing.assert_allclose(peak_ratio(in_order(values), 64), wanted, rtol=1e-6)
 
 
 ENDS_JUST_ABOVE_0 = {
@@ -74,14 +85,14 @@ ENDS_JUST_ABOVE_0 = {
 
 
 @pytest.mark.usefixtures("optax_promotion")
-@pytest.mark.parametrize("num_steps", [10, 100, 1000, 100_000])
+@pytest.mark.parametrize("num_steps", [64, 100, 1000, 100_000])
 @pytest.mark.parametrize("form", ENDS_JUST_ABOVE_0)
 def test_a_schedule_that_ends_just_above_0_is_as_one_that_ends_at_0(form, num_steps):
     schedule_of = ENDS_JUST_ABOVE_0[form]
     at_0 = peak_ratio(schedule_of(num_steps, 0.0), num_steps)
     for end in (1e-12, 1e-8, 1e-6, 1e-5):
         np.testing.assert_allclose(
-            peak_ratio(schedule_of(num_steps, end), num_steps), at_0, rtol=0.02
+            peak_ratio(schedule_of(num_steps, end), num_steps), at_0, rtol=0.1
         )
 
 
@@ -93,7 +104,7 @@ def test_and_so_when_traced(form):
     at_0 = peak_ratio(schedule_of(100, 0.0), 100)
     ends = jnp.array([1e-12, 1e-8, 1e-6, 1e-5])
     many = jax.jit(jax.vmap(higher, in_axes=(None, 0)))(0.3, ends)
-    np.testing.assert_allclose(many, [at_0] * 4, rtol=0.02)
+    np.testing.assert_allclose(many, [at_0] * 4, rtol=0.1)
 
 
 @pytest.mark.usefixtures("optax_promotion")
