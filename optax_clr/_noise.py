@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_clr._arguments import INT32_MAX
+
 # A loss is a lone spike if it is above two losses on either side by so many deviations of noise.
 _SPIKE = 10.0
 # The median of |x| of the normal distribution, whose deviation is one.
@@ -19,7 +21,7 @@ _BEND = math.sqrt(6)
 _SLOPE = 0.6
 # Rows are averaged until a drop is known to an eighth of the whole fall; three at least.
 _ERROR_OF_DROP, _LEAST_BESIDE = 1 / 8, 3.0
-_LARGEST = np.int32(2**31 - 1)
+_LARGEST = np.int32(INT32_MAX)
 _LAGS = 3 ** np.arange(7, dtype=np.int32)  # 1 to 729
 
 

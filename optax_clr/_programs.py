@@ -53,7 +53,7 @@ class Programs:
         self._loops: dict[Any, CompiledLoop] = {}
 
     def facts(self, initial: PyTree, batch: PyTree, values: ArrayLike) -> StepFacts:
-        """Trace the step, and return what it shows of itself; refuse one that ignores its value."""
+        """Trace the step, and return what it shows of itself."""
         arguments = initial, batch, values
         key = jax.tree.structure(arguments), *map(_type_of, jax.tree.leaves(arguments))
         if key not in self._facts:
@@ -67,10 +67,7 @@ class Programs:
                 made = trace_batches(self._batch_fn, batch)
                 is_one_batch, batch = makes_one_batch(made), made.out_avals
             factor = optimizer_factor(state, is_one_size=self._step.is_one_size(value))
-            facts = facts_of(traced, started, state, batch, is_one_batch, factor)
-            if not (facts.reads_value or facts.keeps_first_value):
-                raise ValueError(self._step.unread_value)
-            self._facts[key] = facts
+            self._facts[key] = facts_of(traced, started, state, batch, is_one_batch, factor)
         return self._facts[key]
 
     def loop(self, **shape: Any) -> CompiledLoop:

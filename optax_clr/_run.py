@@ -106,10 +106,14 @@ def run(
                 "it cannot be inside jax.jit or jax.vmap. Pass stacked batches or a function step "
                 f"-> batch, and progress=False. {see('range-test/#batches')}"
             )
-        if not keeps_state:  # which a grid test does, and trains at one rate throughout
+        # A grid test keeps the state, and trains at one rate throughout.
+        if keeps_state:
+            trains_with_value = facts.reads_value or facts.keeps_first_value
+        else:
+            trains_with_value = facts.reads_value and not facts.keeps_first_value
             _check_whole_updates(facts, steps_per_value)
-            if not facts.reads_value or facts.keeps_first_value:
-                raise ValueError(step.unread_value)
+        if not trains_with_value:
+            raise ValueError(step.unread_value)
         device = _CPU if _platform(arrays) == "cpu" else _ACCELERATOR
         size = 1
         if not by_rows:

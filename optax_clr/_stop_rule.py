@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import known_float
+from optax_clr._arguments import INT32_MAX, known_float
 
 # Before so many rows are averaged the smoothed loss is noise, and says nothing of divergence. With
 # ten, a first batch of low loss stopped 6 of 672 real tests; with fifteen, none.
@@ -173,7 +173,7 @@ def watch_rows(
     return after, smoothed
 
 
-_NO_END = np.int32(2**31 - 1)
+_NO_END = np.int32(INT32_MAX)
 
 
 def _weigh(within: jax.Array, *columns: jax.Array) -> jax.Array:
