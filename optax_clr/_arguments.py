@@ -51,11 +51,11 @@ _MOST_CHARACTERS = 200
 def shown(value: Any) -> str:
     """Return how a message shows ``value``: JAX's own name for a traced one tells nothing.
 
-    Of what is long, such as the params of a model, only the beginning.
+    On one line; of what is long, such as the params of a model, only the beginning.
     """
     if any_traced(value):
         return "a traced value"
-    whole = repr(value)
+    whole = " ".join(repr(value).split())
     return whole if len(whole) <= _MOST_CHARACTERS else f"{whole[:_MOST_CHARACTERS]}..."
 
 

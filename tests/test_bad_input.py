@@ -225,6 +225,11 @@ SCHEDULES = {
                 "from 0 to 0.5 where three_phase=True, got 0.6",
             ),
             Wrong(
+                {"peak_value": optax_clr.RangeTestResult(*3 * [jnp.ones(9)], jnp.int32(9))},
+                TypeError,
+                r"peak_value must be .* got Range test: .* result.one_cycle_peak\(\)\.",
+            ),
+            Wrong(
                 {"peak_value": 1e-37, "init_value": None},
                 ValueError,
                 "init_value, which is peak_value / 25 if not given, must be .* got 4",
