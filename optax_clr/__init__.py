@@ -35,23 +35,23 @@ from importlib import metadata as _metadata
 from optax_clr import envelopes, peer_rules, plotting, waves
 from optax_clr._averaging import average_at_cycle_ends, averaged_params
 from optax_clr._cycles import Cycles
+from optax_clr._cyclical import (
+    cyclical_schedule,
+    exp_range_schedule,
+    triangular2_schedule,
+    triangular_schedule,
+)
 from optax_clr._grid_test import lr_grid_test
 from optax_clr._hyperparams import get_hyperparams, set_hyperparams
 from optax_clr._inject_schedules import inject_schedules
+from optax_clr._one_cycle import one_cycle_schedule
+from optax_clr._per_epoch import per_epoch_schedule
 from optax_clr._range_test import lr_range_test, range_test
 from optax_clr._reading import LRBounds, RangeTestError, RangeTestWarning
 from optax_clr._result import RangeTestResult
-from optax_clr._schedules import (
-    cyclical_schedule,
-    exp_range_schedule,
-    one_cycle_schedule,
-    per_epoch_schedule,
-    triangular2_schedule,
-    triangular_schedule,
-    warm_restarts_schedule,
-    warmup_stable_decay_schedule,
-)
 from optax_clr._set_step import set_step
+from optax_clr._warm_restarts import warm_restarts_schedule
+from optax_clr._warmup_stable_decay import warmup_stable_decay_schedule
 
 # In the order of use.
 __all__ = [  # noqa: RUF022

@@ -1,0 +1,36 @@
+"""Schedules that count epochs."""
+
+from __future__ import annotations
+
+import numpy as np
+import optax
+from jax import lax
+
+from optax_clr._arguments import as_step, function, whole_number
+
+
+def per_epoch_schedule(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedule:
+    r"""Return a schedule that sees the epoch number instead of the step.
+
+    $$t \mapsto \text{schedule}(\lfloor t / \text{steps\_per\_epoch} \rfloor)$$
+
+    Args:
+      schedule: pure function of an integer, from this library, Optax or your own.
+      steps_per_epoch: optimizer steps of one epoch, a positive Python integer.
+
+    Returns:
+      A pure function from the step, an integer of any dtype and shape, to the value.
+
+    Raises:
+      TypeError: if ``schedule`` is not callable or ``steps_per_epoch`` not an integer.
+      ValueError: if ``steps_per_epoch`` is below 1.
+
+    Examples:
+      >>> by_epoch = triangular_schedule(0.0, 1.0, rise_steps=2)
+      >>> schedule = per_epoch_schedule(by_epoch, steps_per_epoch=3)
+      >>> print(schedule(jnp.arange(9)))
+      [0.  0.  0.  0.5 0.5 0.5 1.  1.  1. ]
+    """
+    schedule = function("schedule", schedule, form="step -> value")
+    steps_per_epoch = whole_number("steps_per_epoch", steps_per_epoch)
+    return lambda step: schedule(lax.div(as_step(step), np.int32(steps_per_epoch)))
