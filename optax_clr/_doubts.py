@@ -136,7 +136,7 @@ def descent_to(rows: Rows, scales: Scale, lowest: jax.Array) -> Descent:
     is_high = jnp.interp(position, rows.grid, average) > first - fall / 4
     order = jnp.arange(losses.shape[0], dtype=jnp.int32)
     num_level = 1 + jnp.max(order, initial=-1, where=is_high & (order < num_before))
-    enough = num_level >= jnp.maximum(12, losses.shape[0] // 10)
+    enough = num_level >= jnp.maximum(12, rows.valid.sum() // 10)
     return Descent(
         losses,
         position,
@@ -176,7 +176,7 @@ def problem_of(
 ) -> jax.Array:
     """Return the index of what keeps a curve from being read; that which comes last here counts."""
     num_rows, valid, is_first = rows.valid.shape[0], rows.valid, first_rows(rows.valid)
-    can_tell = num_rows >= _ROWS_TO_KNOW_WANDER
+    can_tell = valid.sum() >= _ROWS_TO_KNOW_WANDER
     problem = jnp.where(can_tell & (clarity.wandering <= 1), _WANDERS, READABLE)
     among_first = (lowest_rate >= jnp.min(rows.position, initial=jnp.inf, where=is_first)) & (
         lowest_rate <= jnp.max(rows.position, initial=-jnp.inf, where=is_first)

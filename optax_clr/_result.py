@@ -137,7 +137,7 @@ class RangeTestResult(NamedTuple):
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> result = RangeTestResult(rates, losses, losses, jnp.int32(100))
           >>> print(f"{result.suggest():.2f}")
-          0.09
+          0.10
         """
         return _number(_reading.suggest(_reading.read_valley(_curve(self))))
 
@@ -246,7 +246,7 @@ class RangeTestResult(NamedTuple):
           >>> result = RangeTestResult(rates, losses, losses, jnp.int32(100))
           >>> schedule = optax_clr.triangular_schedule(*result.bounds(), rise_steps=100)
           >>> print(f"{schedule(0):.3f} {schedule(100):.3f}")
-          0.041 0.165
+          0.042 0.168
 
         References:
           Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3.3.
@@ -267,10 +267,10 @@ class RangeTestResult(NamedTuple):
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> print(RangeTestResult(rates, losses, losses, jnp.int32(100)).summary())
           Range test: 100 rows, learning rate 0.001 to 10, ended at the last rate.
-          Loss: 7.28 at first; its average 0.0774 at the lowest.
-          suggest()         0.094  a constant rate
-          bounds()          0.0413 to 0.165  a cycle's base and peak
-          one_cycle_peak()  0.248  the peak of one cycle
+          Loss: 7.28 at first; its average 0.0773 at the lowest.
+          suggest()         0.0957  a constant rate
+          bounds()          0.0421 to 0.168  a cycle's base and peak
+          one_cycle_peak()  0.252  the peak of one cycle
         """
         _refuse_traced(self, "summary")
         return _summary(self)
