@@ -418,22 +418,24 @@ def test_a_lone_spike_is_ten_deviations_beyond_its_neighbours(height, is_spike):
     assert found.sum() == found[50] == is_spike
 
 
-@pytest.mark.parametrize("noise", [0.1, 0.4])
-def test_a_drop_is_told_by_as_few_rows_as_tell_it_to_an_eighth(noise):
+@pytest.mark.parametrize(("noise", "noise_at_end"), [(0.1, 0.0), (0.4, 0.0), (0.1, 0.4)])
+def test_a_drop_is_told_by_as_few_rows_as_tell_it_to_an_eighth(noise, noise_at_end):
+    """The noise of the fall or of its end, whichever is larger."""
     rows = np.repeat([1.0, 0.0], 500) + noise * np.random.default_rng(0).normal(size=1000)
     descent = _noise.Descent(
         jnp.asarray(rows, jnp.float32),
         jnp.linspace(-4.0, 0.0, 1000),
         height=jnp.float32(1),
         relative_error=jnp.float32(0.1),
-        noise_at_end=jnp.float32(0),
+        noise_at_end=jnp.float32(noise_at_end),
         num_before=jnp.int32(900),
         num_level=jnp.int32(500),
     )
     drop = _noise.largest_drop(descent, 0.24)
     np.testing.assert_allclose(drop.height, 1, atol=3 * drop.error)
     assert drop.error <= 1 / 8
-    assert drop.error > 0.1 or noise < 0.15  # three rows at least
+    is_noisy = max(noise, noise_at_end) > 0.15
+    assert is_noisy == (drop.error > 0.1)  # three rows at least, which tell it better
 
 
 MEDIAN_SIZE = jax.jit(_noise.median_size)
