@@ -27,7 +27,7 @@ from optax_clr._valley import (
     mean,
 )
 
-_MIN_ROWS = 6
+MIN_ROWS = 6
 # How far below the first losses the lowest average must be, in standard errors of the two: if rows
 # are independent, and if they wander. Of 500 curves of noise each, of 300 rows, fewer than 1 in 100
 # are read if normal, exponential, lognormal or AR(1) with a correlation of .5, and 2% with one of
@@ -57,12 +57,12 @@ _CLEAR = 1.15
 # and two 3 and 4 times too low. Within a narrower valley it is more often too low.
 _ENDLESS = 2.75
 
-READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED, _SUDDEN = range(7)
+READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED, _SUDDEN, _FEW = range(8)
 PROBLEMS = (
     "",
-    f"too few points: a curve needs at least {_MIN_ROWS} rows with a finite loss at a positive "
+    f"too few points: a curve needs at least {MIN_ROWS} rows with a finite loss at a positive "
     f"rate. Test with more steps. {see('reading/#too-few-steps')}",
-    f"the loss diverged at once: fewer than {_MIN_ROWS} rows are finite. Begin at a smaller rate "
+    f"the loss diverged at once: fewer than {MIN_ROWS} rows are finite. Begin at a smaller rate "
     "(min_lr); a loss that is NaN at any rate has another cause. "
     f"{see('reading/#too-high-a-start')}",
     "the loss never fell: no rate made it clearly lower than it was in the first rows. If it rose "
@@ -74,11 +74,14 @@ PROBLEMS = (
     "neighbouring batches are alike, shuffle the data; where they are shuffled, the test is too "
     "short to tell: take more steps, or have a held-out batch read (held_out), whose loss has less "
     f"noise. {see('reading/#batches-that-are-not-shuffled')}",
-    "the curves are of different sweeps: only those over the same rates can be read together. Read "
-    f"each by itself: jax.vmap(lambda lane: lane.bounds())(result). {see('sweeps/')}",
+    "the curves are of different sweeps: only those over the same rates, with one kind of "
+    "optimizer, can be read together. Read each by itself: "
+    f"jax.vmap(lambda lane: lane.bounds())(result). {see('sweeps/')}",
     "the test ended suddenly: its losses were no longer finite, and had neither fallen nor risen "
     "before. Look for an example in the data that is not finite, or an operation that overflows. "
     f"{see('reading/#other-doubts')}",
+    "too few points to tell: the loss fell, but so few rows may differ as much by chance. Take "
+    f"more steps, or of a grid more rates (num_values). {see('reading/#too-few-steps')}",
 )
 DOUBTS = (
     "the end of the sweep cuts the valley: after its lowest point the loss did not rise by half of "
@@ -153,6 +156,7 @@ class Clarity(NamedTuple):
 
     independent: jax.Array  # if rows are independent
     wandering: jax.Array  # if they wander as they do before it
+    of_many: jax.Array  # the first, if there were many rows
 
 
 def clarity_of(rows: Rows, descent: Descent) -> Clarity:
@@ -162,7 +166,8 @@ def clarity_of(rows: Rows, descent: Descent) -> Clarity:
     least = _MIN_SIGNIFICANCE + _FOR_FEW_ROWS / num_valid
     is_walk = jnp.clip((fall.far_over_near - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
     least_wander = _MIN_SIGNIFICANCE + is_walk * (_MIN_WANDER_SIGNIFICANCE - _MIN_SIGNIFICANCE)
-    return Clarity(fall.independent / least, fall.wandering / least_wander)
+    of_many = fall.independent / _MIN_SIGNIFICANCE
+    return Clarity(fall.independent / least, fall.wandering / least_wander, of_many)
 
 
 def _is_jump(descent: Descent) -> jax.Array:
@@ -189,9 +194,10 @@ def problem_of(
     last = jnp.mean(losses, where=is_last)
     is_sudden = diverged & (last <= before) & (last <= level)
     never_fell = (clarity.independent <= 1) | among_first
-    problem = jnp.where(never_fell, jnp.where(is_sudden, _SUDDEN, _NEVER_FELL), problem)
-    few = _DIVERGED if num_rows >= _MIN_ROWS else _TOO_FEW
-    problem = jnp.where(valid.sum() < _MIN_ROWS, few, problem)
+    instead = jnp.where((clarity.of_many > 1) & ~among_first, _FEW, _NEVER_FELL)
+    problem = jnp.where(never_fell, jnp.where(is_sudden, _SUDDEN, instead), problem)
+    few = _DIVERGED if num_rows >= MIN_ROWS else _TOO_FEW
+    problem = jnp.where(valid.sum() < MIN_ROWS, few, problem)
     return jnp.where(rows.mixed, _MIXED, problem)
 
 
@@ -201,9 +207,12 @@ def doubts_of(
     descent: Descent,
     clarity: Clarity,
     diverged: jax.Array,
-    has_risen: jax.Array,
+    ended_suddenly: jax.Array,
 ) -> jax.Array:
-    """Return which of the doubts there are, ``bool[d]``."""
+    """Return which of the doubts there are, ``bool[d]``.
+
+    ``diverged`` is whether all curves did, ``ended_suddenly`` whether one ended before it rose.
+    """
     first_end = jnp.max(rows.position, initial=-jnp.inf, where=first_rows(rows.valid))
     begins_within = (rows.grid[within.lower] <= first_end) & (rows.grid[within.lowest] > first_end)
     rises = ~jnp.any(jnp.diff(descent.position) < 0)
@@ -215,9 +224,9 @@ def doubts_of(
             is_whole & ~is_endless,
             is_whole & is_endless,
             is_cut & ~diverged & ~rows.valid[-1],
-            is_cut & diverged & ~has_risen,
+            ended_suddenly,
             begins_within & rises,  # a falling sweep begins at the other end
-            jnp.minimum(*clarity) <= _CLEAR,
+            jnp.minimum(clarity.independent, clarity.wandering) <= _CLEAR,
             # At the start a model may learn much in a few rows.
             (within.falls_again | _is_jump(descent)) & ~begins_within,
             ~rises,

@@ -70,7 +70,8 @@ def lr_grid_test(
         batches, of which ``num_steps`` are read and stacked (inside ``jax.jit``, when traced).
       min_lr: positive lowest rate, may be traced.
       max_lr: highest rate, larger than ``min_lr``, may be traced.
-      num_values: number of rates, at least 2; a reading needs 6 that do not diverge.
+      num_values: number of rates, at least 2; a reading needs 6 that do not diverge, and often
+        8 or more to tell a fall from chance.
       num_steps: training steps for each rate; ``None`` means as many as there are batches, or 50 if
         ``batches`` is a function or an iterable.
       held_out: a batch that is not trained on, of any size; its loss after the training is
@@ -130,11 +131,11 @@ def lr_grid_test(
         return outcome, _row_of(outcome, held_out, has_aux)
 
     if not runs_by_rows(step, source, params, rates):
-        return _as_range_test(rates, num_steps, jax.vmap(lambda rate: train_at(rate)[1])(rates))
+        return _as_range_test(rates, jax.vmap(lambda rate: train_at(rate)[1])(rates))
 
     rows = _one_by_one(train_at, rates)
     if len(rows) == num_values:
-        return _as_range_test(rates, num_steps, _stacked(rows))
+        return _as_range_test(rates, _stacked(rows))
     warnings.warn(
         f"the grid test was interrupted after {len(rows)} of {num_values} rates, which are its "
         f"result. {see('range-test/#ending-early')}",
@@ -142,7 +143,7 @@ def lr_grid_test(
         stacklevel=3,
     )
     missing = jax.tree.map(lambda entry: jnp.full_like(entry, jnp.nan), rows[0])
-    result = _as_range_test(rates, num_steps, _stacked(rows + [missing] * (num_values - len(rows))))
+    result = _as_range_test(rates, _stacked(rows + [missing] * (num_values - len(rows))))
     # Of the rates that are done one may have diverged: then the curve ends there.
     is_cut = result.num_valid == len(rows)
     ended_by = jnp.where(is_cut, np.int32(EndedBy.INTERRUPT), result.ended_by)
@@ -155,6 +156,7 @@ class _Row(NamedTuple):
     loss: jax.Array
     held_out_loss: Any
     metrics: PyTree
+    num_updates: jax.Array
     batch_size: Any
     optimizer_factor: jax.Array
 
@@ -172,6 +174,7 @@ def _row_of(outcome: Outcome, held_out: PyTree, has_aux: bool) -> _Row:
         loss=jnp.where(is_whole, part.mean(), jnp.nan),
         held_out_loss=held_out_loss,
         metrics=(test.losses, test.metrics) if has_aux else test.losses,
+        num_updates=jnp.float32(num_steps // outcome.facts.steps_per_update),
         batch_size=test.batch_size,
         optimizer_factor=test.optimizer_factor,
     )
@@ -198,12 +201,12 @@ def _stacked(rows: list[_Row]) -> _Row:
     return jax.tree.map(lambda *entries: jnp.stack(entries), *rows)  # type: ignore[no-any-return]
 
 
-def _as_range_test(rates: jax.Array, num_steps: int, columns: _Row) -> RangeTestResult:
+def _as_range_test(rates: jax.Array, columns: _Row) -> RangeTestResult:
     """Return rows up to the first rate that diverged; those after it are not data."""
     is_row = jnp.cumprod(jnp.isfinite(columns.loss)).astype(bool)
     rates, losses, held_out_losses, steps = jax.tree.map(
         lambda column: jnp.where(is_row, column, jnp.nan),
-        (rates, columns.loss, columns.held_out_loss, jnp.full_like(rates, num_steps)),
+        (rates, columns.loss, columns.held_out_loss, columns.num_updates),
     )
     return RangeTestResult(
         learning_rates=rates,

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import explicit_sharding, is_traced
+from optax_clr._arguments import explicit_sharding, is_traced, shown
 from optax_clr._doubts import (
     DOUBTS,
+    MIN_ROWS,
     PROBLEMS,
     READABLE,
     clarity_of,
@@ -183,6 +184,11 @@ def checked(curve: Curve) -> Curve:
     as_given = curve.losses if isinstance(curve.losses, np.ndarray) else losses
     diverged, ran_out = (jnp.asarray(end, bool) for end in (curve.diverged, curve.ran_out))
     factor = jnp.asarray(curve.factor, jnp.float32)
+    is_positive = is_traced(factor) or (np.isfinite(factor) & (np.asarray(factor) > 0)).all()
+    if not is_positive:
+        raise ValueError(
+            f"optimizer_factor must be positive and finite, got {shown(curve.factor)}."
+        )
     return Curve(rates, as_given, steps, diverged, ran_out, factor)
 
 
@@ -253,6 +259,7 @@ def _read(
 ) -> Reading:
     num_rows = losses.shape[-1]
     rows = rows_of(learning_rates, losses)
+    rows = rows._replace(mixed=rows.mixed | (factor.min() < factor.max()))
     valid, grid, weights = rows.valid, rows.grid, rows.weights
     steps = jnp.nanmax(equivalent_steps.reshape(-1, num_rows).astype(jnp.float32), axis=0)
     scales = jax.vmap(lambda curve: scale_of(curve, valid, weights))(rows.curves)
@@ -273,17 +280,26 @@ def _read(
     descent = descent_to(rows, scales, within.lowest)
     clarity = clarity_of(rows, descent)
     problem = problem_of(rows, grid[within.lowest], clarity, diverged.all())
-    has_risen = jnp.mean(depth, where=last_rows(valid)) > average[within.lowest] / 2
+    half = average[within.lowest] / 2
+    has_risen = jax.vmap(lambda curve, depth: _has_risen(curve, depth, half))(rows.curves, depths)
+    ended_suddenly = jnp.any(diverged.reshape(-1) & ~has_risen)
     found = problem == READABLE
     return Reading(
         valley=jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley),
         problem=problem,
-        doubts=doubts_of(rows, within, descent, clarity, diverged.all(), has_risen),
+        doubts=doubts_of(rows, within, descent, clarity, diverged.all(), ended_suddenly),
         rates=10**grid,
         averages=jax.vmap(functools.partial(_losses_read, rows))(
             rows.curves, rows.constants, scales
         ),
     )
+
+
+def _has_risen(curve: jax.Array, depth: jax.Array, half: jax.Array) -> jax.Array:
+    """Return whether one curve had risen to a half of its fall when it ended."""
+    known = jnp.isfinite(curve)
+    end = jnp.mean(depth, where=last_rows(known))
+    return (known.sum() >= MIN_ROWS) & (end > half)
 
 
 def _losses_read(rows: Rows, curve: jax.Array, constant: jax.Array, scale: Scale) -> jax.Array:

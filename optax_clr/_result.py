@@ -57,8 +57,8 @@ class RangeTestResult(NamedTuple):
         without ``has_aux``.
       held_out_losses: ``f32[n]`` loss of the held-out batch after each row, which the readings
         then read; ``()`` without one.
-      equivalent_steps: ``f32[n]`` sum of the rates up to a row, divided by its own rate; ``()``
-        means one step a row.
+      equivalent_steps: ``f32[n]`` sum of the rates up to a row, over all updates of the params,
+        divided by its own rate; ``()`` means one update a row.
       ended_by: ``i32[]`` what ended the test: 0 the last value, 1 divergence, 2 the end of the
         data, 3 an interrupt or an exception of the data loader; ``()`` where it is not known.
       batch_size: ``i32[]`` examples in a batch, the length of the leading axis that its arrays
@@ -317,7 +317,8 @@ class RangeTestResult(NamedTuple):
 
 def _curve(result: RangeTestResult) -> _reading.Curve:
     """Return what is read of a result, checked: the held-out losses, where there are any."""
-    result = jax.tree.map(_reading.gathered, result._replace(metrics=()))
+    result = jax.tree.map(_reading.gathered, _without_none(result)._replace(metrics=()))
+    _check_entries(result)
     rates, held_out, steps = result.learning_rates, result.held_out_losses, result.equivalent_steps
     (num_rows,) = np.shape(rates)[-1:] or (0,)
     has_end = result.num_valid <= num_rows  # unless a caller has taken the first rows alone
@@ -331,6 +332,26 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
         result.optimizer_factor if np.size(result.optimizer_factor) else 1.0,
     )
     return _reading.checked(curve)
+
+
+def _without_none(result: RangeTestResult) -> RangeTestResult:
+    """Return the result with its defaults where a caller has written None for them."""
+    defaults = RangeTestResult._field_defaults
+    missing = [name for name in defaults if getattr(result, name) is None]
+    return result._replace(**{name: defaults[name] for name in missing})
+
+
+def _check_entries(result: RangeTestResult) -> None:
+    """Raise unless there is one entry, or one for each curve, of what is said of a test."""
+    leading = np.shape(result.losses)[:-1]
+    for name in ("num_valid", "ended_by", "optimizer_factor"):
+        shape = np.shape(getattr(result, name))
+        if shape not in ((), (0,), leading):
+            raise ValueError(
+                f"{name} must have one entry for each curve, {leading}, got the shape {shape}. "
+                "Stack results along a new axis: jax.tree.map(lambda *leaves: jnp.stack(leaves), "
+                "*results)."
+            )
 
 
 def _refuse_traced(result: RangeTestResult, method: str) -> None:
@@ -352,6 +373,7 @@ def _number(rate: float | jax.Array) -> float | jax.Array:
 
 
 def _draw(result: RangeTestResult, ax: Axes, rules: Sequence[Rule]) -> Axes:
+    result = _without_none(result)
     curve = _curve(result)
     num_rows = curve.losses.shape[-1]
     columns = (result.learning_rates, result.losses, curve.losses)
@@ -418,6 +440,7 @@ def _lowest(averages: np.ndarray) -> str:
 
 
 def _summary(result: RangeTestResult) -> str:
+    result = _without_none(result)
     curve = _curve(result)
     rates = np.asarray(result.learning_rates)
     losses = np.asarray(curve.losses)

@@ -109,6 +109,7 @@ def run(
         # A grid test keeps the state, and trains at one rate throughout.
         if keeps_state:
             trains_with_value = facts.reads_value or facts.keeps_first_value
+            _check_some_update(facts, values.shape[0])
         else:
             trains_with_value = facts.reads_value and not facts.keeps_first_value
             _check_whole_updates(facts, steps_per_value)
@@ -140,6 +141,9 @@ def run(
             if device is _CPU and _has_host_arrays((initial, batches.arrays, held_out)):
                 # The program reads the caller's own memory, which may be written to after this.
                 result, state = jax.block_until_ready((result, state))  # type: ignore[no-untyped-call]
+        if facts.steps_per_update > 1:  # only updates move the params
+            steps = result.equivalent_steps / np.float32(facts.steps_per_update)
+            result = result._replace(equivalent_steps=steps)
         result = result._replace(
             batch_size=() if facts.batch_size is None else jnp.int32(facts.batch_size),
             optimizer_factor=jnp.float32(facts.optimizer_factor),
@@ -158,6 +162,14 @@ def _check_whole_updates(facts: StepFacts, steps_per_value: int) -> None:
             f"{facts.steps_per_update} steps over which optax.MultiSteps accumulates gradients, or "
             "the loss of a row is not that of its value. Pass steps_per_value="
             f"{facts.steps_per_update}. {see('training-steps/')}"
+        )
+
+
+def _check_some_update(facts: StepFacts, num_steps: int) -> None:
+    if num_steps < facts.steps_per_update:
+        raise ValueError(
+            f"num_steps={num_steps} must be at least the {facts.steps_per_update} steps over which "
+            "optax.MultiSteps accumulates gradients, or no rate is ever used."
         )
 
 

@@ -261,6 +261,12 @@ UNREADABLE = {
         + 0.1 * np.random.default_rng(0).normal(size=300),
         num_valid=200,
     )._replace(ended_by=jnp.int32(1)),
+    "too few points to tell": result_of(
+        [3977, 2535, 530, 3.2, 1.16, 1.84], np.geomspace(1e-3, 0.5, 6)
+    ),
+    "different sweeps: only": result_of(np.stack([valley(), valley()]))._replace(
+        optimizer_factor=jnp.array([1.0, 0.25])
+    ),
     "different sweeps": result_of(
         np.stack([valley(), valley()]), np.outer([1, 2], np.geomspace(1e-5, 10.0, 300))
     ),
@@ -512,6 +518,13 @@ DOUBTS = {
     "the test ended suddenly": result_of(box(0.01, 20.0, 300), num_valid=250)._replace(
         ended_by=jnp.int32(1)
     ),
+    "the test ended suddenly: its": result_of(
+        np.stack([box(0.01, 1.0, 300), np.r_[box(0.01, 1.0, 300)[:230], np.full(70, np.nan)]]),
+        np.geomspace(1e-5, 10.0, 300),
+    )._replace(ended_by=jnp.array([0, 1])),
+    "the test ended suddenly: its losses": result_of(  # one that never began
+        np.stack([box(0.01, 1.0, 300), np.full(300, np.nan)]), np.geomspace(1e-5, 10.0, 300)
+    )._replace(ended_by=jnp.array([0, 1])),
     "the loss fell little": result_of(box(0.01, 1.0, 300, noise=0.65, seed=2)),
     "the loss jumps": result_of(np.repeat([2.0, 1.0, 2.0], [100, 50, 150])),
     "the rates do not rise": result_of(box(0.01, 1.0, 300)[::-1], jnp.geomspace(10.0, 1e-5, 300)),
@@ -617,6 +630,29 @@ def test_a_result_without_values_shows_its_fields():
     for result in (shapes, empty):
         assert repr(result).startswith("RangeTestResult(learn")
         assert result._repr_html_() == f"<pre>{html.escape(repr(result), quote=False)}</pre>"
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0, math.nan, math.inf])
+def test_a_factor_is_positive(factor):
+    result = result_of(valley())._replace(optimizer_factor=factor)
+    with pytest.raises(ValueError, match="optimizer_factor must be positive and finite, got"):
+        result.suggest()
+
+
+@pytest.mark.parametrize("field", ["held_out_losses", "equivalent_steps", "ended_by", "metrics"])
+def test_none_is_as_what_is_not_there(field):
+    result = result_of(valley())
+    of_none = result._replace(**{field: None})
+    assert of_none.summary() == result.summary()
+    assert of_none.suggest() == result.suggest()
+    of_none.plot()
+
+
+@pytest.mark.parametrize("field", ["num_valid", "ended_by", "optimizer_factor"])
+def test_fields_have_an_entry_for_each_curve(field):
+    result = result_of(np.stack([valley(), valley()]))._replace(**{field: jnp.ones(3, jnp.int32)})
+    with pytest.raises(ValueError, match=rf"{field}.* must have .* \(2,\), got the shape \(3,\)"):
+        result.suggest()
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 300), (3, 0)])
