@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import native, shown
+from optax_clr._arguments import is_traced, native, shown
 from optax_clr._documentation import see
 from optax_clr._states import (
     RESTORE,
@@ -93,8 +93,9 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
         or if ``state`` is one of shapes, as ``jax.eval_shape`` makes it, or an ``nnx.Optimizer`` in
         a version of Flax in which it is not a pytree.
       ValueError: if no hyperparameter has that name, a schedule drives it (the next update would
-        overwrite the value), the shape differs, the value is NaN or too large for the dtype, or
-        the state was restored from a checkpoint without its types.
+        overwrite the value), the shape differs, the dtype does not hold the value or it is NaN (a
+        float in a JAX array is not looked at, since that would wait for the device), or the state
+        was restored from a checkpoint without its types.
 
     Examples:
       >>> optimizer = inject_schedules(optax.sgd)(learning_rate=jnp.float32(0.1))
@@ -229,10 +230,14 @@ def _check_fits(name: str, value: Any, dtype: Any) -> None:
     if is_complex and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be a real number, as it is in the state, got {shown(value)}.")
     if isinstance(value, jax.Array):
-        return
+        if is_traced(value) or not is_whole or np.can_cast(value.dtype, dtype):
+            return
+        value = jax.device_get(value)  # an integer of another dtype, which might wrap around
     info: Any = jnp.iinfo if is_whole else jnp.finfo
     least, largest = (int(end) for end in (info(dtype).min, info(dtype).max))
     for number in np.ravel(value).tolist() if hasattr(value, "dtype") else [value]:
         size = number if is_whole else abs(number)
-        if not (least <= size <= largest or size == math.inf):  # or NaN
+        is_within = least <= size <= largest  # and so not NaN
+        is_lost = is_within and size != 0 and np.asarray(size, dtype) == 0
+        if is_lost or not (is_within or size == math.inf):
             raise ValueError(f"{name} must be a number that {dtype} holds, got {shown(value)}.")

@@ -18,7 +18,7 @@ import optax
 from optax_clr._arguments import function, native, shown
 from optax_clr._documentation import see
 from optax_clr._jaxprs import inputs_of
-from optax_clr._states import own_buffers, walk
+from optax_clr._states import holds_array, own_buffers, walk
 
 _GATHERED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -57,7 +57,8 @@ def inject_schedules(
         called, if an argument is a function that is neither a schedule nor one of the above, bounds
         where a schedule belongs, or one that the factory gathers in ``*args`` or ``**kwargs``.
       ValueError: if ``static_args`` names an argument that the factory does not have; by ``init``,
-        if the factory injects a hyperparameter once more, which would stay at its first value.
+        if a hyperparameter would stay at its first value, since the factory injects it once more,
+        or reads it only there.
 
     Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
@@ -237,7 +238,7 @@ def _with_steady_state(
 
     def init(params: Any) -> Any:
         state = inner.init(params)
-        _check_injected_once(make, state, params)
+        _check_trains_with_them(make, state, params)
         return own_buffers(jax.tree.map(_strong, state))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
@@ -250,31 +251,50 @@ def _with_steady_state(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_injected_once(make: Callable[..., Any], state: Any, params: Any) -> None:
-    """Raise if an optimizer that injects, in another, keeps a hyperparameter's first value."""
-    if not any(map(_is_injected, _nodes(state.inner_state))):
+def _check_trains_with_them(make: Callable[..., Any], state: Any, params: Any) -> None:
+    """Raise if what ``make`` returns would keep the first value of a hyperparameter."""
+    hyperparams = state.hyperparams
+    if any(map(_is_injected, _nodes(state.inner_state))):
+        kept_inside = lambda given: _injected_values(make(**given).init(params))
+        if kept := _names_read(kept_inside, hyperparams):
+            raise ValueError(
+                f"factory must not inject {' and '.join(kept)} once more: what it makes would keep "
+                "the first value in a state of its own, and train with it at every step. Leave out "
+                "the inner inject_schedules, or optax.inject_hyperparams, or give the schedule to "
+                f"that one alone. {see('optimizers/')}"
+            )
+    starting = _names_read(lambda given: make(**given).init(params), hyperparams)
+    scheduled = state.hyperparams_states.keys() & starting
+    if not scheduled:
         return
-
-    def kept_inside(hyperparams: dict[str, Any]) -> list[Any]:
-        injected = filter(_is_injected, _nodes(make(**hyperparams).init(params)))
-        # What a schedule inside makes of a hyperparameter, it makes anew in each update.
-        return [
-            value
-            for node in injected
-            for name, value in node.hyperparams.items()
-            if name not in node.hyperparams_states
-        ]
-
-    jaxpr = jax.make_jaxpr(kept_inside)(state.hyperparams).jaxpr
-    is_kept = inputs_of(jaxpr, [True] * len(jaxpr.outvars))
-    if any(is_kept):
-        kept = list(itertools.compress(sorted(state.hyperparams), is_kept))
+    try:
+        update = lambda given: make(**given).update(params, state.inner_state, params)
+        ignored = sorted(scheduled - set(_names_read(update, hyperparams)))
+    except Exception:  # it may need more than is known here
+        return
+    if ignored:
         raise ValueError(
-            f"factory must not inject {' and '.join(kept)} once more: what it makes would keep the "
-            "first value in a state of its own, and train with it at every step. Leave out the "
-            "inner inject_schedules, or optax.inject_hyperparams, or give the schedule to that "
-            f"one alone. {see('optimizers/')}"
+            f"{' and '.join(ignored)} must be a number: the optimizer reads it once, when its "
+            "state is made, and a schedule would stay at its first value."
         )
+
+
+def _names_read(function: Callable[..., Any], hyperparams: dict[str, Any]) -> list[str]:
+    """Return the hyperparameters that arrays in what a function returns are computed from."""
+    arrays = lambda given: [leaf for leaf in jax.tree.leaves(function(given)) if holds_array(leaf)]
+    jaxpr = jax.make_jaxpr(arrays)(hyperparams).jaxpr
+    needed = inputs_of(jaxpr, [True] * len(jaxpr.outvars))
+    return list(itertools.compress(sorted(hyperparams), needed))
+
+
+def _injected_values(state: Any) -> list[Any]:
+    """Return the hyperparameters inside a state that no schedule makes anew in each update."""
+    return [
+        value
+        for node in filter(_is_injected, _nodes(state))
+        for name, value in node.hyperparams.items()
+        if name not in node.hyperparams_states
+    ]
 
 
 def _nodes(state: Any) -> Iterator[Any]:

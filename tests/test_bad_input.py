@@ -401,6 +401,8 @@ HYPERPARAMS = {
             Wrong({"state": WHOLE, "values": {"k": 0.5}}, TypeError, "k must be an integer,.* 0.5"),
             Wrong({"state": WHOLE, "values": {"k": 2**40}}, ValueError, "that int32 holds, got 1"),
             Wrong({"state": COUNTED, "values": {"k": -5}}, ValueError, "that uint32 holds, got -5"),
+            Wrong({"state": COUNTED, "values": {"k": jnp.int32(-5)}}, ValueError, "uint32 holds"),
+            Wrong({"values": {"momentum": 1e-50}}, ValueError, "that float32 holds, got 1e-50"),
             OF_SHAPES,
             Wrong({"state": SCHEDULED._asdict()}, ValueError, "set in a state of dicts .*restore"),
         ),

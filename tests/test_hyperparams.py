@@ -142,6 +142,22 @@ def test_what_injects_inside_would_keep_the_first_value(factory, rate):
 
 
 @pytest.mark.parametrize(
+    ("factory", "name"),
+    [
+        (optax.rprop, "learning_rate"),
+        (optax.adagrad, "initial_accumulator_value"),
+        (lambda size: optax.chain(optax.sgd(0.1), optax.rprop(size)), "size"),
+    ],
+)
+def test_what_is_read_once_cannot_be_a_schedule(factory, name):
+    others = {"learning_rate": 0.1} if factory is optax.adagrad else {}
+    with pytest.raises(ValueError, match=f"{name} must be a number: .* stay at its first value"):
+        inject(factory)(**others, **{name: RATE}).init(some_params())
+    # An array, which nobody expects to change by itself.
+    inject(factory)(**others, **{name: jnp.float32(0.1)}).init(some_params())
+
+
+@pytest.mark.parametrize(
     "factory",
     [
         # Another hyperparameter is injected inside, or a schedule made of this one.
