@@ -144,9 +144,10 @@ def as_step(step: Any, name: str = "step") -> jax.Array:
             step = max(-1, min(step, INT32_MAX))  # a Python integer may be of any size
         step = np.asarray(native(name, step))  # where int64 keeps its values
     if not jnp.issubdtype(step.dtype, jnp.integer):
+        is_float = jnp.issubdtype(step.dtype, jnp.floating)
+        remedy = " A fraction would be truncated: round it as you mean it." if is_float else ""
         raise TypeError(
-            f"{name} must be an integer or an array of integers, got dtype {step.dtype}. "
-            "A fraction would be truncated in silence: round it as you mean it."
+            f"{name} must be an integer or an array of integers, got dtype {step.dtype}.{remedy}"
         )
     if not np.can_cast(step.dtype, np.int32):
         step = step.clip(0, INT32_MAX)

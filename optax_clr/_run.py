@@ -159,7 +159,7 @@ def _check_whole_updates(facts: StepFacts, steps_per_value: int) -> None:
     if steps_per_value % facts.steps_per_update:
         raise ValueError(
             f"steps_per_value={steps_per_value} must be a multiple of the "
-            f"{facts.steps_per_update} steps over which optax.MultiSteps accumulates gradients, or "
+            f"{facts.steps_per_update} steps over which the optimizer accumulates gradients, or "
             "the loss of a row is not that of its value. Pass steps_per_value="
             f"{facts.steps_per_update}. {see('training-steps/')}"
         )
@@ -169,7 +169,7 @@ def _check_some_update(facts: StepFacts, num_steps: int) -> None:
     if num_steps < facts.steps_per_update:
         raise ValueError(
             f"num_steps={num_steps} must be at least the {facts.steps_per_update} steps over which "
-            "optax.MultiSteps accumulates gradients, or no rate is ever used."
+            "the optimizer accumulates gradients, or no rate is ever used."
         )
 
 

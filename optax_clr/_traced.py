@@ -25,7 +25,7 @@ class StepFacts(NamedTuple):
     keeps_first_value: bool  # whether it depends on the value that the state was made with
     closes_over_tracers: bool
     num_operations: int  # on single numbers, roughly
-    steps_per_update: int  # that optax.MultiSteps accumulates gradients over; 1 without
+    steps_per_update: int  # that gradients are accumulated over; 1 without
     batch_size: int | None  # examples in a batch, where that can be told
     is_one_batch: bool  # whether a function makes the batches, the same one in every step
     optimizer_factor: float  # of the rates that are read
@@ -136,15 +136,28 @@ def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:
         matters = [old or new for old, new in zip(matters, needed[:num_state_leaves], strict=True)]
 
 
+def _is_place_in_period(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:
+    """Whether a leaf counts the steps since an update: of optax.MultiSteps or apply_every."""
+    if "count" not in path:
+        return "mini_step" in path
+    place = path.index("count")
+    beside = (*path[:place], "grad_acc")
+    return any(other[: place + 1] == beside for other in paths)
+
+
 _MOST_STEPS_PER_UPDATE = 1000
 
 
 def _steps_per_update(closed: Any, state: Any) -> int:
-    """Return after how many steps optax.MultiSteps makes its first update, by counting with it."""
+    """Return after how many steps accumulated gradients make an update, by counting with them."""
     # Also of nnx.split, whose entries have the names of the fields.
-    paths = [set(map(key_name, path)) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    is_counter = [bool(path & {"mini_step", "gradient_step"}) for path in paths]
-    if not any("mini_step" in path for path in paths):
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    paths = [tuple(map(key_name, path)) for path, _ in leaves]
+    is_place = [_is_place_in_period(path, paths) for path in paths]
+    is_counter = [
+        place or "gradient_step" in path for place, path in zip(is_place, paths, strict=True)
+    ]
+    if not any(is_place):
         return 1
     # The part of the step that only counts, which is a few operations on integers.
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
@@ -156,7 +169,7 @@ def _steps_per_update(closed: Any, state: Any) -> int:
         return 1  # it also looks at gradients, as to whether to skip a step
     count = jaxpr_as_fun(ClosedJaxpr(counting, closed.consts))
     is_read = [needed for needed, counts in zip(is_needed, is_counter, strict=False) if counts]
-    is_mini = ["mini_step" in path for path in itertools.compress(paths, is_counter)]
+    is_mini = list(itertools.compress(is_place, is_counter))
     with jax.ensure_compile_time_eval():
         counters: list[Any] = [np.int32(0) for _ in is_mini]
         for steps in range(1, _MOST_STEPS_PER_UPDATE + 1):
