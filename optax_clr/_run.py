@@ -142,7 +142,7 @@ def run(
                 # The program reads the caller's own memory, which may be written to after this.
                 result, state = jax.block_until_ready((result, state))  # type: ignore[no-untyped-call]
         if facts.steps_per_update > 1:  # only updates move the params
-            steps = result.equivalent_steps / np.float32(facts.steps_per_update)
+            steps = result.equivalent_steps / facts.steps_per_update
             result = result._replace(equivalent_steps=steps)
         result = result._replace(
             batch_size=() if facts.batch_size is None else jnp.int32(facts.batch_size),
