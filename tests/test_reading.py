@@ -149,14 +149,14 @@ def test_the_answer_does_not_depend_on_the_number_of_rows_after_the_stop():
     np.testing.assert_allclose(read(stopped), read(result_of(valley())), rtol=0.15)
 
 
-@pytest.mark.parametrize("num_valid", [40, 120, 250])
-@pytest.mark.parametrize("noise", [0.02, 0.5])
-def test_rows_after_the_end_are_no_data(num_valid, noise):
+@pytest.mark.parametrize("noise", [0.02, 0.3, 0.5])
+def test_rows_after_the_end_are_no_data(noise):
     """The same test with room for more rows, for none, and for some."""
+    num_valid = 100
     rates = np.geomspace(1e-5, 10.0, num_valid)
     losses = box(1e-3, 2.0, num_valid, noise=noise)
     summaries = set()
-    for room in (num_valid, num_valid + 1, 300, 1000):
+    for room in (num_valid, 300, 1000):  # of which other tests have compiled the reading
         padded = np.pad(losses, (0, room - num_valid), constant_values=np.nan)
         all_rates = np.pad(rates, (0, room - num_valid), constant_values=np.nan)
         result = result_of(padded, all_rates, num_valid=num_valid)
