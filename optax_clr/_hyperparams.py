@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import is_traced, native, shown
 from optax_clr._documentation import see
 from optax_clr._states import (
     RESTORE,
+    Injected,
     Path,
     check_arrays,
     in_place_of,
+    injected_in,
     is_trainer,
     key_name,
     own_buffers,
     rebuild,
     walk,
-    was_restored,
     with_optimizer_state,
 )
-
-_Injected = optax.InjectStatefulHyperparamsState
 
 
 def get_hyperparams(state: Any) -> dict[str, jax.Array]:
@@ -64,7 +61,7 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
     state = _state_of(state)
     found = [
         (path, name, value)
-        for path, node in _injected(state, restored=True)
+        for path, node in injected_in(state, restored=True)
         for name, value in _hyperparams_in(node).items()
     ]
     if not found:
@@ -111,7 +108,7 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
         _check_number(name, value)
 
     def with_values(path: Path, node: Any) -> Any:
-        if not isinstance(node, _Injected):
+        if not isinstance(node, Injected):
             return node
         hyperparams = {
             name: _like(old, values.get(_key(path, name), values.get(name, old)), name)
@@ -133,20 +130,14 @@ def _state_of(state: Any) -> Any:
     """
     if not is_trainer(state):
         return state
-    whole, inner = (len(list(_injected(part, restored=True))) for part in (state, state.opt_state))
+    whole, inner = (
+        len(list(injected_in(part, restored=True))) for part in (state, state.opt_state)
+    )
     return state if whole > inner else state.opt_state
 
 
-def _injected(state: Any, *, restored: bool) -> Iterator[tuple[Path, Any]]:
-    """Yield the path and node of every injected state; with ``restored``, also of dicts of one."""
-    for path, node in walk(state):
-        is_dict = restored and was_restored(node, "count", "hyperparams", "inner_state")
-        if is_dict or isinstance(node, _Injected):
-            yield path, node
-
-
 def _hyperparams_in(node: Any) -> Any:
-    return node.hyperparams if isinstance(node, _Injected) else node["hyperparams"]
+    return node.hyperparams if isinstance(node, Injected) else node["hyperparams"]
 
 
 def _own_array(value: Any) -> jax.Array:
@@ -178,11 +169,11 @@ def _check_settable(state: Any, name: str) -> None:
     """Raise unless a hyperparameter has that name or path, and no schedule drives it."""
     driven = {
         _key(path, key): (key, key in node.hyperparams_states)
-        for path, node in _injected(state, restored=False)
+        for path, node in injected_in(state)
         for key in node.hyperparams
     }
     targets = [path for path, (key, _) in driven.items() if name in (path, key)]
-    if not driven and any(_injected(state, restored=True)):
+    if not driven and any(injected_in(state, restored=True)):
         raise ValueError(f"{name} cannot be set in a state of dicts and lists. {RESTORE}")
     if not targets:
         raise ValueError(

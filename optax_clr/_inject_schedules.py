@@ -7,7 +7,7 @@ import functools
 import inspect
 import itertools
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import optax
 from optax_clr._arguments import function, native, shown
 from optax_clr._documentation import see
 from optax_clr._jaxprs import inputs_of
-from optax_clr._states import holds_array, own_buffers, walk
+from optax_clr._states import holds_array, injected_in, own_buffers
 
 _GATHERED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -254,7 +254,7 @@ def _with_steady_state(
 def _check_trains_with_them(make: Callable[..., Any], state: Any, params: Any) -> None:
     """Raise if what ``make`` returns would keep the first value of a hyperparameter."""
     hyperparams = state.hyperparams
-    if any(map(_is_injected, _nodes(state.inner_state))):
+    if any(injected_in(state.inner_state)):
         kept_inside = lambda given: _injected_values(make(**given).init(params))
         if kept := _names_read(kept_inside, hyperparams):
             raise ValueError(
@@ -263,6 +263,8 @@ def _check_trains_with_them(make: Callable[..., Any], state: Any, params: Any) -
                 "the inner inject_schedules, or optax.inject_hyperparams, or give the schedule to "
                 f"that one alone. {see('optimizers/')}"
             )
+    if not state.hyperparams_states:
+        return
     starting = _names_read(lambda given: make(**given).init(params), hyperparams)
     scheduled = state.hyperparams_states.keys() & starting
     if not scheduled:
@@ -291,18 +293,10 @@ def _injected_values(state: Any) -> list[Any]:
     """Return the hyperparameters inside a state that no schedule makes anew in each update."""
     return [
         value
-        for node in filter(_is_injected, _nodes(state))
+        for _, node in injected_in(state)
         for name, value in node.hyperparams.items()
         if name not in node.hyperparams_states
     ]
-
-
-def _nodes(state: Any) -> Iterator[Any]:
-    return (node for _, node in walk(state))
-
-
-def _is_injected(node: Any) -> bool:
-    return isinstance(node, optax.InjectStatefulHyperparamsState)
 
 
 def _map_alike(change: Callable[..., Any], tree: Any, *others: Any) -> Any:

@@ -82,11 +82,13 @@ def one_cycle_schedule(
     if init_value is None:
         low = _at_least_float32(peak_value) / 25
         init_value = real_scalar("init_value, which is peak_value / 25 if not given,", low)
-    init_value = real_scalar("init_value", init_value)
+    else:
+        init_value = real_scalar("init_value", init_value)
     if end_value is None:
         low = _at_least_float32(init_value) / 1e4
         end_value = real_scalar("end_value, which is init_value / 1e4 if not given,", low)
-    end_value = real_scalar("end_value", end_value)
+    else:
+        end_value = real_scalar("end_value", end_value)
     total_steps = whole_number("total_steps", total_steps)
     wave = check_wave("wave", wave)
     phases = _one_cycle_phases(

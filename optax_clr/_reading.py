@@ -184,8 +184,8 @@ def checked(curve: Curve) -> Curve:
     as_given = curve.losses if isinstance(curve.losses, np.ndarray) else losses
     diverged, ran_out = (jnp.asarray(end, bool) for end in (curve.diverged, curve.ran_out))
     factor = jnp.asarray(curve.factor, jnp.float32)
-    is_positive = is_traced(factor) or (np.isfinite(factor) & (np.asarray(factor) > 0)).all()
-    if not is_positive:
+    known = np.ones(1) if is_traced(factor) else np.asarray(jax.device_get(factor))
+    if not ((known > 0) & (known < np.inf)).all():
         raise ValueError(
             f"optimizer_factor must be positive and finite, got {shown(curve.factor)}."
         )

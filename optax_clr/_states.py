@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optax_clr._arguments import is_traced
 from optax_clr._documentation import see
 
 Path = tuple[Any, ...]
+Injected = optax.InjectStatefulHyperparamsState
 
 RESTORE = "Restore it with its types: checkpointer.restore(path, optimizer.init(params)). " + see(
     "optimizers/#resume"
@@ -80,6 +82,14 @@ def walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     yield path, node
     for key, child in children(node)[0]:
         yield from walk(child, (*path, key))
+
+
+def injected_in(state: Any, *, restored: bool = False) -> Iterator[tuple[Path, Any]]:
+    """Yield the path and node of every injected state; with ``restored``, also of dicts of one."""
+    for path, node in walk(state):
+        is_dict = restored and was_restored(node, "count", "hyperparams", "inner_state")
+        if is_dict or isinstance(node, Injected):
+            yield path, node
 
 
 def rebuild(visit: Callable[[Path, Any], Any], node: Any, path: Path = ()) -> Any:
