@@ -33,6 +33,7 @@ def run(tmp_path, name, *arguments, xla_flags=compiling.FLAGS):
     return finished.stdout
 
 
+@pytest.mark.slow
 def test_digits_prints_its_tables_and_writes_its_figure(tmp_path):
     output = run(tmp_path, "digits.py", "--steps", "40", "--seeds", "2")
     table = [line for line in output.splitlines() if " ± " in line[44:]]
@@ -241,6 +242,7 @@ def test_swa_prints_its_table(tmp_path):
     assert all(80 < float(line.split(" ± ")[0].split()[-1]) <= 100 for line in table)
 
 
+@pytest.mark.slow
 def test_sampling_finds_every_mode_with_cycles_and_fewer_at_a_constant_rate(tmp_path):
     output = run(tmp_path, "sampling.py", "--steps", "30000", "--keys", "2", xla_flags=[])
     table = [line for line in output.splitlines() if line.endswith("%")]
