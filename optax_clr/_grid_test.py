@@ -18,8 +18,8 @@ from optax_clr._batches import check_num_steps, hold_batches
 from optax_clr._checks import check_arrays, held_out_batch, optimizer_step, spaced
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
-from optax_clr._reading import RangeTestWarning
-from optax_clr._result import EndedBy, RangeTestResult
+from optax_clr._reading import EndedBy, RangeTestWarning
+from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, run, runs_by_rows
 from optax_clr._step import PyTree
 from optax_clr._stop_rule import StopRule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import warnings
 from typing import Any, NamedTuple
@@ -89,6 +90,15 @@ class RangeTestWarning(UserWarning):
     """
 
 
+class EndedBy(enum.IntEnum):
+    """What a range test ended with, as ``RangeTestResult.ended_by`` has it."""
+
+    LAST_VALUE = 0
+    DIVERGENCE = 1
+    END_OF_DATA = 2
+    INTERRUPT = 3  # Ctrl-C, or an exception in the data loader
+
+
 class Curve(NamedTuple):
     """The columns that are read, ``f32[..., n]`` each, how they ended, and of what optimizer."""
 
@@ -153,7 +163,7 @@ def read_valley(curve: Curve) -> Valley:
     """Return what ``find_valley`` finds, and warn, where a method of the result was called."""
     valley, doubts = find_valley(read_curve(curve))
     for doubt in doubts:
-        warnings.warn(doubt, RangeTestWarning, stacklevel=4)  # the caller of a method of the result
+        warnings.warn(doubt, RangeTestWarning, stacklevel=5)  # the caller of a method of the result
     return valley
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -13,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr import _drawing, _reading
+from optax_clr import _drawing, _presentation, _reading
 from optax_clr._arguments import any_traced, function, is_traced, shown, whole_number
 from optax_clr._modes import undisturbed
 from optax_clr._peak_ratio import peak_ratio
-from optax_clr._traced import ONE_EXAMPLE
+from optax_clr._presentation import Rule
+from optax_clr._reading import EndedBy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 # What is raised where fields are no arrays with values: as jax.tree.map and jax.eval_shape make
 # them, without rows, or donated.
 _NOT_SHOWN = (TypeError, ValueError, ArithmeticError, RuntimeError)
-Rule = Callable[[jax.Array, jax.Array], Any]  # rates and losses to a rate
-
-
-class EndedBy(enum.IntEnum):
-    """What a range test ended with, as ``RangeTestResult.ended_by`` has it."""
-
-    LAST_VALUE = 0
-    DIVERGENCE = 1
-    END_OF_DATA = 2
-    INTERRUPT = 3  # Ctrl-C, or an exception in the data loader
 
 
 class RangeTestResult(NamedTuple):
@@ -139,7 +129,7 @@ class RangeTestResult(NamedTuple):
           >>> print(f"{result.suggest():.2f}")
           0.10
         """
-        return _number(_reading.suggest(_reading.read_valley(_curve(self))))
+        return _number(_reading.suggest(_valley(self)))
 
     @undisturbed()
     def one_cycle_peak(self) -> float | jax.Array:
@@ -165,7 +155,7 @@ class RangeTestResult(NamedTuple):
           >>> print(f"{result.one_cycle_peak():.2f}")
           0.25
         """
-        return _number(_reading.one_cycle_peak(_reading.read_valley(_curve(self))))
+        return _number(_reading.one_cycle_peak(_valley(self)))
 
     @undisturbed()
     def peak_for(self, shape: optax.Schedule, num_steps: int) -> float | jax.Array:
@@ -218,7 +208,7 @@ class RangeTestResult(NamedTuple):
         """
         function("shape", shape, form="step -> value")
         ratio = peak_ratio(shape, whole_number("num_steps", num_steps))
-        return _number(_reading.suggest(_reading.read_valley(_curve(self))) * ratio)
+        return _number(_reading.suggest(_valley(self)) * ratio)
 
     @undisturbed()
     def bounds(self) -> _reading.LRBounds:
@@ -251,7 +241,7 @@ class RangeTestResult(NamedTuple):
         References:
           Smith, [Cyclical Learning Rates](https://arxiv.org/abs/1506.01186), 2017, section 3.3.
         """
-        base_value, peak_value = _reading.bounds(_reading.read_valley(_curve(self)))
+        base_value, peak_value = _reading.bounds(_valley(self))
         return _reading.LRBounds(_number(base_value), _number(peak_value))
 
     @undisturbed()
@@ -273,7 +263,8 @@ class RangeTestResult(NamedTuple):
           one_cycle_peak()  0.252  the peak of one cycle
         """
         _refuse_traced(self, "summary")
-        return _summary(self)
+        result = _without_none(self)
+        return _presentation.summary(result, _curve(result))
 
     @undisturbed()
     def plot(self, ax: Axes | None = None, rules: Sequence[Rule] = ()) -> Axes:
@@ -312,12 +303,17 @@ class RangeTestResult(NamedTuple):
         for index, rule in enumerate(rules):
             function(f"rules[{index}]", rule, form="(learning_rates, losses) -> rate")
         _refuse_traced(self, "plot")
-        return _draw(self, _drawing.pyplot_axes(ax), rules)
+        result, ax = _without_none(self), _drawing.pyplot_axes(ax)
+        return _presentation.draw(result, _curve(result), ax, rules)
+
+
+def _valley(result: RangeTestResult) -> _reading.Valley:
+    return _reading.read_valley(_curve(_without_none(result)))
 
 
 def _curve(result: RangeTestResult) -> _reading.Curve:
     """Return what is read of a result, checked: the held-out losses, where there are any."""
-    result = jax.tree.map(_reading.gathered, _without_none(result)._replace(metrics=()))
+    result = jax.tree.map(_reading.gathered, result._replace(metrics=()))
     _check_entries(result)
     rates, held_out, steps = result.learning_rates, result.held_out_losses, result.equivalent_steps
     (num_rows,) = np.shape(rates)[-1:] or (0,)
@@ -372,50 +368,6 @@ def _number(rate: float | jax.Array) -> float | jax.Array:
     return float(np.format_float_scientific(np.float32(jax.device_get(rate))))
 
 
-def _draw(result: RangeTestResult, ax: Axes, rules: Sequence[Rule]) -> Axes:
-    result = _without_none(result)
-    curve = _curve(result)
-    num_rows = curve.losses.shape[-1]
-    columns = (result.learning_rates, result.losses, curve.losses)
-    all_rates, training, read = (
-        np.asarray(column, np.float64).reshape(-1, num_rows) for column in columns
-    )
-    recorded = np.isfinite(all_rates).any(0)
-    rates = np.nanmax(all_rates[:, recorded], axis=0) if recorded.any() else np.empty(0)
-    is_held_out = bool(np.size(result.held_out_losses))
-    if len(read) == 1:
-        _drawing.draw_losses(ax, rates, training[0, recorded], held_out=False)
-        if is_held_out:
-            _drawing.draw_losses(ax, rates, read[0, recorded], held_out=True)
-    reading = _reading.read_curve(curve)
-    grid, averages = _reading.averages(reading)
-    averages = np.where(np.isfinite(averages), averages, np.nan)
-    drawn = np.isfinite(averages).any(0) & np.isfinite(grid)
-    if drawn.any():
-        _drawing.draw_averages(ax, grid[drawn], averages[:, drawn], held_out=is_held_out)
-        _drawing.limit_losses(ax, read, averages[:, drawn])
-        ax.set_xscale("log" if _drawing.is_geometric(rates) else "linear")
-    try:
-        valley, doubts = _reading.find_valley(reading)
-    except _reading.RangeTestError as error:
-        ax.set_title(f"cannot be read: {_beginning(str(error))}")
-    else:
-        _drawing.draw_bounds(ax, *map(float, _reading.bounds(valley)))
-        _drawing.draw_suggestion(ax, float(_reading.suggest(valley)))
-        _drawing.draw_peak(ax, float(_reading.one_cycle_peak(valley)))
-        if doubts:
-            ax.set_title(f"in doubt: {'; '.join(map(_beginning, doubts))}")
-    for number, rule in enumerate(rules):
-        rate = float(rule(result.learning_rates, result.smoothed_losses))
-        _drawing.draw_rule(ax, number, getattr(rule, "__name__", repr(rule)), rate)
-    _drawing.add_legend(ax)
-    return _drawing.labelled(ax, "learning rate", "loss")
-
-
-def _beginning(message: str) -> str:
-    return message.partition(":")[0]
-
-
 def _picture(result: RangeTestResult) -> str:
     """Return the figure as an image in HTML; nothing without Matplotlib, or for tracers."""
     figure = _drawing.hidden_figure()
@@ -423,68 +375,3 @@ def _picture(result: RangeTestResult) -> str:
         return ""
     result.plot(figure.add_subplot())
     return _drawing.as_html(figure, alternative="The losses of a range test over its rates")
-
-
-def _reason(result: RangeTestResult) -> str:
-    """Return, in words, what ended a test before its last value."""
-    if not np.size(result.ended_by):
-        return "diverged, or out of batches"
-    if result.ended_by == EndedBy.END_OF_DATA:
-        return "out of batches"
-    return "interrupted" if result.ended_by == EndedBy.INTERRUPT else "diverged"
-
-
-def _lowest(averages: np.ndarray) -> str:
-    known = averages[np.isfinite(averages)]
-    return f"its average {known.min():.3g} at the lowest" if known.size else "no average"
-
-
-def _summary(result: RangeTestResult) -> str:
-    result = _without_none(result)
-    curve = _curve(result)
-    rates = np.asarray(result.learning_rates)
-    losses = np.asarray(curve.losses)
-    num_rows = rates.shape[-1]
-    num_curves = rates.size // num_rows
-    num_valid = np.asarray(result.num_valid)
-    stopped = int((num_valid < num_rows).sum())
-    curves = f"{num_curves} curves of {num_rows} rows" if num_curves > 1 else f"{num_rows} rows"
-    if not np.isfinite(losses).any():
-        return f"Range test: {curves}, none with a finite loss."
-    if num_curves > 1:
-        end = f"{stopped} ended early"
-    elif stopped:
-        end = f"ended after {num_valid.max()} of them ({_reason(result)})"
-    else:
-        end = "ended at the last rate"
-    batch_sizes = set(np.ravel(result.batch_size).tolist())
-    if len(batch_sizes) == 1:
-        end += f"; batches of {max(batch_sizes) or 'a single example'}"
-    by_curve = losses.reshape(num_curves, num_rows)
-    first = by_curve[np.arange(num_curves), np.isfinite(by_curve).argmax(1)]
-    reading = _reading.read_curve(curve)
-    _, averages = _reading.averages(reading)
-    name = "Held-out loss" if np.size(result.held_out_losses) else "Loss"
-    lines = [
-        f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
-        f"{end}.",
-        f"{name}: {np.nanmean(first):.3g} at first; {_lowest(averages)}.",
-    ]
-    try:
-        valley, doubts = _reading.find_valley(reading)
-    except _reading.RangeTestError as error:
-        return "\n".join([*lines, f"Cannot be read: {error}"])
-    base_value, peak_value = _reading.bounds(valley)
-    lines += [
-        f"suggest()         {_reading.suggest(valley):.3g}  a constant rate",
-        f"bounds()          {base_value:.3g} to {peak_value:.3g}  a cycle's base and peak",
-        f"one_cycle_peak()  {_reading.one_cycle_peak(valley):.3g}  the peak of one cycle",
-    ]
-    if (factor := float(np.mean(curve.factor))) != 1:
-        lines.append(f"These are {factor:.3g} times those of Adam or momentum: optimizer_factor.")
-    if spread := _reading.spread(curve):
-        lines.append(f"suggest() of the single curves: {spread[0]:.3g} to {spread[1]:.3g}.")
-    if batch_sizes == {0}:
-        doubts = [*doubts, ONE_EXAMPLE]
-    lines += [f"In doubt: {doubt}" for doubt in doubts]
-    return "\n".join(lines)

@@ -20,7 +20,8 @@ from optax_clr._batches import Batches
 from optax_clr._documentation import see
 from optax_clr._loop import Inputs, Rows
 from optax_clr._programs import CompiledLoop, programs_of
-from optax_clr._result import EndedBy, RangeTestResult
+from optax_clr._reading import EndedBy
+from optax_clr._result import RangeTestResult
 from optax_clr._step import PyTree, Step
 from optax_clr._stop_rule import ChunkRule, Past, StopRule, for_chunks
 from optax_clr._traced import StepFacts

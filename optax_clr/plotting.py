@@ -12,7 +12,8 @@ import optax
 
 from optax_clr._arguments import function, shown, whole_number
 from optax_clr._drawing import labelled, pyplot_axes
-from optax_clr._result import RangeTestResult, Rule
+from optax_clr._presentation import Rule
+from optax_clr._result import RangeTestResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
