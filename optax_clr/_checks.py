@@ -25,7 +25,7 @@ from optax_clr._arguments import (
 from optax_clr._arrays import as_array, is_array, is_numeric
 from optax_clr._batches import is_stream
 from optax_clr._documentation import see
-from optax_clr._states import is_variable
+from optax_clr._states import is_param, is_variable
 from optax_clr._step import OptimizerStep, PyTree, describe
 from optax_clr._stop_rule import StopRule
 
@@ -58,6 +58,23 @@ def _argument_names(factory: Any) -> list[str]:
         return [*inspect.signature(factory).parameters]
     except ValueError:  # of a function in C
         return []
+
+
+def check_params(params: PyTree) -> None:
+    """Raise unless params are arrays, all of which are meant to be trained."""
+    check_arrays("params", params)
+    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_variable)
+    variables = [(path, node) for path, node in nodes if is_variable(node)]
+    if not any(is_param(variable) for _, variable in variables):
+        return  # a part of a model that was split by another kind
+    for path, variable in variables:
+        if not is_param(variable) and jnp.issubdtype(variable.dtype, jnp.inexact):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} must be an nnx.Param, got the variable "
+                f"{type(variable).__name__}, which would be trained too. Pass what nnx.split("
+                "model, nnx.Param, ...) gives as params, and merge the rest in loss_fn. "
+                + see("training-steps/#nnx")
+            )
 
 
 def check_arrays(name: str, tree: PyTree) -> None:

@@ -15,15 +15,23 @@ from jax.typing import ArrayLike
 
 from optax_clr._arguments import whole_number
 from optax_clr._batches import check_num_steps, hold_batches
-from optax_clr._checks import check_arrays, held_out_batch, optimizer_step, spaced
+from optax_clr._checks import check_params, held_out_batch, optimizer_step, spaced
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
+from optax_clr._programs import programs_of
 from optax_clr._reading import EndedBy, RangeTestWarning
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, run, runs_by_rows
 from optax_clr._step import PyTree
 from optax_clr._stop_rule import StopRule
-from optax_clr._traced import ONE_BATCH, ONE_EXAMPLE, makes_one_batch, num_examples, trace_batches
+from optax_clr._traced import (
+    LAST_BATCH_AGAIN,
+    ONE_BATCH,
+    ONE_EXAMPLE,
+    makes_one_batch,
+    num_examples,
+    trace_batches,
+)
 
 _DEFAULT_NUM_STEPS = 50
 # A run is judged by the last quarter of its losses, which have less noise than the last of them.
@@ -87,11 +95,12 @@ def lr_grid_test(
 
     Raises:
       TypeError: if a function is missing or returns something else, the optimizer is one already
-        built, or the params are not floats.
+        built, or the params are not real floats.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
         in length or shape, the loss is not a scalar, or the optimizer ignores its rate.
-      RangeTestWarning: a warning, if every step trains on the same batch; or on a single example,
-        where ``num_steps`` is not given.
+      RangeTestWarning: a warning, if every step trains on the same batch, or the last ones do,
+        where a function indexes beyond the end of the data; or on a single example, where
+        ``num_steps`` is not given.
 
     Examples:
       >>> def loss_fn(params, batch):
@@ -107,7 +116,7 @@ def lr_grid_test(
       True
     """
     step = optimizer_step(loss_fn, optimizer, has_aux)
-    check_arrays("params", params)
+    check_params(params)
     num_values = whole_number("num_values", num_values, minimum=2)
     counts_batches = num_steps is None
     num_steps = check_num_steps(num_steps, batches, 1, default=_DEFAULT_NUM_STEPS)
@@ -121,6 +130,9 @@ def lr_grid_test(
         batch = made.out_avals
         if makes_one_batch(made):
             warnings.warn(ONE_BATCH, RangeTestWarning, stacklevel=3)
+        with programs_of(step, source.batch_fn) as programs:
+            if programs.repeats_last_batch(source.example, num_steps):
+                warnings.warn(LAST_BATCH_AGAIN, RangeTestWarning, stacklevel=3)
     if counts_batches and num_examples(batch) == 0:
         warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
 

@@ -1,4 +1,4 @@
-"""What a traced program consists of: its equations, and which inputs an output needs."""
+"""What a traced program consists of: its equations, and what is computed from which inputs."""
 
 from __future__ import annotations
 
@@ -71,6 +71,35 @@ def inputs_of(jaxpr: Any, is_wanted: list[bool]) -> list[bool]:
             needed = [True, *map(any, zip(*branches, strict=True))]
         live |= _variables(equation.invars, needed)
     return [variable in live for variable in jaxpr.invars]
+
+
+def sources(
+    jaxpr: Any, of_inputs: list[frozenset[str]]
+) -> tuple[list[frozenset[str]], set[frozenset[str]]]:
+    """Return from which kinds of inputs the outputs are computed, and whatever is on the way.
+
+    Whatever comes out of a loop counts as computed from all that goes in.
+    """
+    known = dict(zip(jaxpr.invars, of_inputs, strict=True))
+    found: set[frozenset[str]] = set()
+
+    def look_up(atom: Any) -> frozenset[str]:
+        return frozenset() if hasattr(atom, "val") else known.get(atom, frozenset())
+
+    for equation in jaxpr.eqns:
+        operands = [look_up(atom) for atom in equation.invars]
+        outputs = [frozenset[str]().union(*operands)] * len(equation.outvars)
+        inner: list[tuple[list[frozenset[str]], set[frozenset[str]]]] = []
+        if equation.primitive.name in ("jit", "pjit"):
+            inner = [sources(equation.params["jaxpr"].jaxpr, operands)]
+            outputs = inner[0][0]
+        elif equation.primitive.name == "cond":
+            inner = [sources(each.jaxpr, operands[1:]) for each in equation.params["branches"]]
+            of_branches = zip(*(of_outputs for of_outputs, _ in inner), strict=True)
+            outputs = [operands[0].union(*kinds) for kinds in of_branches]
+        found.update(outputs, *(on_the_way for _, on_the_way in inner))
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [look_up(atom) for atom in jaxpr.outvars], found
 
 
 def _variables(atoms: list[Any], is_wanted: Iterable[bool] = itertools.repeat(True)) -> set[Any]:

@@ -15,14 +15,23 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from optax_clr._arguments import is_traced
 from optax_clr._documentation import see
 from optax_clr._loop import Loop, with_step_types
 from optax_clr._optimizer_factor import optimizer_factor
 from optax_clr._references import MOST_OBJECTS, Function, Seen, look, sees_the_same
 from optax_clr._step import PyTree, Step, shape_in_words
-from optax_clr._traced import StepFacts, batch_of, facts_of, makes_one_batch, trace_batches
+from optax_clr._traced import (
+    StepFacts,
+    batch_of,
+    facts_of,
+    makes_one_batch,
+    repeats_last_batch,
+    trace_batches,
+)
 
 _CONFIG: Any = jax.config
 
@@ -50,6 +59,7 @@ class Programs:
         self._batch_fn = batch_fn
         self._train = jax.jit(functools.partial(_train, step, batch_fn))
         self._facts: dict[Any, StepFacts] = {}
+        self._repeats: dict[int, bool] = {}
         self._loops: dict[Any, CompiledLoop] = {}
 
     def facts(self, initial: PyTree, batch: PyTree, values: ArrayLike) -> StepFacts:
@@ -69,6 +79,15 @@ class Programs:
             factor = optimizer_factor(state, is_one_size=self._step.is_one_size(value))
             self._facts[key] = facts_of(traced, started, state, batch, is_one_batch, factor)
         return self._facts[key]
+
+    def repeats_last_batch(self, batch: PyTree, num_steps: int) -> bool:
+        """Whether a function gives the last two steps one batch, and the first another."""
+        if self._batch_fn is None or is_traced(jnp.zeros(())):  # inside the caller's program
+            return False
+        if num_steps not in self._repeats:
+            made = trace_batches(self._batch_fn, batch)
+            self._repeats[num_steps] = repeats_last_batch(made, num_steps)
+        return self._repeats[num_steps]
 
     def loop(self, **shape: Any) -> CompiledLoop:
         """Return the loop of that shape: see ``Loop``."""

@@ -14,6 +14,7 @@ from optax_clr._arguments import function, whole_number
 from optax_clr._batches import check_num_steps, open_batches
 from optax_clr._checks import (
     check_arrays,
+    check_params,
     checked_values,
     held_out_batch,
     optimizer_step,
@@ -26,7 +27,7 @@ from optax_clr._reading import RangeTestWarning
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, run
 from optax_clr._step import FunctionStep, PyTree, StepFn
-from optax_clr._traced import ONE_BATCH, ONE_EXAMPLE
+from optax_clr._traced import FOLLOWS_SCHEDULE, LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE
 
 
 @undisturbed()
@@ -189,12 +190,13 @@ def lr_range_test(
 
     Raises:
       TypeError: if a function is missing or returns something else, the optimizer is one already
-        built, or the params are not floats.
+        built, or the params are not real floats.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
         in length or shape, the loss is not a scalar, or the optimizer ignores its rate or
         keeps the first one in its state.
-      RangeTestWarning: a warning, if every step trained on the same batch; or on a single example,
-        where ``num_steps`` was not given.
+      RangeTestWarning: a warning, if every step trained on the same batch, or the last ones did,
+        where a function indexes beyond the end of the data; if the optimizer has a schedule of its
+        own; or if a step trained on a single example, where ``num_steps`` was not given.
 
     Examples:
       >>> def loss_fn(params, batch):
@@ -214,7 +216,7 @@ def lr_range_test(
     """
     step = optimizer_step(loss_fn, optimizer, has_aux)
     steps_per_value = whole_number("steps_per_value", steps_per_value)
-    check_arrays("params", params)
+    check_params(params)
     counts_batches = num_steps is None
     num_steps = check_num_steps(num_steps, batches, steps_per_value)
     values = spaced(min_lr, max_lr, num_steps // steps_per_value, spacing)
@@ -233,6 +235,8 @@ def lr_range_test(
     )
     for remark in _remarks(outcome):
         warnings.warn(remark, stacklevel=3)
+    if outcome.facts.follows_schedule:
+        warnings.warn(FOLLOWS_SCHEDULE, RangeTestWarning, stacklevel=3)
     if counts_batches and outcome.facts.batch_size == 0:
         warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
     return outcome.result
@@ -244,6 +248,8 @@ def _remarks(outcome: Outcome) -> Iterator[Warning]:
         yield RuntimeWarning(_early_end(outcome))
     if outcome.facts.is_one_batch:
         yield RangeTestWarning(ONE_BATCH)
+    if outcome.repeats_last_batch:
+        yield RangeTestWarning(LAST_BATCH_AGAIN)
 
 
 def _early_end(outcome: Outcome) -> str:

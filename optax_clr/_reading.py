@@ -24,6 +24,7 @@ from optax_clr._doubts import (
     problem_of,
 )
 from optax_clr._valley import (
+    GRID_SIZE,
     Rows,
     Scale,
     average_of,
@@ -39,8 +40,12 @@ _SHARDING: Any = jax.sharding
 # Fitted on the development tasks of docs/study/suggestions.py, all three lengths together.
 _CONSTANT = 1 / 18
 # What _peak_ratio gives for 1,000 steps of one cycle, and of four triangular cycles from a quarter.
-_ONE_CYCLE = 2.637 * _CONSTANT
-_PEAK = 1.758 * _CONSTANT
+_ONE_CYCLE = 2.637
+_PEAK = 1.758
+# Of the rate at which the test itself has lost half of its fall, where it went so far: no peak is
+# higher. A longer test of a model that is slow to begin moves the lower end of the valley little,
+# and the centre would move up by the root of the length.
+_HIGHEST = 0.7
 # Of 1/2 to 1/50 those from 1/4 to 1/10 do equally well there. Smith, 1506.01186, section 3.3, has a
 # third or a quarter.
 _BASE_OF_PEAK = 1 / 4
@@ -117,6 +122,7 @@ class Valley(NamedTuple):
     upper: jax.Array  # the rate at which it has lost half of it again
     steps: jax.Array  # training at the lower rate, in steps at that rate
     factor: jax.Array  # of the optimizer's kind
+    limit: jax.Array  # no rate is higher; inf where the test did not come to its upper end
 
 
 def suggest(valley: Valley) -> jax.Array:
@@ -126,7 +132,12 @@ def suggest(valley: Valley) -> jax.Array:
     above that with the best rate, after tests of 300, 600 and 1,000 steps; the mean is 13, 9 and 8%
     (docs/pages/suggestions.md).
     """
-    return _CONSTANT * _centre(valley)
+    return peak(valley, 1.0)
+
+
+def peak(valley: Valley, ratio: ArrayLike) -> jax.Array:
+    """Return a peak that is so many times the best constant rate, and within the limit."""
+    return jnp.minimum(_CONSTANT * _centre(valley) * ratio, valley.limit)
 
 
 def one_cycle_peak(valley: Valley) -> jax.Array:
@@ -134,7 +145,7 @@ def one_cycle_peak(valley: Valley) -> jax.Array:
 
     On the same tasks the median is 5, 3 and 2%.
     """
-    return _ONE_CYCLE * _centre(valley)
+    return peak(valley, _ONE_CYCLE)
 
 
 def bounds(valley: Valley) -> LRBounds:
@@ -144,7 +155,7 @@ def bounds(valley: Valley) -> LRBounds:
     bases read from where the loss begins to fall or stagnates, came to 13 and 14% where a quarter
     came to 12 (docs/study/README.md).
     """
-    peak_value = _PEAK * _centre(valley)
+    peak_value = peak(valley, _PEAK)
     return LRBounds(_BASE_OF_PEAK * peak_value, peak_value)
 
 
@@ -281,11 +292,13 @@ def _read(
     average = average_of(weights, depth, valid)
     within = locate_valley(average, grid)
     log_steps = average_of(weights[within.lower][None], jnp.log(steps), valid)[0]
+    is_known = (within.upper < GRID_SIZE - 1) | diverged.all()  # the upper end
     valley = Valley(
         lower=10 ** grid[within.lower],
         upper=10 ** grid[within.upper],
         steps=jnp.exp(log_steps),
         factor=factor.mean(),  # the same for all
+        limit=jnp.where(is_known, _HIGHEST * 10 ** grid[within.upper], jnp.inf),
     )
     descent = descent_to(rows, scales, within.lowest)
     clarity = clarity_of(rows, descent)

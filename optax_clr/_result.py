@@ -110,6 +110,8 @@ class RangeTestResult(NamedTuple):
         hold (sign SGD), else 1. It is known by Optax's states and functions; where these are not
         seen, tell it: ``result._replace(optimizer_factor=0.25).suggest()``.
 
+        No rate that any method returns is above $0.7 \, \eta_2$, if the test went so far.
+
         On 22 small tasks that no choice was made on the validation loss after training was 5% above
         that with the best rate, in the median, and 13% in the mean.
 
@@ -208,7 +210,7 @@ class RangeTestResult(NamedTuple):
         """
         function("shape", shape, form="step -> value")
         ratio = peak_ratio(shape, whole_number("num_steps", num_steps))
-        return _number(_reading.suggest(_valley(self)) * ratio)
+        return _number(_reading.peak(_valley(self), ratio))
 
     @undisturbed()
     def bounds(self) -> _reading.LRBounds:
@@ -331,9 +333,13 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
 
 
 def _without_none(result: RangeTestResult) -> RangeTestResult:
-    """Return the result with its defaults where a caller has written None for them."""
+    """Return the result with its defaults where there is None, or Flax has made ``{}`` of them."""
     defaults = RangeTestResult._field_defaults
-    missing = [name for name in defaults if getattr(result, name) is None]
+    missing = [
+        name
+        for name, field in result._asdict().items()
+        if name in defaults and (field is None or (isinstance(field, dict) and not field))
+    ]
     return result._replace(**{name: defaults[name] for name in missing})
 
 

@@ -59,6 +59,7 @@ class Outcome(NamedTuple):
       state: what was trained, after the last of them.
       evaluate: ``(state, batch) -> loss``, compiled.
       facts: of its training step.
+      repeats_last_batch: whether a function has given its last steps the same batch.
       ended_early: whether it ended before its last value, and not because it diverged.
       stopped_by: the exception that ended it then, if any.
     """
@@ -67,6 +68,7 @@ class Outcome(NamedTuple):
     state: PyTree
     evaluate: Callable[[PyTree, PyTree], jax.Array]
     facts: StepFacts
+    repeats_last_batch: bool = False
     ended_early: bool = False
     stopped_by: BaseException | None = None
 
@@ -149,7 +151,9 @@ def run(
             batch_size=() if facts.batch_size is None else jnp.int32(facts.batch_size),
             optimizer_factor=jnp.float32(facts.optimizer_factor),
         )
-        return Outcome(result, state, programs.evaluate, facts, ended_early, stopped_by)
+        num_steps = values.shape[0] * steps_per_value
+        repeats = programs.repeats_last_batch(batches.example, num_steps)
+        return Outcome(result, state, programs.evaluate, facts, repeats, ended_early, stopped_by)
 
 
 def _has_host_arrays(arrays: PyTree) -> bool:
@@ -160,8 +164,8 @@ def _check_whole_updates(facts: StepFacts, steps_per_value: int) -> None:
     if steps_per_value % facts.steps_per_update:
         raise ValueError(
             f"steps_per_value={steps_per_value} must be a multiple of the "
-            f"{facts.steps_per_update} steps over which the optimizer accumulates gradients, or "
-            "the loss of a row is not that of its value. Pass steps_per_value="
+            f"{facts.steps_per_update} steps that the optimizer takes for one update, or the loss "
+            "of a row is not that of its value. Pass steps_per_value="
             f"{facts.steps_per_update}. {see('training-steps/')}"
         )
 
@@ -169,8 +173,8 @@ def _check_whole_updates(facts: StepFacts, steps_per_value: int) -> None:
 def _check_some_update(facts: StepFacts, num_steps: int) -> None:
     if num_steps < facts.steps_per_update:
         raise ValueError(
-            f"num_steps={num_steps} must be at least the {facts.steps_per_update} steps over which "
-            "the optimizer accumulates gradients, or no rate is ever used."
+            f"num_steps={num_steps} must be at least the {facts.steps_per_update} steps that the "
+            "optimizer takes for one update, or no rate is ever used."
         )
 
 

@@ -105,7 +105,8 @@ class FunctionStep:
             )
         new_state, output = result
         loss, metrics = _split_output(output, self.has_aux, "step_fn")
-        new_state = _check_state(state, new_state, "step_fn")
+        remedy = "Cast it back at the end of the step."
+        new_state = _check_state(state, new_state, "step_fn", remedy)
         return new_state, (as_float32(loss), _as_floats(metrics))
 
     def evaluate(self, state: PyTree, batch: PyTree) -> jax.Array:
@@ -144,7 +145,16 @@ class OptimizerStep:
         return found[0] is True
 
     def start(self, initial: PyTree, value: jax.Array) -> tuple[PyTree, PyTree]:
-        transformation = self.optimizer(value)
+        try:
+            transformation = self.optimizer(value)
+        except Exception as error:
+            error.add_note(
+                f"optimizer {shown(self.optimizer)} was called with a rate, f32[], that is traced: "
+                "it must be a function of one argument that jax.jit can trace, which returns a "
+                "GradientTransformation. Schedules are left out of it, and use the rate that the "
+                f"test reads. {see('range-test/')}"
+            )
+            raise
         # Not by type: optax.MultiSteps is none, and serves as one.
         if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
             raise TypeError(
@@ -152,7 +162,14 @@ class OptimizerStep:
                 f"from {shown(self.optimizer)}."
             )
         for path, leaf in jax.tree_util.tree_leaves_with_path(initial):
-            if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.inexact):
+            if jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.complexfloating):
+                raise TypeError(
+                    f"params{jax.tree_util.keystr(path)} must be real, got dtype {dtype}, of which "
+                    "jax.grad gives the conjugate of the direction that Optax takes. Write the "
+                    "step, with jax.tree.map(jnp.conj, gradients), and pass it to range_test. "
+                    + see("training-steps/")
+                )
+            if not jnp.issubdtype(dtype, jnp.inexact):
                 raise TypeError(
                     f"params{jax.tree_util.keystr(path)} must be a float to be trained, got dtype "
                     f"{dtype}. Convert it, or leave it out of the params and close over it; a "
@@ -171,7 +188,8 @@ class OptimizerStep:
         updates, optimizer_state = self._update(value, gradients, optimizer_state, params, extras)
         new_state = optax.apply_updates(params, updates), optimizer_state
         giver = f"the update of optimizer {shown(self.optimizer)}"
-        new_state = _check_state(state, new_state, giver)
+        remedy = "Give it a rate of that dtype: lambda rate: optimizer(rate.astype(dtype))."
+        new_state = _check_state(state, new_state, giver, remedy)
         return new_state, (as_float32(loss), _as_floats(metrics))
 
     def evaluate(self, state: tuple[PyTree, PyTree], batch: PyTree) -> jax.Array:
@@ -206,7 +224,9 @@ class OptimizerStep:
             remedy = (
                 f"The update of optimizer {shown(self.optimizer)} was given gradients, state, "
                 "params and, where it takes them, value (the loss), grad and value_fn. If it needs "
-                "more, write the training step, and pass it to range_test. "
+                "more, write the training step, and pass it to range_test. With params of few "
+                "digits it may need a rate of their dtype: lambda rate: optimizer(rate.astype("
+                "dtype)). "
                 f"{see('training-steps/')}"
             )
             if isinstance(error, TypeError) and "argument" in str(error):
@@ -287,8 +307,11 @@ def _as_floats(metrics: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(as_float, metrics)
 
 
-def _check_state(old: PyTree, new: PyTree, giver: str) -> PyTree:
-    """Return ``new``, which ``giver`` has returned, if it can take the place of ``old``."""
+def _check_state(old: PyTree, new: PyTree, giver: str, remedy: str) -> PyTree:
+    """Return ``new``, which ``giver`` has returned, if it can take the place of ``old``.
+
+    ``remedy`` is for another dtype.
+    """
     structures: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
     if structures[0] != structures[1]:
         raise ValueError(
@@ -299,10 +322,10 @@ def _check_state(old: PyTree, new: PyTree, giver: str) -> PyTree:
     def check(path: Any, before: jax.Array, result: Any) -> jax.Array:
         after = jnp.asarray(result)
         if before.shape != after.shape or before.dtype != after.dtype:
-            remedy = " Cast it back at the end of the step." if before.shape == after.shape else ""
+            cast = f" {remedy}" if before.shape == after.shape else ""
             raise ValueError(
                 f"{giver} must keep shape and dtype of state{jax.tree_util.keystr(path)}, "
-                f"{shape_in_words(before)}; got {shape_in_words(after)}.{remedy}"
+                f"{shape_in_words(before)}; got {shape_in_words(after)}.{cast}"
                 f" {see('training-steps/')}"
             )
         return after

@@ -8,12 +8,13 @@ from numbers import Number
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optax_clr._arguments import is_traced
 from optax_clr._arrays import is_opaque
 from optax_clr._documentation import see
-from optax_clr._jaxprs import equations, inputs_of, num_operations
+from optax_clr._jaxprs import equations, inputs_of, num_operations, sources
 from optax_clr._states import key_name
 
 
@@ -27,6 +28,7 @@ class StepFacts(NamedTuple):
     num_operations: int  # on single numbers, roughly
     steps_per_update: int  # that gradients are accumulated over; 1 without
     batch_size: int | None  # examples in a batch, where that can be told
+    follows_schedule: bool  # whether the value is that of a schedule, which has a count
     is_one_batch: bool  # whether a function makes the batches, the same one in every step
     optimizer_factor: float  # of the rates that are read
 
@@ -50,6 +52,7 @@ def facts_of(
         num_operations=num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
         batch_size=num_examples(batch),
+        follows_schedule=_follows_schedule(jaxpr, state),
         is_one_batch=is_one_batch,
         optimizer_factor=optimizer_factor,
     )
@@ -103,6 +106,33 @@ def makes_one_batch(closed: Any) -> bool:
     )
 
 
+LAST_BATCH_AGAIN = (
+    "the last steps trained on the same batch: batches is a function, and indexes beyond the end "
+    "of an array, where JAX takes its last entry. Begin again there, rows[step % len(rows)], or "
+    f"pass as many num_steps as there are batches. {see('range-test/#batches')}"
+)
+
+
+def repeats_last_batch(closed: Any, num_steps: int) -> bool:
+    """Whether what a function makes of the last two steps is the same, and not that of the first.
+
+    False where it is not known.
+    """
+    from jax.extend.core import jaxpr_as_fun
+
+    if closed.jaxpr.effects or any(map(is_traced, closed.consts)):
+        return False
+    make: Callable[..., list[jax.Array]] = jaxpr_as_fun(closed)
+
+    def are_same(steps: jax.Array) -> jax.Array:
+        first, before, last = make(steps[0]), make(steps[1]), make(steps[2])
+        is_last = lambda parts: jnp.stack(list(map(jnp.array_equal, parts, last))).all()
+        return is_last(before) & ~is_last(first)
+
+    steps = np.array([0, num_steps - 2, num_steps - 1], np.int32)
+    return bool(jax.device_get(jax.jit(are_same)(steps)))
+
+
 ONE_EXAMPLE = (
     "each step trained on a single example: an entry of the batches has no axis of examples. Where "
     "the batches are a whole data set, cut it into batches first, [steps, examples, ...]. "
@@ -113,14 +143,17 @@ ONE_EXAMPLE = (
 def num_examples(batch: Any) -> int | None:
     """Return the length of the leading axis that all arrays of a batch share; 0 for one example.
 
-    That has a scalar, its label. A batch may have one too, such as a weight of its loss, beside
-    inputs and labels: arrays that share an axis, and have not as many each.
+    That has a scalar, its label, or rows of different lengths, such as features and a one-hot
+    label. A batch may have a scalar too, such as a weight of its loss, beside inputs and labels:
+    arrays that share an axis, and have not as many each.
     """
     arrays = [leaf for leaf in jax.tree.leaves(batch) if isinstance(leaf.dtype, np.dtype)]
     shapes = {leaf.shape for leaf in arrays}  # without keys of random numbers
     lengths = {shape[0] for shape in shapes if shape}
     num_axes = {len(shape) for shape in shapes if shape}
     if () in shapes and (len(lengths) != 1 or len(num_axes) == 1):
+        return 0
+    if len(lengths) > 1 and num_axes == {1}:
         return 0
     return lengths.pop() if len(lengths) == 1 else None
 
@@ -136,13 +169,43 @@ def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:
         matters = [old or new for old, new in zip(matters, needed[:num_state_leaves], strict=True)]
 
 
+FOLLOWS_SCHEDULE = (
+    "the optimizer has a schedule of its own, made of the rate that it was given: that is what the "
+    "result says, and not the rate that it trained with. Leave the schedule out, lambda rate: "
+    "optax.adam(rate), and give it the peak that is read, result.peak_for(schedule, num_steps). "
+    + see("range-test/")
+)
+
+
+def _follows_schedule(jaxpr: Any, state: Any) -> bool:
+    """Whether something is computed from the value and the count of a schedule, and no more.
+
+    What schedules something else, such as weight decay, meets the value in the update.
+    """
+    value, count, other = map(frozenset, (["value"], ["count"], ["other"]))
+    of_state = []
+    for node in jax.tree.leaves(state, is_leaf=_has_schedule):
+        for leaf in jax.tree.leaves(node):
+            is_count = leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
+            of_state.append(count if is_count and _has_schedule(node) else other)
+    of_batch = [other] * (len(jaxpr.invars) - len(of_state) - 1)
+    return value | count in sources(jaxpr, [*of_state, *of_batch, value])[1]
+
+
+def _has_schedule(node: Any) -> bool:
+    """Whether a node is the state of optax.scale_by_schedule, or of injected hyperparameters."""
+    name = type(node).__name__
+    return name == "ScaleByScheduleState" or name.startswith("Inject")
+
+
 def _is_place_in_period(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:
-    """Whether a leaf counts the steps since an update: of optax.MultiSteps or apply_every."""
-    if "count" not in path:
-        return "mini_step" in path
-    place = path.index("count")
-    beside = (*path[:place], "grad_acc")
-    return any(other[: place + 1] == beside for other in paths)
+    """Whether a leaf counts the steps since an update: of MultiSteps, apply_every or SAM."""
+    for name, neighbour in (("count", "grad_acc"), ("steps_since_sync", "cache")):
+        if name in path:
+            place = path.index(name)
+            beside = (*path[:place], neighbour)
+            return any(other[: place + 1] == beside for other in paths)
+    return "mini_step" in path
 
 
 _MOST_STEPS_PER_UPDATE = 1000

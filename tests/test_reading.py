@@ -10,7 +10,9 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,6 +87,32 @@ def test_a_longer_test_of_the_same_task_reads_the_same(longer):
     short = read(result_of(box(0.01, 1.0, 300)))
     long = read(result_of(box(0.01 / longer, 1.0, 300 * longer)))
     np.testing.assert_allclose(long, short, rtol=0.06)
+
+
+def test_no_rate_is_above_where_the_test_itself_broke_down():
+    """However long the test, and however much of its rate a schedule lets decay."""
+    many = jnp.full(300, 1e6)
+    long = result_of(box(0.01, 1.0, 300))._replace(equivalent_steps=many)
+    steep = long.peak_for(optax.exponential_decay(1.0, 1000, 1e-4), 1000)
+    assert 0.7 / 2 < steep < 0.7  # half of the fall is lost at 1, or just below
+    assert [long.suggest(), long.one_cycle_peak(), long.bounds()[1]] == [steep] * 3
+    # An end that the sweep never reached is none.
+    ends = result_of(box(0.01, 20.0, 300))._replace(equivalent_steps=many)
+    with pytest.warns(RangeTestWarning, match="the end of the sweep"):
+        assert ends.suggest() > 10.0
+    exploded = result_of(box(0.01, 20.0, 300), num_valid=270)._replace(
+        ended_by=jnp.int32(1), equivalent_steps=many
+    )
+    with pytest.warns(RangeTestWarning, match="ended suddenly"):
+        np.testing.assert_allclose(
+            exploded.suggest(), 0.7 * exploded.learning_rates[269], rtol=0.01
+        )
+
+
+def test_what_flax_restores_of_a_result_is_read_like_it():
+    result = result_of(valley())
+    restored = serialization.msgpack_restore(serialization.to_bytes(result))
+    assert RangeTestResult(**restored).suggest() == result.suggest()
 
 
 def test_steps_at_each_rate_count_like_rows():

@@ -576,7 +576,9 @@ def test_accumulated_batches_are_read_like_one_large_batch(accumulating):
 def test_a_grid_test_without_an_update_is_refused():
     batches = jnp.ones((8, 4, 3))
     loss_fn = lambda params, batch: jnp.mean((batch @ params - 1) ** 2)
-    with pytest.raises(ValueError, match="num_steps=8 must be at least the 16 steps over which"):
+    with pytest.raises(
+        ValueError, match="num_steps=8 must be at least the 16 steps that the optimizer takes"
+    ):
         optax_clr.lr_grid_test(
             loss_fn, jnp.zeros(3), lambda rate: optax.MultiSteps(optax.sgd(rate), 16), batches
         )
@@ -686,6 +688,151 @@ def test_a_function_that_makes_one_batch_leaves_a_doubt(test, batches):
 )
 def test_a_function_of_the_step_leaves_none(test, batches):
     RANGE_TESTS[test](batches)  # warnings are errors here
+
+
+@pytest.mark.parametrize("test", RANGE_TESTS)
+@pytest.mark.parametrize("batches", [ROWS[:40].reshape(5, 8, 3), ROWS[:56].reshape(7, 8, 3)])
+def test_an_index_beyond_the_end_leaves_a_doubt(test, batches):
+    """JAX takes the last entry there: 8 steps train on 5 batches, or on 7."""
+    rows = jnp.asarray(batches)
+    with pytest.warns(optax_clr.RangeTestWarning, match="indexes beyond the end") as caught:
+        RANGE_TESTS[test](lambda step: rows[step])
+    assert caught[0].filename == __file__
+    RANGE_TESTS[test](lambda step: rows[step % len(rows)])  # warnings are errors here
+    RANGE_TESTS[test](lambda step: jnp.resize(rows, (8, 8, 3))[step])
+    jax.jit(lambda: RANGE_TESTS[test](lambda step: rows[step]))()  # where nothing is known
+
+
+def test_a_single_example_with_a_one_hot_label_leaves_a_doubt():
+    examples = jnp.asarray(ROWS[:60]), jax.nn.one_hot(np.arange(60) % 2, 2)
+    loss_fn = lambda params, example: jnp.sum((example[0] @ params - example[1]) ** 2)
+    with pytest.warns(optax_clr.RangeTestWarning, match="a single example") as caught:
+        optax_clr.lr_range_test(loss_fn, jnp.zeros((3, 2)), optax.sgd, examples)
+    assert len(caught) == 1
+
+
+SCHEDULED = {
+    "adam": lambda rate: optax.adam(optax_clr.one_cycle_schedule(rate, 2000)),
+    "sgd": lambda rate: optax.sgd(optax.linear_schedule(0.0, rate, 1000)),
+    "by a chain": lambda rate: optax.chain(
+        optax.scale_by_adam(), optax.scale_by_schedule(lambda step: -rate / (1 + step))
+    ),
+    "injected": lambda rate: optax_clr.inject_schedules(optax.adam)(
+        learning_rate=optax_clr.triangular_schedule(rate / 4, rate, 20)
+    ),
+    "by MultiSteps": lambda rate: optax.MultiSteps(
+        optax.sgd(optax.linear_schedule(0.0, rate, 1000)), 1
+    ),
+}
+CONSTANT = {
+    "another's schedule": lambda rate: optax.partition(
+        {"a": optax.adam(rate), "b": optax.sgd(optax.linear_schedule(0.0, 0.1, 9))},
+        {"a": "a", "b": "b"},
+    ),
+    "of another hyperparameter": lambda rate: optax.chain(
+        optax_clr.inject_schedules(optax.scale_by_adam)(b1=optax.linear_schedule(0.95, 0.85, 9)),
+        optax.scale(-rate),
+    ),
+    "a correction by the count": optax.adamw,
+    "noise by the count": lambda rate: optax.chain(
+        optax.add_noise(0.01, 0.55, key=jax.random.key(0)), optax.sgd(rate)
+    ),
+}  # fmt: skip
+
+
+def run_on_two_params(optimizer):
+    batches = jnp.asarray(ROWS).reshape(50, 8, 3)
+    loss_fn = lambda params, rows: jnp.mean((rows @ params["a"] + params["b"] - 1) ** 2)
+    return optax_clr.lr_range_test(
+        loss_fn, {"a": jnp.zeros(3), "b": jnp.zeros(())}, optimizer, batches
+    )
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("optimizer", SCHEDULED.values(), ids=SCHEDULED)
+def test_an_optimizer_with_a_schedule_of_its_own_leaves_a_doubt(optimizer):
+    with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own") as caught:
+        run_on_two_params(optimizer)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("optimizer", CONSTANT.values(), ids=CONSTANT)
+def test_what_counts_steps_beside_the_rate_leaves_none(optimizer):
+    run_on_two_params(optimizer)  # warnings are errors here
+
+
+def test_sam_has_whole_updates_too():
+    by_sam = lambda rate: optax.contrib.sam(
+        optax.adam(rate), optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
+    )
+    batches = jnp.asarray(ROWS).reshape(50, 8, 3)
+    loss_fn = lambda params, rows: jnp.mean((rows @ params - 1) ** 2)
+    run = functools.partial(optax_clr.lr_range_test, loss_fn, jnp.zeros(3), by_sam, batches)
+    with pytest.raises(ValueError, match="a multiple of the 2 steps that the optimizer takes for"):
+        run()
+    result = run(steps_per_value=2)
+    rates = np.asarray(result.learning_rates)
+    np.testing.assert_allclose(result.equivalent_steps, np.cumsum(rates) / rates, rtol=1e-5)
+
+
+class WithStatistics(nnx.Module):
+    def __init__(self):
+        self.deviation = nnx.Variable(jnp.full(3, 1e-3))  # of the inputs
+        self.out = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+
+    def __call__(self, rows):
+        return self.out(rows / self.deviation[...][None])
+
+
+@pytest.mark.parametrize("test", [optax_clr.lr_range_test, optax_clr.lr_grid_test])
+def test_a_variable_that_is_no_param_is_refused(test):
+    model = WithStatistics()
+    if jax.tree_util.all_leaves([model]):
+        pytest.skip("an nnx.Module is no pytree before Flax 0.12")
+    batches = jnp.asarray(ROWS).reshape(50, 8, 3)
+    loss_fn = lambda model, rows: jnp.mean(model(rows) ** 2)
+    with pytest.raises(ValueError, match=r"params.*deviation.* must be an nnx.Param, got the var"):
+        test(loss_fn, model, optax.sgd, batches)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    test(
+        lambda params, rows: loss_fn(nnx.merge(graphdef, params, rest), rows),
+        params, optax.sgd, batches, max_lr=1e-6,
+    )  # fmt: skip
+    test(lambda rest, rows: jnp.mean(rows @ jax.tree.leaves(rest)[0]), rest, optax.sgd, batches)
+
+
+def test_complex_params_are_refused():
+    loss_fn = lambda params, rows: jnp.mean(jnp.abs(rows @ params - 1) ** 2)
+    with pytest.raises(TypeError, match=r"params\['w'\] must be real, got dtype complex64"):
+        optax_clr.lr_range_test(
+            lambda params, rows: loss_fn(params["w"], rows),
+            {"w": jnp.zeros(3, jnp.complex64)}, optax.sgd, jnp.asarray(ROWS).reshape(50, 8, 3),
+        )  # fmt: skip
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_rate_in_the_dtype_of_the_params_is_the_remedy_that_is_named():
+    batches = jnp.asarray(ROWS, jnp.bfloat16).reshape(50, 8, 3)
+    loss_fn = lambda params, rows: jnp.mean((rows @ params - 1) ** 2)
+    run = lambda factory: optax_clr.lr_range_test(
+        loss_fn, jnp.zeros(3, jnp.bfloat16), factory, batches
+    )
+    averaged = lambda rate: optax.chain(optax.adam(rate), optax.ema(0.9))
+    with pytest.raises(ValueError, match=r"a rate of that dtype: lambda rate: optimizer\("):
+        run(averaged)
+    run(lambda rate: averaged(rate.astype(jnp.bfloat16)))
+
+
+@pytest.mark.parametrize(
+    "optimizer", [lambda rate: optax.adam(max(rate, 1e-6)), lambda *, rate: optax.adam(rate)]
+)
+def test_a_factory_that_cannot_be_traced_is_named(optimizer):
+    batches = jnp.asarray(ROWS).reshape(50, 8, 3)
+    loss_fn = lambda params, rows: jnp.mean((rows @ params - 1) ** 2)
+    with pytest.raises(TypeError) as caught:
+        optax_clr.lr_range_test(loss_fn, jnp.zeros(3), optimizer, batches)
+    assert "a function of one argument that jax.jit can trace" in caught.value.__notes__[0]
 
 
 def test_a_class_of_batches_that_jax_does_not_know_is_looked_into():
