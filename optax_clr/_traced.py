@@ -122,11 +122,14 @@ def repeats_last_batch(closed: Any, num_steps: int) -> bool:
 
     if closed.jaxpr.effects or any(map(is_traced, closed.consts)):
         return False
-    make: Callable[..., list[jax.Array]] = jaxpr_as_fun(closed)
+    make = jaxpr_as_fun(closed)
 
     def are_same(steps: jax.Array) -> jax.Array:
-        first, before, last = make(steps[0]), make(steps[1]), make(steps[2])
-        is_last = lambda parts: jnp.stack(list(map(jnp.array_equal, parts, last))).all()
+        first, before, last = map(make, (steps[0], steps[1], steps[2]))
+
+        def is_last(parts: list[jax.Array]) -> jax.Array:
+            return jnp.stack(list(map(jnp.array_equal, parts, last))).all()
+
         return is_last(before) & ~is_last(first)
 
     steps = np.array([0, num_steps - 2, num_steps - 1], np.int32)
