@@ -116,15 +116,16 @@ LAST_BATCH_AGAIN = (
 def repeats_last_batch(closed: Any, num_steps: int) -> bool:
     """Whether what a function makes of the last two steps is the same, and not that of the first.
 
-    False where it is not known.
+    False where it is not known: the host is not called for it.
     """
-    from jax.extend.core import jaxpr_as_fun
+    from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-    if closed.jaxpr.effects or any(map(is_traced, closed.consts)):
+    calls_host = any("callback" in each.primitive.name for each in equations(closed.jaxpr))
+    if closed.jaxpr.effects or calls_host or any(map(is_traced, closed.consts)):
         return False
-    make = jaxpr_as_fun(closed)
 
-    def are_same(steps: jax.Array) -> jax.Array:
+    def are_same(data: list[Any], steps: jax.Array) -> jax.Array:
+        make = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, data))  # a data set is no constant
         first, before, last = map(make, (steps[0], steps[1], steps[2]))
 
         def is_last(parts: list[jax.Array]) -> jax.Array:
@@ -133,7 +134,7 @@ def repeats_last_batch(closed: Any, num_steps: int) -> bool:
         return is_last(before) & ~is_last(first)
 
     steps = np.array([0, num_steps - 2, num_steps - 1], np.int32)
-    return bool(jax.device_get(jax.jit(are_same)(steps)))
+    return bool(jax.device_get(jax.jit(are_same)(closed.consts, steps)))
 
 
 ONE_EXAMPLE = (
