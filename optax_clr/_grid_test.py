@@ -18,20 +18,12 @@ from optax_clr._batches import check_num_steps, hold_batches
 from optax_clr._checks import check_params, held_out_batch, optimizer_step, spaced
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
-from optax_clr._programs import programs_of
 from optax_clr._reading import EndedBy, RangeTestWarning
 from optax_clr._result import RangeTestResult
-from optax_clr._run import Outcome, run, runs_by_rows
+from optax_clr._run import Outcome, look_ahead, run
 from optax_clr._step import PyTree
 from optax_clr._stop_rule import StopRule
-from optax_clr._traced import (
-    LAST_BATCH_AGAIN,
-    ONE_BATCH,
-    ONE_EXAMPLE,
-    makes_one_batch,
-    num_examples,
-    trace_batches,
-)
+from optax_clr._traced import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE
 
 _DEFAULT_NUM_STEPS = 50
 # A run is judged by the last quarter of its losses, which have less noise than the last of them.
@@ -124,16 +116,12 @@ def lr_grid_test(
     held_out = held_out_batch(held_out)
     source = hold_batches(batches, num_steps)
 
-    batch = source.example
-    if source.batch_fn:
-        made = trace_batches(source.batch_fn, batch)
-        batch = made.out_avals
-        if makes_one_batch(made):
-            warnings.warn(ONE_BATCH, RangeTestWarning, stacklevel=3)
-        with programs_of(step, source.batch_fn) as programs:
-            if programs.repeats_last_batch(source.example, num_steps):
-                warnings.warn(LAST_BATCH_AGAIN, RangeTestWarning, stacklevel=3)
-    if counts_batches and num_examples(batch) == 0:
+    facts, by_rows = look_ahead(step, source, params, jnp.full(num_steps, rates[0]))
+    if facts.is_one_batch:
+        warnings.warn(ONE_BATCH, RangeTestWarning, stacklevel=3)
+    if facts.repeats_last_batch:
+        warnings.warn(LAST_BATCH_AGAIN, RangeTestWarning, stacklevel=3)
+    if counts_batches and facts.batch_size == 0:
         warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
 
     def train_at(rate: jax.Array) -> tuple[Outcome, _Row]:
@@ -142,7 +130,7 @@ def lr_grid_test(
         )
         return outcome, _row_of(outcome, held_out, has_aux)
 
-    if not runs_by_rows(step, source, params, rates):
+    if not by_rows:
         return _as_range_test(rates, jax.vmap(lambda rate: train_at(rate)[1])(rates))
 
     rows = _one_by_one(train_at, rates)

@@ -59,35 +59,30 @@ class Programs:
         self._batch_fn = batch_fn
         self._train = jax.jit(functools.partial(_train, step, batch_fn))
         self._facts: dict[Any, StepFacts] = {}
-        self._repeats: dict[int, bool] = {}
         self._loops: dict[Any, CompiledLoop] = {}
 
-    def facts(self, initial: PyTree, batch: PyTree, values: ArrayLike) -> StepFacts:
+    def facts(self, initial: PyTree, batch: PyTree, values: ArrayLike, num_steps: int) -> StepFacts:
         """Trace the step, and return what it shows of itself."""
         arguments = initial, batch, values
-        key = jax.tree.structure(arguments), *map(_type_of, jax.tree.leaves(arguments))
+        is_inside = is_traced(jnp.zeros(()))  # another program, where no batch can be looked at
+        of_arguments = jax.tree.structure(arguments), *map(_type_of, jax.tree.leaves(arguments))
+        key = num_steps, is_inside, *of_arguments
         if key not in self._facts:
             self.num_traces += 1
             value = jax.eval_shape(lambda values: values[0], values)
             start = lambda initial, value: with_step_types(self._step.start(initial, value))
             started, state = jax.make_jaxpr(start, return_shape=True)(initial, value)
             traced = jax.make_jaxpr(self._train)(state, batch, value)
-            is_one_batch = False
+            is_one_batch = repeats = False
             if self._batch_fn is not None:
                 made = trace_batches(self._batch_fn, batch)
                 is_one_batch, batch = makes_one_batch(made), made.out_avals
+                repeats = not is_inside and repeats_last_batch(made, num_steps)
             factor = optimizer_factor(state, is_one_size=self._step.is_one_size(value))
-            self._facts[key] = facts_of(traced, started, state, batch, is_one_batch, factor)
+            self._facts[key] = facts_of(
+                traced, started, state, batch, is_one_batch, repeats, factor
+            )
         return self._facts[key]
-
-    def repeats_last_batch(self, batch: PyTree, num_steps: int) -> bool:
-        """Whether a function gives the last two steps one batch, and the first another."""
-        if self._batch_fn is None or is_traced(jnp.zeros(())):  # inside the caller's program
-            return False
-        if num_steps not in self._repeats:
-            made = trace_batches(self._batch_fn, batch)
-            self._repeats[num_steps] = repeats_last_batch(made, num_steps)
-        return self._repeats[num_steps]
 
     def loop(self, **shape: Any) -> CompiledLoop:
         """Return the loop of that shape: see ``Loop``."""

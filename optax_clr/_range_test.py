@@ -248,7 +248,7 @@ def _remarks(outcome: Outcome) -> Iterator[Warning]:
         yield RuntimeWarning(_early_end(outcome))
     if outcome.facts.is_one_batch:
         yield RangeTestWarning(ONE_BATCH)
-    if outcome.repeats_last_batch:
+    if outcome.facts.repeats_last_batch:
         yield RangeTestWarning(LAST_BATCH_AGAIN)
 
 

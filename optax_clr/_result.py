@@ -265,7 +265,7 @@ class RangeTestResult(NamedTuple):
           one_cycle_peak()  0.252  the peak of one cycle
         """
         _refuse_traced(self, "summary")
-        result = _without_none(self)
+        result = _with_defaults(self)
         return _presentation.summary(result, _curve(result))
 
     @undisturbed()
@@ -305,12 +305,12 @@ class RangeTestResult(NamedTuple):
         for index, rule in enumerate(rules):
             function(f"rules[{index}]", rule, form="(learning_rates, losses) -> rate")
         _refuse_traced(self, "plot")
-        result, ax = _without_none(self), _drawing.pyplot_axes(ax)
+        result, ax = _with_defaults(self), _drawing.pyplot_axes(ax)
         return _presentation.draw(result, _curve(result), ax, rules)
 
 
 def _valley(result: RangeTestResult) -> _reading.Valley:
-    return _reading.read_valley(_curve(_without_none(result)))
+    return _reading.read_valley(_curve(_with_defaults(result)))
 
 
 def _curve(result: RangeTestResult) -> _reading.Curve:
@@ -332,7 +332,7 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
     return _reading.checked(curve)
 
 
-def _without_none(result: RangeTestResult) -> RangeTestResult:
+def _with_defaults(result: RangeTestResult) -> RangeTestResult:
     """Return the result with its defaults where there is None, or Flax has made ``{}`` of them."""
     defaults = RangeTestResult._field_defaults
     missing = [

@@ -59,7 +59,6 @@ class Outcome(NamedTuple):
       state: what was trained, after the last of them.
       evaluate: ``(state, batch) -> loss``, compiled.
       facts: of its training step.
-      repeats_last_batch: whether a function has given its last steps the same batch.
       ended_early: whether it ended before its last value, and not because it diverged.
       stopped_by: the exception that ended it then, if any.
     """
@@ -68,7 +67,6 @@ class Outcome(NamedTuple):
     state: PyTree
     evaluate: Callable[[PyTree, PyTree], jax.Array]
     facts: StepFacts
-    repeats_last_batch: bool = False
     ended_early: bool = False
     stopped_by: BaseException | None = None
 
@@ -99,7 +97,8 @@ def run(
       progress: whether to show a bar.
     """
     with contextlib.closing(batches), programs_of(step, batches.batch_fn) as programs:
-        facts = programs.facts(initial, batches.example, values)
+        num_steps = values.shape[0] * steps_per_value
+        facts = programs.facts(initial, batches.example, values, num_steps)
         arrays = initial, values, batches.arrays, held_out, rule
         by_rows = _runs_by_rows(facts, arrays)
         from_python = by_rows or progress or not batches.held
@@ -151,9 +150,7 @@ def run(
             batch_size=() if facts.batch_size is None else jnp.int32(facts.batch_size),
             optimizer_factor=jnp.float32(facts.optimizer_factor),
         )
-        num_steps = values.shape[0] * steps_per_value
-        repeats = programs.repeats_last_batch(batches.example, num_steps)
-        return Outcome(result, state, programs.evaluate, facts, repeats, ended_early, stopped_by)
+        return Outcome(result, state, programs.evaluate, facts, ended_early, stopped_by)
 
 
 def _has_host_arrays(arrays: PyTree) -> bool:
@@ -182,13 +179,16 @@ def _unrolled_steps(device: Device, facts: StepFacts) -> int:
     return device.unrolled_steps if facts.num_operations < _OPERATIONS_OF_A_SMALL_STEP else 1
 
 
-def runs_by_rows(
+def look_ahead(
     step: Step, batches: Batches, initial: PyTree, values: jax.Array | np.ndarray
-) -> bool:
-    """Whether a test is called row by row from Python, and so cannot be a lane of ``jax.vmap``."""
+) -> tuple[StepFacts, bool]:
+    """Return the facts of a test of one step for each value, and whether it runs row by row.
+
+    That is, from Python: it cannot be a lane of ``jax.vmap``.
+    """
     with programs_of(step, batches.batch_fn) as programs:
-        facts = programs.facts(initial, batches.example, values)
-        return _runs_by_rows(facts, (initial, values, batches.arrays))
+        facts = programs.facts(initial, batches.example, values, values.shape[0])
+        return facts, _runs_by_rows(facts, (initial, values, batches.arrays))
 
 
 def _runs_by_rows(facts: StepFacts, arrays: PyTree) -> bool:

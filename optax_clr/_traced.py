@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optax_clr._arguments import is_traced
 from optax_clr._arrays import is_opaque
 from optax_clr._documentation import see
 from optax_clr._jaxprs import equations, inputs_of, num_operations, sources
-from optax_clr._states import key_name
+from optax_clr._states import Injected, key_name
 
 
 class StepFacts(NamedTuple):
@@ -30,11 +31,18 @@ class StepFacts(NamedTuple):
     batch_size: int | None  # examples in a batch, where that can be told
     follows_schedule: bool  # whether the value is that of a schedule, which has a count
     is_one_batch: bool  # whether a function makes the batches, the same one in every step
+    repeats_last_batch: bool  # or the same one in the last steps
     optimizer_factor: float  # of the rates that are read
 
 
 def facts_of(
-    closed: Any, start: Any, state: Any, batch: Any, is_one_batch: bool, optimizer_factor: float
+    closed: Any,
+    start: Any,
+    state: Any,
+    batch: Any,
+    is_one_batch: bool,
+    repeats_last_batch: bool,
+    optimizer_factor: float,
 ) -> StepFacts:
     """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr.
 
@@ -54,6 +62,7 @@ def facts_of(
         batch_size=num_examples(batch),
         follows_schedule=_follows_schedule(jaxpr, state),
         is_one_batch=is_one_batch,
+        repeats_last_batch=repeats_last_batch,
         optimizer_factor=optimizer_factor,
     )
 
@@ -192,14 +201,15 @@ def _follows_schedule(jaxpr: Any, state: Any) -> bool:
         for leaf in jax.tree.leaves(node):
             is_count = leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
             of_state.append(count if is_count and _has_schedule(node) else other)
+    if count not in of_state:
+        return False
     of_batch = [other] * (len(jaxpr.invars) - len(of_state) - 1)
     return value | count in sources(jaxpr, [*of_state, *of_batch, value])[1]
 
 
 def _has_schedule(node: Any) -> bool:
     """Whether a node is the state of optax.scale_by_schedule, or of injected hyperparameters."""
-    name = type(node).__name__
-    return name == "ScaleByScheduleState" or name.startswith("Inject")
+    return isinstance(node, (Injected, optax.ScaleByScheduleState))
 
 
 def _is_place_in_period(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:

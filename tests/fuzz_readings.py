@@ -124,7 +124,7 @@ def test_a_curve_is_read_in_order_or_refused(rates, losses):
     else:
         assert np.isfinite(answer).all()
         assert 0 < base < peak
-        assert suggestion <= one_cycle  # both may be at the limit
+        assert suggestion < one_cycle or suggestion == one_cycle == peak  # all at the limit
         assert_alike(read_silently(result), answer, rates, points=0)
     assert isinstance(result.summary(), str)
 

@@ -236,8 +236,9 @@ def test_traced_and_not_are_the_same():
 
     plain = peak(result, 1.0)
     assert isinstance(plain, float)
+    np.testing.assert_allclose(jax.jit(peak)(result, 3.0), plain, rtol=1e-5)
     heights = jnp.array([0.5, 2.0])
-    many = jax.jit(jax.vmap(peak, in_axes=(None, 0)))(result, heights)
+    many = jax.vmap(peak, in_axes=(None, 0))(result, heights)
     np.testing.assert_allclose(many, [plain, plain], rtol=1e-5)
 
 

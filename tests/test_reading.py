@@ -308,12 +308,19 @@ def test_a_curve_that_cannot_be_read_says_why(problem, reading):
         getattr(UNREADABLE[problem], reading)()
 
 
+jitted_suggest = jax.jit(lambda result: result.suggest())
+jitted_peak = jax.jit(lambda result: result.one_cycle_peak())
 jitted_bounds = jax.jit(lambda result: result.bounds())
 
 
 @pytest.mark.parametrize("problem", UNREADABLE)
 def test_and_is_nan_inside_jit(problem):
     assert np.isnan(jitted_bounds(UNREADABLE[problem])).all()
+
+
+def test_and_is_every_other_reading():
+    result = UNREADABLE["never fell: no"]
+    assert np.isnan([jitted_suggest(result), jitted_peak(result)]).all()
 
 
 @jax.jit
@@ -638,7 +645,8 @@ def test_readings_print_and_serialize_as_numbers():
     assert json.loads(json.dumps(found)) == [*found[:2], list(found[2])]
     assert json.loads(json.dumps(result.bounds()._asdict())) == result.bounds()._asdict()
     # The same as in a compiled program, but for roundings.
-    np.testing.assert_allclose(found[2], jitted_bounds(result), rtol=1e-6)
+    compiled = jitted_suggest(result), jitted_peak(result), jitted_bounds(result)
+    np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(compiled), rtol=1e-6)
     # Few digits, and still the same float32 as before it became a number.
     assert all(len(repr(rate)) <= 15 for rate in jax.tree.leaves(found))
     exact = _reading.suggest(_reading.read_valley(_result._curve(result)))
