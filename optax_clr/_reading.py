@@ -310,7 +310,9 @@ def _read(
     return Reading(
         valley=jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley),
         problem=problem,
-        doubts=doubts_of(rows, within, descent, clarity, diverged.all(), ended_suddenly),
+        doubts=doubts_of(
+            rows, within, jnp.exp(log_steps), descent, clarity, diverged.all(), ended_suddenly
+        ),
         rates=10**grid,
         averages=jax.vmap(functools.partial(_losses_read, rows))(
             rows.curves, rows.constants, scales

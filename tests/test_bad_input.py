@@ -905,7 +905,7 @@ RANGE_TESTS = {
 
 # ------------------------------------------------------------------------------ readings, figures
 
-rates = jnp.geomspace(1e-3, 10.0, 40)
+rates = jnp.geomspace(0.05, 5.0, 40)
 valley = (jnp.log10(rates) - jnp.log10(0.5)) ** 2
 RESULT = RangeTestResult(rates, valley, valley, jnp.int32(40))
 WRONG_FIGURES = (

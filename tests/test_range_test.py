@@ -176,7 +176,7 @@ def test_training_is_the_same_with_a_held_out_batch():
 
 def test_the_readings_read_the_held_out_losses():
     result = optax_clr.lr_range_test(
-        loss_fn, PARAMS, optax.sgd, BATCHES, max_lr=1e4, held_out=HELD_OUT
+        loss_fn, PARAMS, optax.sgd, BATCHES, min_lr=1e-3, max_lr=1e3, held_out=HELD_OUT
     )
     plain = result._replace(losses=result.held_out_losses, held_out_losses=())
     assert result.bounds() == plain.bounds()

@@ -72,7 +72,7 @@ def test_a_median_size_needs_no_jit():
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(1e-4, 1e-2), (3e-3, 0.1), (0.01, 2.0)])
-@pytest.mark.parametrize("num_rows", [100, 300, 1000])
+@pytest.mark.parametrize("num_rows", [150, 300, 1000])
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_the_readings_are_those_of_the_valley(lower, upper, num_rows, noise):
     # In a sweep that is even in the logarithm the sum of the rates so far is an integral.
@@ -574,6 +574,7 @@ DOUBTS = {
     "after its lowest point": result_of(
         staircase(np.geomspace(1e-5, 10.0, 300), [2.0, 1.0, 1.04], [1e-3, 1e-2])
     ),
+    "the steps are few": result_of(box(0.01, 1.0, 100)),
 }
 
 

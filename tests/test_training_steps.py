@@ -552,10 +552,10 @@ def test_a_variable_in_two_places_is_refused_and_its_split_state_is_not():
 )
 def test_accumulated_batches_are_read_like_one_large_batch(accumulating):
     rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(100, 4, 8, 5)).astype(np.float32)
+    inputs = rng.normal(size=(200, 4, 8, 5)).astype(np.float32)
     small = inputs, inputs.sum(-1)
-    parts = jax.tree.map(lambda leaf: leaf.reshape(400, 8, *leaf.shape[3:]), small)
-    large = jax.tree.map(lambda leaf: leaf.reshape(100, 32, *leaf.shape[3:]), small)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(800, 8, *leaf.shape[3:]), small)
+    large = jax.tree.map(lambda leaf: leaf.reshape(200, 32, *leaf.shape[3:]), small)
     loss_fn = lambda params, batch: jnp.mean((batch[0] @ params - batch[1]) ** 2)
     summing = not isinstance(accumulating(0.1), optax.MultiSteps)
     optimizer = optax.sgd if summing else optax.adam

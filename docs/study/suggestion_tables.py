@@ -172,6 +172,29 @@ def quarter_table(regrets, suggestions):
     return markdown(titles, rows)
 
 
+def few_steps_table(regrets, suggestions):
+    """What tests with few steps to a decade come to, if their doubts are not heeded."""
+    rows = []
+    for name, chosen in sides(regrets).items():
+        for length in (*QUARTERS[:2], LENGTHS[0]):
+            cells = []
+            for rule in (OURS, OURS_HELD_OUT):
+                rates = suggestions[f"{length}/{rule}"][chosen, :, 0]
+                found = np.isfinite(rates)
+                means = [
+                    regrets[f"{length}/{rule}/{use}/each"][chosen][found].mean() for use in USES[:2]
+                ]
+                off = (rates / regrets["best rate/constant"][chosen, None])[found]
+                shares = np.mean(off < 1 / 3), np.mean(off > 3)
+                cells += [*map(number, means), " / ".join(f"{share:.0%}" for share in shares)]
+            rows.append([f"{name}, {length} steps", *cells])
+    titles = ["constant", "one cycle", "below a third / above three times the best rate"]
+    return markdown(
+        ["", *titles, *(f"{title}, held-out batch" for title in titles)],
+        rows,
+    )
+
+
 def held_out_table(regrets, suggestions):
     """Mean regret and the worst task's, after tests of 300 steps."""
     both = groups(regrets)
@@ -292,6 +315,7 @@ PAGES = {
         doubts_table,
         optimizers_table,
         stability_table,
+        few_steps_table,
         quarter_table,
         badly_scaled_table,
     ),

@@ -291,13 +291,13 @@ def regrets_of(stored, tasks):
         for name in (OURS, OURS_HELD_OUT):
             doubts = stored[f"{length}/{name}/doubts"][..., 0]
             arrays[f"{length}/{name}/in doubt"] = doubts.mean(1)
-            for use in USES:  # of each single test, beside its doubt
-                each = [
-                    [score(task, use, [entry]) for entry in found[name][task.name]]
-                    for task in tasks
-                ]
-                arrays[f"{length}/{name}/{use}/each"] = np.array(each)
             arrays[f"{length}/{name}/doubts"] = doubts
+    for length in (*QUARTERS, *LENGTHS):
+        for name in (OURS, OURS_HELD_OUT):
+            found = by_task(stored[f"{length}/{name}"])
+            for use in USES:  # of each single test, beside its doubt
+                each = [[score(task, use, [entry]) for entry in found[task.name]] for task in tasks]
+                arrays[f"{length}/{name}/{use}/each"] = np.array(each)
     return {
         key: array.astype(np.float32) if array.dtype == np.float64 else array
         for key, array in arrays.items()
