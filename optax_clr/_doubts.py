@@ -61,7 +61,7 @@ _ENDLESS = 2.75
 # development tests of docs/study with 9 steps to a decade, .12 and .10 with 19, .07 with 37.
 _FEW_STEPS = 8.0
 
-READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED, _SUDDEN, _FEW = range(8)
+READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED, _SUDDEN, _FEW, _ENDED = range(9)
 PROBLEMS = (
     "",
     f"too few points: a curve needs at least {MIN_ROWS} rows with a finite loss at a positive "
@@ -86,6 +86,9 @@ PROBLEMS = (
     f"{see('reading/#other-doubts')}",
     "too few points to tell: the loss fell, but so few rows may differ as much by chance. Take "
     f"more steps, or of a grid more rates (num_values). {see('reading/#too-few-steps')}",
+    "the test ended before the loss fell. Give it batches for all of its rows: a list or a data "
+    "loader is read again, a generator is not. "
+    f"{see('range-test/#ending-early')}",
 )
 DOUBTS = (
     "the end of the sweep cuts the valley: after its lowest point the loss did not rise by half of "
@@ -202,6 +205,7 @@ def problem_of(
     is_sudden = diverged & (last <= before) & (last <= level)
     never_fell = (clarity.independent <= 1) | among_first
     instead = jnp.where((clarity.of_many > 1) & ~among_first, _FEW, _NEVER_FELL)
+    instead = jnp.where(~diverged & ~valid[-1], _ENDED, instead)
     problem = jnp.where(never_fell, jnp.where(is_sudden, _SUDDEN, instead), problem)
     few = _DIVERGED if num_rows >= MIN_ROWS else _TOO_FEW
     problem = jnp.where(valid.sum() < MIN_ROWS, few, problem)

@@ -113,7 +113,10 @@ def lr_grid_test(
     counts_batches = num_steps is None
     num_steps = check_num_steps(num_steps, batches, 1, default=_DEFAULT_NUM_STEPS)
     rates = jnp.asarray(spaced(min_lr, max_lr, num_values, spacing))
-    held_out = held_out_batch(held_out)
+    # Copied, since it is read when the training is done: the caller may write to it by then.
+    held_out = jax.tree.map(
+        lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, held_out_batch(held_out)
+    )
     source = hold_batches(batches, num_steps)
 
     facts, by_rows = look_ahead(step, source, params, jnp.full(num_steps, rates[0]))

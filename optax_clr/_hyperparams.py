@@ -173,7 +173,8 @@ def _check_settable(state: Any, name: str) -> None:
         for key in node.hyperparams
     }
     targets = [path for path, (key, _) in driven.items() if name in (path, key)]
-    if not driven and any(injected_in(state, restored=True)):
+    restored = [node for _, node in injected_in(state, restored=True)]
+    if restored and not any(isinstance(node, Injected) for node in restored):
         raise ValueError(f"{name} cannot be set in a state of dicts and lists. {RESTORE}")
     if not targets:
         raise ValueError(

@@ -99,7 +99,13 @@ def inject_schedules(
 
     @functools.wraps(factory)
     def build(*args: Any, **hyperparams: Any) -> optax.GradientTransformationExtraArgs:
-        given = inspect.signature(factory).bind(*args, **hyperparams)
+        try:
+            given = inspect.signature(factory).bind(*args, **hyperparams)
+        except TypeError as error:
+            raise TypeError(
+                f"factory must be given its own arguments, {', '.join(parameters)}, got "
+                f"{', '.join([*map(shown, args), *hyperparams])}: {error}."
+            ) from None
         for name, value in given.arguments.items():
             if parameters[name].kind in _GATHERED:
                 raise TypeError(

@@ -22,13 +22,21 @@ from optax_clr._arguments import is_traced
 from optax_clr._documentation import see
 from optax_clr._loop import Loop, with_step_types
 from optax_clr._optimizer_factor import optimizer_factor
-from optax_clr._references import MOST_OBJECTS, Function, Seen, look, sees_the_same
+from optax_clr._references import (
+    MOST_OBJECTS,
+    Function,
+    Seen,
+    carried_by,
+    look,
+    sees_the_same,
+)
 from optax_clr._step import PyTree, Step, shape_in_words
 from optax_clr._traced import (
     StepFacts,
     batch_of,
     facts_of,
     makes_one_batch,
+    num_examples,
     repeats_last_batch,
     trace_batches,
 )
@@ -73,14 +81,17 @@ class Programs:
             start = lambda initial, value: with_step_types(self._step.start(initial, value))
             started, state = jax.make_jaxpr(start, return_shape=True)(initial, value)
             traced = jax.make_jaxpr(self._train)(state, batch, value)
-            is_one_batch = repeats = False
+            batch_size, is_one_batch, repeats = num_examples(batch), False, False
             if self._batch_fn is not None:
                 made = trace_batches(self._batch_fn, batch)
-                is_one_batch, batch = makes_one_batch(made), made.out_avals
+                # The number of the step may stand for data that the loss closes over.
+                has_examples = any(part.ndim for part in made.out_avals)
+                batch_size = num_examples(made.out_avals) if has_examples else None
+                is_one_batch = makes_one_batch(made)
                 repeats = not is_inside and repeats_last_batch(made, num_steps)
             factor = optimizer_factor(state, is_one_size=self._step.is_one_size(value))
             self._facts[key] = facts_of(
-                traced, started, state, batch, is_one_batch, repeats, factor
+                traced, started, state, batch_size, is_one_batch, repeats, factor
             )
         return self._facts[key]
 
@@ -125,6 +136,7 @@ def _type_of(leaf: Any) -> Any:
 class _Kept(NamedTuple):
     programs: Programs
     seen: list[Seen]  # what the functions referred to when they were traced
+    seen_of: dict[Any, list[Seen]]  # and what the arguments carried, by their structure
     watches: list[Any]  # that remove this entry when one of the functions is gone
 
 
@@ -132,19 +144,27 @@ _kept: dict[Any, _Kept] = {}
 
 
 @contextlib.contextmanager
-def programs_of(step: Step, batch_fn: Function | None) -> Iterator[Programs]:
-    """Give the programs of a step: those of before if its functions see the same things."""
+def programs_of(step: Step, batch_fn: Function | None, arguments: PyTree) -> Iterator[Programs]:
+    """Give the programs of a step: those of before if its functions see the same things.
+
+    So must what ``arguments``, pytrees, carry beside arrays, such as the functions of a TrainState.
+    """
     functions = step.functions if batch_fn is None else (*step.functions, batch_fn)
     key = type(step), step.has_aux, _kind_of_keys(), *map(_identity, functions)
     kept = _kept.pop(key, None)  # back when all has gone well
-    if kept is None or not sees_the_same(functions, kept.seen):
+    structure, carried = jax.tree.structure(arguments), carried_by(arguments)
+    is_true = kept is not None and sees_the_same(functions, kept.seen)
+    if kept is not None and structure in kept.seen_of:
+        is_true = is_true and sees_the_same(carried, kept.seen_of[structure])
+    if kept is None or not is_true:
         kept = _new(step, functions, key)
     num_traces = kept.programs.num_traces
     yield kept.programs
     if kept.programs.num_traces > num_traces:  # tracing may have changed what they refer to
         kept = kept._replace(seen=look(functions))
-    is_known = len(kept.seen) <= MOST_OBJECTS
-    if kept.watches and is_known and not any(seen.is_tracer for seen in kept.seen):
+        kept.seen_of[structure] = look(carried)
+    seen = [*kept.seen, *kept.seen_of.get(structure, [])]
+    if kept.watches and len(seen) <= MOST_OBJECTS and not any(each.is_tracer for each in seen):
         _kept[key] = kept
 
 
@@ -163,7 +183,7 @@ def _new(step: Step, functions: tuple[Function, ...], key: Any) -> _Kept:
     count = len(step.functions)
     batch_fn = functions[count] if len(functions) > count else None
     programs = Programs(step.with_functions(functions[:count]), batch_fn)
-    return _Kept(programs, [], watches)
+    return _Kept(programs, [], {}, watches)
 
 
 class _Borrowed:

@@ -27,7 +27,7 @@ from optax_clr._reading import RangeTestWarning
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, run
 from optax_clr._step import FunctionStep, PyTree, StepFn
-from optax_clr._traced import FOLLOWS_SCHEDULE, LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE
+from optax_clr._traced import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE, OTHER_RATE
 
 
 @undisturbed()
@@ -235,8 +235,6 @@ def lr_range_test(
     )
     for remark in _remarks(outcome):
         warnings.warn(remark, stacklevel=3)
-    if outcome.facts.follows_schedule:
-        warnings.warn(FOLLOWS_SCHEDULE, RangeTestWarning, stacklevel=3)
     if counts_batches and outcome.facts.batch_size == 0:
         warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
     return outcome.result
@@ -250,6 +248,8 @@ def _remarks(outcome: Outcome) -> Iterator[Warning]:
         yield RangeTestWarning(ONE_BATCH)
     if outcome.facts.repeats_last_batch:
         yield RangeTestWarning(LAST_BATCH_AGAIN)
+    if outcome.facts.trains_at_other_rates:
+        yield RangeTestWarning(OTHER_RATE)
 
 
 def _early_end(outcome: Outcome) -> str:

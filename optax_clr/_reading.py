@@ -95,6 +95,11 @@ class RangeTestWarning(UserWarning):
     """
 
 
+# Each result's, where Python would show a text once for each line of a program; the caller's
+# filters go first.
+warnings.filterwarnings("always", category=RangeTestWarning, append=True)
+
+
 class EndedBy(enum.IntEnum):
     """What a range test ended with, as ``RangeTestResult.ended_by`` has it."""
 

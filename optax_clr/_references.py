@@ -6,12 +6,13 @@ import collections
 import contextlib
 import contextvars
 import functools
+import itertools
 import pathlib
 import sys
 import sysconfig
 import types
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ _CONTAINERS = (
     *(list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial),
     *(types.SimpleNamespace, property, staticmethod, classmethod, types.MemberDescriptorType),
 )
+_METHODS = (types.FunctionType, property, staticmethod, classmethod)
 # One of a class that is derived from these may have attributes too.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
 # What nobody changes, or where nothing can be seen.
@@ -54,8 +56,8 @@ class Seen(NamedTuple):
         return self.get is not None and is_traced(self.get())
 
 
-def look(functions: tuple[Function, ...]) -> list[Seen]:
-    """Return what functions refer to."""
+def look(functions: tuple[Any, ...]) -> list[Seen]:
+    """Return what functions, or what a pytree carries, refer to."""
     return [_seen(value) for value in _referred_to(functions)]
 
 
@@ -74,7 +76,7 @@ def _seen(value: Any) -> Seen:
     return Seen(kind, lambda: value, isinstance(value, _ATOMS))
 
 
-def sees_the_same(functions: tuple[Function, ...], seen: list[Seen]) -> bool:
+def sees_the_same(functions: tuple[Any, ...], seen: list[Seen]) -> bool:
     """Return whether functions refer to what they did when it was seen."""
     now = _referred_to(functions)
     for (kind, get, is_atom), value in zip(seen, now, strict=False):
@@ -95,13 +97,42 @@ def _is_equal(then: Any, now: Any) -> bool:
     return bool(then == now)
 
 
-def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
+def carried_by(tree: Any) -> tuple[Any, ...]:
+    """Return the classes, functions, numbers and texts in a pytree that are none of its leaves.
+
+    Such are a model's class, the ``apply_fn`` of a TrainState, and a config in a static field. Of
+    other objects in them an equal one will do, as JAX has it.
+    """
+    waiting = [part for node in _nodes(jax.tree.structure(tree)) for part in node][::-1]
+    found: list[Any] = []
+    met: set[int] = set()
+    while waiting and len(found) <= MOST_OBJECTS:
+        value = waiting.pop()
+        if isinstance(value, (type, types.FunctionType, *_ATOMS)):
+            found.append(value)
+        elif id(value) not in met:
+            met.add(id(value))
+            waiting += _parts(value)
+    return tuple(found)
+
+
+def _nodes(structure: Any) -> Iterator[tuple[type, Any]]:
+    """Yield type and static data of the nodes that are none of Python's own."""
+    node = structure.node_data()
+    if node is not None and node[0] not in (dict, list, tuple):
+        yield node
+    for child in structure.children():
+        yield from _nodes(child)
+
+
+def _referred_to(functions: tuple[Any, ...]) -> list[Any]:
     """Return what functions see: variables, globals, attributes, entries, and what these see.
 
     Classes and modules of installed packages are not looked into, but their objects are; arrays are
-    not. Of a class or a module those attributes count that some function names, and of a class its
-    operators. Of an installed package's functions only what they carry with them counts, such as
-    the function that ``jax.vmap`` was given.
+    not. Of a class or a module those attributes count that some function names, and of a class what
+    others may call: its operators, and all it defines where it is derived from an installed one. Of
+    an installed package's functions only what they carry with them counts, such as the function
+    that ``jax.vmap`` was given.
     """
     waiting: list[Any] = list(functions)[::-1]
     found: list[Any] = []
@@ -117,7 +148,9 @@ def _referred_to(functions: tuple[Function, ...]) -> list[Any]:
         if isinstance(value, type):
             if _is_own(value.__module__):
                 owners.append(value)
-                waiting += [*value.__bases__, *_operators(value), *_named(value, names)]
+                waiting += [*value.__bases__, *_called_by_others(value), *_named(value, names)]
+            else:  # such as that which flax.linen.remat makes of a class
+                waiting += [base for base in value.__mro__[1:] if _is_own(base.__module__)]
         elif isinstance(value, types.ModuleType):
             if _is_own(value.__name__):
                 owners.append(value)
@@ -139,12 +172,13 @@ def _named(owner: type | types.ModuleType, names: set[str]) -> list[Any]:
     return [vars(owner)[name] for name in sorted(names & vars(owner).keys())]
 
 
-def _operators(owner: type) -> list[Any]:
-    """Return what Python calls without its name: ``__call__``, ``__mul__``, ``__getitem__``."""
+def _called_by_others(owner: type) -> list[Any]:
+    """Return what is called without its name: ``__call__``, ``__mul__``, ``setup`` by Flax."""
+    has_installed_base = not all(_is_own(base.__module__) for base in owner.__mro__[:-1])
     return [
         value
         for name, value in vars(owner).items()
-        if name.startswith("__") and isinstance(value, types.FunctionType)
+        if isinstance(value, _METHODS) and (has_installed_base or name.startswith("__"))
     ]
 
 
@@ -231,9 +265,20 @@ def _globals_of(function: types.FunctionType) -> list[Any]:
             values.append(found)
             if isinstance(found, types.ModuleType) and not _is_own(found.__name__):
                 values += [vars(found)[each] for each in names if each in vars(found)]
-        elif name in sys.modules and _is_own(name):  # imported in the function
-            values.append(sys.modules[name])
+        for imported in _imported(name, function):
+            values.append(sys.modules[imported])
     return values
+
+
+def _imported(name: str, function: types.FunctionType) -> list[str]:
+    """Return the modules of the caller that a function may import by a name, ``from .`` included.
+
+    Of what it takes from them each is looked for by its own name.
+    """
+    package = function.__globals__.get("__package__") or ""
+    parents = itertools.accumulate(package.split("."), "{}.{}".format)
+    known = [name, *(f"{parent}.{name}" for parent in parents)]
+    return [each for each in known if each in sys.modules and _is_own(each)]
 
 
 @functools.lru_cache(maxsize=1000)

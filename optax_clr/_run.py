@@ -96,7 +96,10 @@ def run(
       keeps_state: whether the state after the last row is wanted.
       progress: whether to show a bar.
     """
-    with contextlib.closing(batches), programs_of(step, batches.batch_fn) as programs:
+    with (
+        contextlib.closing(batches),
+        programs_of(step, batches.batch_fn, (initial, batches.example)) as programs,
+    ):
         num_steps = values.shape[0] * steps_per_value
         facts = programs.facts(initial, batches.example, values, num_steps)
         arrays = initial, values, batches.arrays, held_out, rule
@@ -186,7 +189,7 @@ def look_ahead(
 
     That is, from Python: it cannot be a lane of ``jax.vmap``.
     """
-    with programs_of(step, batches.batch_fn) as programs:
+    with programs_of(step, batches.batch_fn, (initial, batches.example)) as programs:
         facts = programs.facts(initial, batches.example, values, values.shape[0])
         return facts, _runs_by_rows(facts, (initial, values, batches.arrays))
 

@@ -136,7 +136,7 @@ def _passes(batches: Iterable[PyTree]) -> Generator[_Batch, None, None]:
                     first = _checked_first(batch, tree)
                 unfit = _difference(batch, first)
                 if unfit is None:
-                    again = iterator is not batches
+                    again = True  # one that gives nothing then is at its end
                     yield batch
             # A last batch that does not fit is what remained of the data: it is left out.
             is_exhausted = True
@@ -171,8 +171,8 @@ def _difference(batch: _Batch, first: _Batch) -> str | None:
         remedy = "Convert them to one dtype."
         if shapes[0] != shapes[1]:
             remedy = (
-                "Pad or crop them to one shape; only the last of an epoch may be another, and is "
-                "left out."
+                "Pad or crop them to one shape. Only the last of an epoch may be another, and is "
+                "left out; in a generator that goes on with the next epoch leave it out yourself."
             )
         return (
             "batches must all have the shapes and dtypes of the first, "

@@ -29,7 +29,7 @@ class StepFacts(NamedTuple):
     num_operations: int  # on single numbers, roughly
     steps_per_update: int  # that gradients are accumulated over; 1 without
     batch_size: int | None  # examples in a batch, where that can be told
-    follows_schedule: bool  # whether the value is that of a schedule, which has a count
+    trains_at_other_rates: bool  # than the values, by a schedule or a scale of the optimizer
     is_one_batch: bool  # whether a function makes the batches, the same one in every step
     repeats_last_batch: bool  # or the same one in the last steps
     optimizer_factor: float  # of the rates that are read
@@ -39,7 +39,7 @@ def facts_of(
     closed: Any,
     start: Any,
     state: Any,
-    batch: Any,
+    batch_size: int | None,
     is_one_batch: bool,
     repeats_last_batch: bool,
     optimizer_factor: float,
@@ -59,8 +59,8 @@ def facts_of(
         closes_over_tracers=any(map(is_traced, closed.consts)),
         num_operations=num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
-        batch_size=num_examples(batch),
-        follows_schedule=_follows_schedule(jaxpr, state),
+        batch_size=batch_size,
+        trains_at_other_rates=_trains_at_other_rates(jaxpr, state),
         is_one_batch=is_one_batch,
         repeats_last_batch=repeats_last_batch,
         optimizer_factor=optimizer_factor,
@@ -74,7 +74,8 @@ def batch_of(batch_fn: Callable[[Any], Any], step: Any) -> Any:
     except Exception as error:
         error.add_note(
             "batches is a function, and is traced with the step, i32[]: index JAX arrays in it, "
-            "jnp.asarray(data), not NumPy's. What cannot be traced comes from a generator. "
+            "jnp.asarray(data), not NumPy's, and cut them by jax.lax.dynamic_slice_in_dim(data, "
+            "start, size), not data[start:stop]. What cannot be traced comes from a generator. "
             + see("range-test/#batches")
         )
         raise
@@ -182,34 +183,53 @@ def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:
         matters = [old or new for old, new in zip(matters, needed[:num_state_leaves], strict=True)]
 
 
-FOLLOWS_SCHEDULE = (
-    "the optimizer has a schedule of its own, made of the rate that it was given: that is what the "
-    "result says, and not the rate that it trained with. Leave the schedule out, lambda rate: "
-    "optax.adam(rate), and give it the peak that is read, result.peak_for(schedule, num_steps). "
-    + see("range-test/")
+OTHER_RATE = (
+    "the optimizer has a schedule of its own, or a scale such as that of a plateau or a line "
+    "search: the result has the rates that it was given, and not those that it trained with. Leave "
+    "that out of the test, lambda rate: optax.adam(rate), and give a schedule the peak that is "
+    f"read, result.peak_for(schedule, num_steps). {see('range-test/#the-optimizer')}"
 )
 
 
-def _follows_schedule(jaxpr: Any, state: Any) -> bool:
-    """Whether something is computed from the value and the count of a schedule, and no more.
+def _trains_at_other_rates(jaxpr: Any, state: Any) -> bool:
+    """Whether a schedule, or a scale that the optimizer finds, makes other rates of the value.
 
-    What schedules something else, such as weight decay, meets the value in the update.
+    Injected hyperparameters may be scheduled beside the value, such as a momentum, which meets it
+    in the update: there something must be computed from the value and a count alone. What scales
+    updates must not reach a leaf that the value reaches, as it would not in another group.
     """
-    value, count, other = map(frozenset, (["value"], ["count"], ["other"]))
-    of_state = []
-    for node in jax.tree.leaves(state, is_leaf=_has_schedule):
-        for leaf in jax.tree.leaves(node):
-            is_count = leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
-            of_state.append(count if is_count and _has_schedule(node) else other)
-    if count not in of_state:
+    value, count, scale = map(frozenset, (["value"], ["count"], ["scale"]))
+    is_injected, is_scaling = _parts_of(state, Injected), _parts_of(state, _SCALING)
+    if not any(is_injected + is_scaling):
         return False
-    of_batch = [other] * (len(jaxpr.invars) - len(of_state) - 1)
-    return value | count in sources(jaxpr, [*of_state, *of_batch, value])[1]
+    of_state = [
+        scale if scales else count if injected and _is_count(leaf) else frozenset(["other"])
+        for leaf, injected, scales in zip(
+            jax.tree.leaves(state), is_injected, is_scaling, strict=True
+        )
+    ]
+    of_batch = [frozenset(["other"])] * (len(jaxpr.invars) - len(of_state) - 1)
+    of_outputs, on_the_way = sources(jaxpr, [*of_state, *of_batch, value])
+    are_scaled = any(value | scale <= kinds for kinds in of_outputs[: len(of_state)])
+    return are_scaled or value | count in on_the_way
 
 
-def _has_schedule(node: Any) -> bool:
-    """Whether a node is the state of optax.scale_by_schedule, or of injected hyperparameters."""
-    return isinstance(node, (Injected, optax.ScaleByScheduleState))
+_SCALING = (
+    optax.ScaleByScheduleState,
+    optax.ScaleByBacktrackingLinesearchState,
+    optax.ScaleByZoomLinesearchState,
+    optax.contrib.ReduceLROnPlateauState,
+)
+
+
+def _parts_of(state: Any, kind: type | tuple[type, ...]) -> list[bool]:
+    """Return which leaves of a state are in a node of that kind."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return [isinstance(node, kind) for node in nodes for _ in jax.tree.leaves(node)]
+
+
+def _is_count(leaf: Any) -> bool:
+    return leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 def _is_place_in_period(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:

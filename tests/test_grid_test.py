@@ -51,6 +51,14 @@ def test_every_rate_trains_as_a_plain_loop_does(optimizer):
     assert int(result.num_valid) == NUM_VALUES
 
 
+def test_a_held_out_batch_may_be_written_to_when_the_test_has_returned():
+    held_out = jax.tree.map(np.array, HELD_OUT)
+    result = run(held_out=held_out)
+    for part in held_out:
+        part[...] = np.nan
+    np.testing.assert_array_equal(result.held_out_losses, run(held_out=HELD_OUT).held_out_losses)
+
+
 def test_a_held_out_batch_judges_after_the_training():
     result = run(held_out=HELD_OUT)
     expected = [loss_fn(train(rate)[1], HELD_OUT) for rate in RATES]

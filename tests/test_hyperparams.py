@@ -418,6 +418,18 @@ def test_set_hyperparams_reaches_one_group_or_all():
     assert_hyperparams(state, **{slow: 0.1, fast: 0.1})
 
 
+def test_a_plain_number_is_not_a_hyperparameter_that_can_be_set():
+    state = inject(optax.adam)(learning_rate=1e-3).init(some_params())
+    with pytest.raises(ValueError, match=r"is not a hyperparameter of this state.* as an array"):
+        optax_clr.set_hyperparams(state, learning_rate=0.1)
+
+
+def test_a_factory_is_given_its_own_arguments():
+    by_rate = lambda rate: optax.adam(rate)
+    with pytest.raises(TypeError, match="factory must be given its own arguments, rate, got l"):
+        inject(by_rate)(learning_rate=RATE)
+
+
 @pytest.mark.parametrize(
     "bare", [optax.adam(RATE), optax.MultiSteps(optax.sgd(RATE), 2), optax.scale_by_schedule(RATE)]
 )

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import contextvars
+import dataclasses
 import fractions
 import functools
 import gc
@@ -13,11 +14,13 @@ import types
 import weakref
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 
 import optax_clr
 from optax_clr import _programs, _references
@@ -397,6 +400,16 @@ def losses_of_a_package(config):
 
         return config.scale * jnp.mean(batch @ params)
 
+    def imported_beside(params, batch):
+        from .config import scale
+
+        return scale * jnp.mean(batch @ params)
+
+    def imported_from_above(params, batch):
+        from ..inner import config
+
+        return config.scale * jnp.mean(batch @ params)
+
     def imported_whole(params, batch):
         import package_of_a_user.inner.config as renamed
 
@@ -411,19 +424,110 @@ def losses_of_a_package(config):
         "operator": lambda params, batch: number * jnp.mean(batch @ params),
         "imported": imported,
         "imported whole": imported_whole,
+        "imported beside": of_module(imported_beside, config),
+        "imported from above": of_module(imported_from_above, config),
     }
+
+
+def of_module(function, module):
+    """As if the function stood in the module."""
+    return types.FunctionType(function.__code__, vars(module) | {"jnp": jnp})
 
 
 @pytest.mark.parametrize(
     "form",
     ["attribute of an attribute", "closure", "attribute of an object", "operator", "imported",
-     "imported whole"],
+     "imported whole", "imported beside", "imported from above"],
 )  # fmt: skip
 def test_what_a_module_has_is_seen_wherever_the_module_is(form, package, monkeypatch):
     loss = losses_of_a_package(package)[form]
     assert first_loss(loss) == pytest.approx(1.0, rel=1e-5)
     monkeypatch.setattr(package, "scale", 7.0)
     assert first_loss(loss) == pytest.approx(7.0, rel=1e-5)
+
+
+class Inner(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        return SCALE * nn.Dense(1)(inputs)
+
+
+class SetUp(nn.Module):
+    """Flax calls ``setup`` itself."""
+
+    def setup(self):
+        self.inner = Inner()
+
+    def __call__(self, inputs):
+        return self.inner(inputs)
+
+
+Rematerialized = nn.remat(Inner)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Model:
+    """Params with a method and with settings, as modules of Equinox and nnx are."""
+
+    weights: jax.Array
+    settings: Settings = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, inputs):
+        return SCALE * self.settings.scale * inputs @ self.weights
+
+
+def loss_of_a_model(model, batch):
+    return jnp.mean(model(batch))
+
+
+def step_of_a_state(state, batch, rate):
+    loss_fn = lambda params: jnp.mean(state.apply_fn(params, batch))
+    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+    params = jax.tree.map(lambda old, slope: old - rate * slope, state.params, gradients)
+    return state.replace(params=params), loss
+
+
+def losses_of_models():
+    def linen(module):
+        params = module.init(jax.random.key(0), BATCHES[0])
+        loss_fn = lambda params, batch: jnp.mean(module.apply(params, batch))
+        return lambda: optax_clr.lr_range_test(loss_fn, params, optax.sgd, BATCHES, max_lr=0.1)
+
+    net = Inner()
+    state = TrainState.create(
+        apply_fn=net.apply, params=net.init(jax.random.key(0), BATCHES[0]), tx=optax.identity()
+    )
+    model = Model(PARAMS, Settings(1.0))
+    return {
+        "setup": linen(SetUp()),
+        "a class that is made": linen(Rematerialized()),
+        "a TrainState": lambda: optax_clr.range_test(
+            step_of_a_state, state, BATCHES, jnp.geomspace(1e-7, 0.1, 12)
+        ),
+        "a model as params": lambda: optax_clr.lr_range_test(
+            loss_of_a_model, model, optax.sgd, BATCHES, max_lr=0.1
+        ),
+    }
+
+
+@pytest.mark.parametrize("form", losses_of_models())
+def test_what_models_and_states_carry_is_seen(form, monkeypatch, caplog):
+    run = losses_of_models()[form]
+    first = float(run().losses[0])
+    with jax.log_compiles(True):
+        assert float(run().losses[0]) == first
+    assert "Compiling" not in caplog.text
+    monkeypatch.setitem(globals(), "SCALE", 7.0)
+    assert run().losses[0] == pytest.approx(7 * first, rel=1e-5)
+
+
+def test_settings_in_a_static_field_are_seen():
+    model = Model(PARAMS, Settings(1.0))
+    run = lambda: optax_clr.lr_range_test(loss_of_a_model, model, optax.sgd, BATCHES, max_lr=0.1)
+    first = float(run().losses[0])
+    model.settings.scale = 7.0
+    assert run().losses[0] == pytest.approx(7 * first, rel=1e-5)
 
 
 class Entries(dict):

@@ -6,6 +6,8 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -289,6 +291,7 @@ UNREADABLE = {
         + 0.1 * np.random.default_rng(0).normal(size=300),
         num_valid=200,
     )._replace(ended_by=jnp.int32(1)),
+    "the test ended before the loss fell": result_of(valley(noise=0.1), num_valid=100),
     "too few points to tell": result_of(
         [3977, 2535, 530, 3.2, 1.16, 1.84], np.geomspace(1e-3, 0.5, 6)
     ),
@@ -586,6 +589,28 @@ def test_a_doubtful_curve_is_read_with_a_warning(doubt, reading):
     assert np.isfinite(answer).all()
     assert caught[0].filename == __file__
     assert len(caught) == 1
+
+
+def test_steps_are_few_or_not_however_they_are_made():
+    """By 20 steps to a decade, also of four for each rate, and however far it goes."""
+    few = result_of(box(0.01, 1.0, 100))
+    sums = jnp.cumsum(few.learning_rates) / few.learning_rates
+    held = few._replace(equivalent_steps=4 * sums)
+    rates = np.geomspace(1e-3, 10.0, 80)
+    near = result_of(staircase(rates, [2.0, 1.0, 2.0], [0.01, 1.0]), rates)
+    assert np.isfinite([held.suggest(), near.suggest()]).all()  # warnings are errors here
+
+
+def test_each_result_warns_of_its_doubt_anew():
+    """Python would show a warning once for each line, and a loop reads many results in one."""
+    script = (
+        "import warnings, optax_clr\n"
+        "for _ in range(3): warnings.warn('a doubt', optax_clr.RangeTestWarning)\n"
+        "warnings.simplefilter('ignore')\n"
+        "warnings.warn('a doubt', optax_clr.RangeTestWarning)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert shown.stderr.count("RangeTestWarning: a doubt") == 3
 
 
 @pytest.mark.parametrize("doubt", DOUBTS)

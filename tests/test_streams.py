@@ -324,6 +324,21 @@ def test_pytorch_tensors_of_any_type_are_taken(name):
 # ------------------------------------------------------------------------------ how it is read
 
 
+class ResetsItself:
+    """An iterator that begins again where a loop asks for it."""
+
+    def __iter__(self):
+        self.batches = iter(BATCHES[:7])
+        return self
+
+    def __next__(self):
+        return next(self.batches)
+
+
+def test_an_iterator_that_begins_again_is_read_again():
+    np.testing.assert_array_equal(run(ResetsItself()).losses, run(Loader(BATCHES[:7])).losses)
+
+
 def test_a_stream_that_can_be_read_again_is():
     streamed = run(Loader(BATCHES[:7]))
     again = [np.resize(part, (NUM_STEPS, *part.shape[1:])) for part in (INPUTS[:7], TARGETS[:7])]

@@ -415,6 +415,7 @@ LOSS_READERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the optimizer has a schedule of its own, or a scale")
 @pytest.mark.parametrize("name", LOSS_READERS)
 def test_an_update_is_given_the_loss_and_what_computes_it(name):
     optimizer, steps_per_value = LOSS_READERS[name], 1 + (name == "accumulated")
@@ -703,6 +704,20 @@ def test_an_index_beyond_the_end_leaves_a_doubt(test, batches):
     jax.jit(lambda: RANGE_TESTS[test](lambda step: rows[step]))()  # where nothing is known
 
 
+def test_a_step_may_stand_for_all_the_data():
+    """As a warning advises where one batch is meant."""
+    rows = jnp.asarray(ROWS[:40])
+    loss_fn = lambda params, step: jnp.mean((rows @ params - 1) ** 2)
+    tests = {
+        optax_clr.lr_range_test: {"num_steps": 20, "min_lr": 1e-3},
+        optax_clr.lr_grid_test: {"num_values": 3},
+    }
+    for test, settings in tests.items():
+        result = test(loss_fn, jnp.zeros(3), optax.sgd, lambda step: step, **settings)
+        assert result.batch_size == ()
+        assert "a single example" not in result.summary()
+
+
 def test_a_single_example_with_a_one_hot_label_leaves_a_doubt():
     examples = jnp.asarray(ROWS[:60]), jax.nn.one_hot(np.arange(60) % 2, 2)
     loss_fn = lambda params, example: jnp.sum((example[0] @ params - example[1]) ** 2)
@@ -722,6 +737,18 @@ SCHEDULED = {
     ),
     "by MultiSteps": lambda rate: optax.MultiSteps(
         optax.sgd(optax.linear_schedule(0.0, rate, 1000)), 1
+    ),
+    "a warm-up beside the rate": lambda rate: optax.chain(
+        optax.adam(rate), optax.scale_by_schedule(optax.linear_schedule(0.0, 1.0, 1000))
+    ),
+    "a warm-up before the rate": lambda rate: optax.chain(
+        optax.scale_by_schedule(optax.linear_schedule(0.0, 1.0, 1000)), optax.scale(-rate)
+    ),
+    "a plateau": lambda rate: optax.chain(
+        optax.adam(rate), optax.contrib.reduce_on_plateau(patience=50)
+    ),
+    "a line search": lambda rate: optax.chain(
+        optax.sgd(rate), optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)
     ),
 }
 CONSTANT = {
@@ -751,7 +778,7 @@ def run_on_two_params(optimizer):
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("optimizer", SCHEDULED.values(), ids=SCHEDULED)
 def test_an_optimizer_with_a_schedule_of_its_own_leaves_a_doubt(optimizer):
-    with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own") as caught:
+    with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own, or") as caught:
         run_on_two_params(optimizer)
     assert caught[0].filename == __file__
 
