@@ -605,6 +605,22 @@ def test_it_runs_inside_shard_map(one_per_device):
     np.testing.assert_allclose(jax.jit(sharded)(scales), jax.lax.map(run, scales), rtol=1e-4)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 7), reason="JAX does not tell what differs")
+def test_devices_that_train_one_model_have_one_loss(one_per_device):
+    parts = jax.tree.map(lambda leaf: leaf[None], BATCHES)
+
+    def run(loss_fn):
+        test = lambda part: optax_clr.lr_range_test(
+            loss_fn, PARAMS, optax.sgd, jax.tree.map(lambda leaf: leaf[0], part), max_lr=0.1
+        )
+        return jax.jit(one_per_device(lambda part: test(part).losses[None]))(parts)
+
+    with pytest.raises(ValueError, match=r"differs along \['device'\], axes of .*pmean\(loss"):
+        run(loss_fn)
+    mean = run(lambda *arguments: jax.lax.pmean(loss_fn(*arguments), "device"))
+    assert mean.shape == (1, NUM_STEPS)
+
+
 def test_no_tracer_is_kept_where_jax_keeps_none():
     with jax.checking_leaks():
         jax.vmap(
