@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -63,6 +64,12 @@ def _argument_names(factory: Any) -> list[str]:
 def check_params(params: PyTree) -> None:
     """Raise unless params are arrays, all of which are meant to be trained."""
     check_arrays("params", params)
+    if isinstance(params, Mapping) and {"params", "batch_stats"} <= params.keys():
+        raise ValueError(
+            "params must be what is trained, got all variables of a Flax module, with their "
+            "batch_stats. Pass variables['params'], and put the rest beside it in loss_fn. "
+            + see("training-steps/#a-flax-trainstate-with-batch-statistics-and-dropout")
+        )
     nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_variable)
     variables = [(path, node) for path, node in nodes if is_variable(node)]
     if not any(is_param(variable) for _, variable in variables):

@@ -854,6 +854,11 @@ RANGE_TESTS = {
         functions=("loss_fn", "optimizer"),
         anything=("progress",),
         wrong=(
+            Wrong(
+                {"params": {"params": PARAMS, "batch_stats": PARAMS}},
+                ValueError,
+                r"params must be what is trained.*variables\['params'\]",
+            ),
             *STOP, *HELD_BATCHES, *STREAMED_BATCHES, *LOSS, *TRAINING, *KEEPS_FIRST_RATE, *RATES,
             *NUM_STEPS_OF,
             Wrong(
