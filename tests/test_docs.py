@@ -58,10 +58,15 @@ def test_every_public_name_has_an_example(name, value):
 
 PAGES = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/pages/**/*.md")}
 # The tests of the page of recipes run it, test_recipes.py.
-RUN_HERE = ["README.md", *sorted(PAGES - {"docs/pages/recipes.md"})]
+RUN_HERE = sorted(PAGES - {"docs/pages/recipes.md"})
+FIRST = {"docs/pages/first-test.md", "docs/pages/schedules.md"}
 
 
-@pytest.mark.parametrize("page", RUN_HERE)
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", *(page if page in FIRST else pytest.param(page, marks=pytest.mark.slow)
+                    for page in RUN_HERE)],
+)  # fmt: skip
 def test_the_code_blocks_of_pages_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write files
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)

@@ -207,6 +207,7 @@ def test_muon_rates_tests_and_trains_its_lanes_together(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the steps are few")
 @pytest.mark.usefixtures("optax_promotion")
 def test_a_tiny_language_model_trains_better_at_the_tested_peak_than_at_customary_ones(capsys):
     language_model = example("language_model")

@@ -226,6 +226,7 @@ def test_long_runs_are_sampled(schedule_of, num_steps):
     np.testing.assert_allclose(peak_ratio(schedule, num_steps), by_sums(values), rtol=3e-3)
 
 
+@pytest.mark.slow
 def test_traced_and_not_are_the_same():
     rates = jnp.geomspace(1e-3, 10.0, 100)
     losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2

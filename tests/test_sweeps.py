@@ -183,7 +183,7 @@ params = jax.tree.map(lambda leaf: as_global(leaf, P()), t.new_params(0))
 curves = {}
 for name, batches in {"stacked": stacked, "streamed": stream}.items():
     result = optax_clr.lr_range_test(
-        t.loss_fn, params, optax.sgd, batches, max_lr=1e3, num_steps=t.NUM_STEPS
+        t.loss_fn, params, optax.sgd, batches, min_lr=1e-3, max_lr=30.0, num_steps=t.NUM_STEPS
     )
     curves[name] = np.asarray(result.losses).tolist(), np.asarray(result.bounds()).tolist()
 print(jax.process_count(), json.dumps(curves))
@@ -212,7 +212,9 @@ def test_two_processes_get_the_same_curve():
     num_processes, _, text = first.partition(" ")
     assert num_processes == "2"
 
-    single = optax_clr.lr_range_test(loss_fn, new_params(0), optax.sgd, BATCHES, max_lr=1e3)
+    single = optax_clr.lr_range_test(
+        loss_fn, new_params(0), optax.sgd, BATCHES, min_lr=1e-3, max_lr=30.0
+    )
     assert 10 < int(single.num_valid) < NUM_STEPS  # all stop, and none hangs
     for losses, bounds in json.loads(text).values():
         np.testing.assert_allclose(losses[:50], single.losses[:50], rtol=1e-4)
