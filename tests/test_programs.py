@@ -465,13 +465,15 @@ class SetUp(nn.Module):
 Rematerialized = nn.remat(Inner)
 
 
-@jax.tree_util.register_dataclass
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["settings"]
+)
 @dataclasses.dataclass
 class Model:
     """Params with a method and with settings, as modules of Equinox and nnx are."""
 
     weights: jax.Array
-    settings: Settings = dataclasses.field(metadata={"static": True})
+    settings: Settings
 
     def __call__(self, inputs):
         return SCALE * self.settings.scale * inputs @ self.weights
