@@ -91,7 +91,14 @@ class Programs:
                 repeats = not is_inside and repeats_last_batch(made, num_steps)
             factor = optimizer_factor(state, is_one_size=self._step.is_one_size(value))
             self._facts[key] = facts_of(
-                traced, started, state, batch_size, is_one_batch, repeats, factor
+                traced,
+                started,
+                state,
+                batch_size,
+                is_one_batch,
+                repeats,
+                factor,
+                takes_rate=self._step.takes_rate,
             )
         return self._facts[key]
 

@@ -35,6 +35,10 @@ class Step(Protocol):
         """Whether metrics come with the loss."""
 
     @property
+    def takes_rate(self) -> bool:
+        """Whether the value is known to be a learning rate."""
+
+    @property
     def functions(self) -> tuple[Callable[..., Any], ...]:
         """The caller's functions."""
 
@@ -66,6 +70,7 @@ class FunctionStep:
 
     step_fn: StepFn
     has_aux: bool
+    takes_rate = False
 
     @property
     def functions(self) -> tuple[Callable[..., Any], ...]:
@@ -120,6 +125,7 @@ class OptimizerStep:
     loss_fn: Callable[[PyTree, PyTree], Any]
     optimizer: Callable[[Any], optax.GradientTransformation]
     has_aux: bool
+    takes_rate = True
 
     @property
     def functions(self) -> tuple[Callable[..., Any], ...]:

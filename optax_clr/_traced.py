@@ -43,6 +43,8 @@ def facts_of(
     is_one_batch: bool,
     repeats_last_batch: bool,
     optimizer_factor: float,
+    *,
+    takes_rate: bool,
 ) -> StepFacts:
     """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr.
 
@@ -60,7 +62,7 @@ def facts_of(
         num_operations=num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
         batch_size=batch_size,
-        trains_at_other_rates=_trains_at_other_rates(jaxpr, state),
+        trains_at_other_rates=_trains_at_other_rates(jaxpr, state, takes_rate),
         is_one_batch=is_one_batch,
         repeats_last_batch=repeats_last_batch,
         optimizer_factor=optimizer_factor,
@@ -191,12 +193,13 @@ OTHER_RATE = (
 )
 
 
-def _trains_at_other_rates(jaxpr: Any, state: Any) -> bool:
+def _trains_at_other_rates(jaxpr: Any, state: Any, takes_rate: bool) -> bool:
     """Whether a schedule, or a scale that the optimizer finds, makes other rates of the value.
 
     Injected hyperparameters may be scheduled beside the value, such as a momentum, which meets it
     in the update: there something must be computed from the value and a count alone. What scales
-    updates must not reach a leaf that the value reaches, as it would not in another group.
+    updates must not reach a leaf that the value reaches, as it would not in another group. The
+    value of a step of the caller's is a rate if the state has it as one.
     """
     value, count, scale = map(frozenset, (["value"], ["count"], ["scale"]))
     is_injected, is_scaling = _parts_of(state, Injected), _parts_of(state, _SCALING)
@@ -210,8 +213,12 @@ def _trains_at_other_rates(jaxpr: Any, state: Any) -> bool:
     ]
     of_batch = [frozenset(["other"])] * (len(jaxpr.invars) - len(of_state) - 1)
     of_outputs, on_the_way = sources(jaxpr, [*of_state, *of_batch, value])
-    are_scaled = any(value | scale <= kinds for kinds in of_outputs[: len(of_state)])
-    return are_scaled or value | count in on_the_way
+    of_new_state = of_outputs[: len(of_state)]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    names = [key_name(path[-1]) if path else "" for path in paths]
+    is_rate = takes_rate or ("learning_rate", value) in zip(names, of_new_state, strict=True)
+    are_scaled = any(value | scale <= kinds for kinds in of_new_state)
+    return is_rate and (are_scaled or value | count in on_the_way)
 
 
 _SCALING = (

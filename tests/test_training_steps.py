@@ -784,6 +784,33 @@ def test_an_optimizer_with_a_schedule_of_its_own_leaves_a_doubt(optimizer):
 
 
 @pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("name", ["learning_rate", "momentum"])
+def test_so_does_one_in_a_step_of_the_callers_whose_value_is_a_rate(name):
+    """The value may be another hyperparameter, which is tested with the schedule as it is."""
+    fixed = {"momentum": 0.9} if name == "learning_rate" else {"learning_rate": 0.01}
+    optimizer = optax.chain(
+        optax_clr.inject_schedules(optax.sgd)(**fixed, **{name: jnp.float32(0)}),
+        optax.scale_by_schedule(optax.linear_schedule(0.0, 1.0, 1000)),
+    )
+
+    def step_fn(state, batch, value):
+        params, inner = state
+        inner = optax_clr.set_hyperparams(inner, **{name: value})
+        loss, gradients = jax.value_and_grad(lambda w: jnp.mean((batch @ w - 1) ** 2))(params)
+        updates, inner = optimizer.update(gradients, inner, params)
+        return (optax.apply_updates(params, updates), inner), loss
+
+    state = jnp.zeros(3), optimizer.init(jnp.zeros(3))
+    batches = jnp.asarray(ROWS).reshape(50, 8, 3)
+    run = lambda: optax_clr.range_test(step_fn, state, batches, jnp.geomspace(1e-3, 0.9, 50))
+    if name == "momentum":
+        run()  # warnings are errors here
+    else:
+        with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own, or"):
+            run()
+
+
+@pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("optimizer", CONSTANT.values(), ids=CONSTANT)
 def test_what_counts_steps_beside_the_rate_leaves_none(optimizer):
     run_on_two_params(optimizer)  # warnings are errors here
