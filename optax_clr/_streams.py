@@ -136,7 +136,8 @@ def _passes(batches: Iterable[PyTree]) -> Generator[_Batch, None, None]:
                     first = _checked_first(batch, tree)
                 unfit = _difference(batch, first)
                 if unfit is None:
-                    again = True  # one that gives nothing then is at its end
+                    # An iterator at its end, as that of a queue, may block where it is asked for more.
+                    again = iterator is not batches
                     yield batch
             # A last batch that does not fit is what remained of the data: it is left out.
             is_exhausted = True

@@ -216,8 +216,15 @@ def _trains_at_other_rates(jaxpr: Any, state: Any, takes_rate: bool) -> bool:
     of_new_state = of_outputs[: len(of_state)]
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
     names = [key_name(path[-1]) if path else "" for path in paths]
-    is_rate = takes_rate or ("learning_rate", value) in zip(names, of_new_state, strict=True)
-    are_scaled = any(value | scale <= kinds for kinds in of_new_state)
+    is_rate = takes_rate or any(
+        name == "learning_rate" and value <= kinds
+        for name, kinds in zip(names, of_new_state, strict=True)
+    )
+    # A line search that begins anew at each step has no scale of before, but is given the value.
+    are_scaled = any(
+        value <= kinds and (scales or scale <= kinds)
+        for scales, kinds in zip(is_scaling, of_new_state, strict=True)
+    )
     return is_rate and (are_scaled or value | count in on_the_way)
 
 

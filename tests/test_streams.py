@@ -324,19 +324,26 @@ def test_pytorch_tensors_of_any_type_are_taken(name):
 # ------------------------------------------------------------------------------ how it is read
 
 
-class ResetsItself:
-    """An iterator that begins again where a loop asks for it."""
+class OfAQueue:
+    """An iterator that must not be asked for more when it is at its end, where it would wait."""
+
+    def __init__(self, batches):
+        self.batches = iter(batches)
 
     def __iter__(self):
-        self.batches = iter(BATCHES[:7])
         return self
 
     def __next__(self):
-        return next(self.batches)
+        batch = next(self.batches, None)
+        if batch is None:
+            self.batches = iter(lambda: pytest.fail("asked for more"), None)
+            raise StopIteration
+        return batch
 
 
-def test_an_iterator_that_begins_again_is_read_again():
-    np.testing.assert_array_equal(run(ResetsItself()).losses, run(Loader(BATCHES[:7])).losses)
+def test_an_iterator_at_its_end_is_not_asked_for_more():
+    with pytest.warns(RuntimeWarning, match="after 7 of .* no more batches, and an iterator"):
+        assert int(run(OfAQueue(BATCHES[:7])).num_valid) == 7
 
 
 def test_a_stream_that_can_be_read_again_is():

@@ -750,6 +750,7 @@ SCHEDULED = {
     "a line search": lambda rate: optax.chain(
         optax.sgd(rate), optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)
     ),
+    "a line search that begins anew": optax.lbfgs,
 }
 CONSTANT = {
     "another's schedule": lambda rate: optax.partition(
