@@ -136,7 +136,7 @@ def _passes(batches: Iterable[PyTree]) -> Generator[_Batch, None, None]:
                     first = _checked_first(batch, tree)
                 unfit = _difference(batch, first)
                 if unfit is None:
-                    # An iterator at its end, as that of a queue, may block where it is asked for more.
+                    # An iterator at its end, such as a queue's, may block if asked for more.
                     again = iterator is not batches
                     yield batch
             # A last batch that does not fit is what remained of the data: it is left out.
