@@ -33,12 +33,9 @@ from optax_clr._references import (
 from optax_clr._step import PyTree, Step, shape_in_words
 from optax_clr._traced import (
     StepFacts,
+    batch_facts_of,
     batch_of,
     facts_of,
-    makes_one_batch,
-    num_examples,
-    repeats_last_batch,
-    trace_batches,
 )
 
 _CONFIG: Any = jax.config
@@ -81,24 +78,10 @@ class Programs:
             start = lambda initial, value: with_step_types(self._step.start(initial, value))
             started, state = jax.make_jaxpr(start, return_shape=True)(initial, value)
             traced = jax.make_jaxpr(self._train)(state, batch, value)
-            batch_size, is_one_batch, repeats = num_examples(batch), False, False
-            if self._batch_fn is not None:
-                made = trace_batches(self._batch_fn, batch)
-                # The number of the step may stand for data that the loss closes over.
-                has_examples = any(part.ndim for part in made.out_avals)
-                batch_size = num_examples(made.out_avals) if has_examples else None
-                is_one_batch = makes_one_batch(made)
-                repeats = not is_inside and repeats_last_batch(made, num_steps)
+            batches = batch_facts_of(self._batch_fn, batch, num_steps, is_inside)
             factor = optimizer_factor(state, is_one_size=self._step.is_one_size(value))
             self._facts[key] = facts_of(
-                traced,
-                started,
-                state,
-                batch_size,
-                is_one_batch,
-                repeats,
-                factor,
-                takes_rate=self._step.takes_rate,
+                traced, started, state, batches, factor, takes_rate=self._step.takes_rate
             )
         return self._facts[key]
 

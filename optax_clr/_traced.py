@@ -39,9 +39,7 @@ def facts_of(
     closed: Any,
     start: Any,
     state: Any,
-    batch_size: int | None,
-    is_one_batch: bool,
-    repeats_last_batch: bool,
+    batches: BatchFacts,
     optimizer_factor: float,
     *,
     takes_rate: bool,
@@ -61,11 +59,36 @@ def facts_of(
         closes_over_tracers=any(map(is_traced, closed.consts)),
         num_operations=num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
-        batch_size=batch_size,
+        **batches._asdict(),
         trains_at_other_rates=_trains_at_other_rates(jaxpr, state, takes_rate),
-        is_one_batch=is_one_batch,
-        repeats_last_batch=repeats_last_batch,
         optimizer_factor=optimizer_factor,
+    )
+
+
+class BatchFacts(NamedTuple):
+    """Those of them that are of its batches."""
+
+    batch_size: int | None
+    is_one_batch: bool = False
+    repeats_last_batch: bool = False
+
+
+def batch_facts_of(
+    batch_fn: Callable[[Any], Any] | None, batch: Any, num_steps: int, is_inside: bool
+) -> BatchFacts:
+    """Return the facts of a batch, or of what a function makes of it, the number of a step.
+
+    ``is_inside`` is whether that is inside another program, where no batch can be looked at.
+    """
+    if batch_fn is None:
+        return BatchFacts(num_examples(batch))
+    made = trace_batches(batch_fn, batch)
+    # The number of the step may stand for data that the loss closes over.
+    has_examples = any(part.ndim for part in made.out_avals)
+    return BatchFacts(
+        batch_size=num_examples(made.out_avals) if has_examples else None,
+        is_one_batch=makes_one_batch(made),
+        repeats_last_batch=not is_inside and repeats_last_batch(made, num_steps),
     )
 
 
@@ -214,11 +237,9 @@ def _trains_at_other_rates(jaxpr: Any, state: Any, takes_rate: bool) -> bool:
     of_batch = [frozenset(["other"])] * (len(jaxpr.invars) - len(of_state) - 1)
     of_outputs, on_the_way = sources(jaxpr, [*of_state, *of_batch, value])
     of_new_state = of_outputs[: len(of_state)]
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    names = [key_name(path[-1]) if path else "" for path in paths]
     is_rate = takes_rate or any(
-        name == "learning_rate" and value <= kinds
-        for name, kinds in zip(names, of_new_state, strict=True)
+        is_named and value <= kinds
+        for is_named, kinds in zip(_are_rates(state), of_new_state, strict=True)
     )
     # A line search that begins anew at each step has no scale of before, but is given the value.
     are_scaled = any(
@@ -240,6 +261,12 @@ def _parts_of(state: Any, kind: type | tuple[type, ...]) -> list[bool]:
     """Return which leaves of a state are in a node of that kind."""
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
     return [isinstance(node, kind) for node in nodes for _ in jax.tree.leaves(node)]
+
+
+def _are_rates(state: Any) -> list[bool]:
+    """Return which leaves of a state are called a learning rate."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    return [bool(path) and key_name(path[-1]) == "learning_rate" for path in paths]
 
 
 def _is_count(leaf: Any) -> bool:

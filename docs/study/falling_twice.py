@@ -13,7 +13,6 @@ that loss is what the reading of 300 steps ends at.
 from __future__ import annotations
 
 import importlib.metadata
-import warnings
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from suggestion_tasks import MLP, diamonds, mileage, standardized
+from suggestions import reading
 
 import optax_clr
 
@@ -111,30 +111,19 @@ def tasks():
     }
 
 
-def reading(result):
-    """Return the suggestion, NaN if there is none, and whether there is a doubt."""
-    with warnings.catch_warnings(record=True) as doubts:
-        warnings.simplefilter("always", optax_clr.RangeTestWarning)
-        try:
-            return float(result.suggest()), bool(doubts)
-        except optax_clr.RangeTestError:
-            return np.nan, False
-
-
 def readings(task, num_steps):
     """Return what tests read, ``[seed]``, and which are in doubt."""
-    found = [
-        reading(
-            optax_clr.lr_range_test(
-                task.loss_fn,
-                start(task, seed),
-                task.optimizer,
-                jax.tree.map(jnp.asarray, task.batches(seed + 100, num_steps)),
-            )
+    tests = [
+        optax_clr.lr_range_test(
+            task.loss_fn,
+            start(task, seed),
+            task.optimizer,
+            jax.tree.map(jnp.asarray, task.batches(seed + 100, num_steps)),
         )
         for seed in SEEDS
     ]
-    rates, doubts = map(np.array, zip(*found, strict=True))
+    suggestions, doubts = zip(*map(reading, tests), strict=True)
+    rates = np.array([suggestion.constant for suggestion in suggestions])
     return rates, doubts
 
 
@@ -180,7 +169,7 @@ def main():
             rates, doubts = readings(task, length)
             found = rates[np.isfinite(rates)]
             line += f"{np.median(found):.2g}" if found.size else "refused"
-            line += " in doubt, " if doubts.any() else ", "
+            line += " in doubt, " if any(doubts) else ", "
             if length == 300:
                 logs = np.interp(np.log(rates), np.log(RATES), np.log(np.minimum(losses, 1e30)))
                 at = np.exp(np.nanmean(logs)) / losses[best]
