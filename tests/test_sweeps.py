@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import compiling
 import optax_clr
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -196,7 +197,8 @@ def test_two_processes_get_the_same_curve():
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     here = str(pathlib.Path(__file__).parent)
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = " ".join(["--xla_force_host_platform_device_count=2", *compiling.FLAGS])
+    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, port, str(process), here],
