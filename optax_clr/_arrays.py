@@ -1,7 +1,8 @@
-"""What a batch is made of: arrays of JAX, of NumPy, and of libraries such as PyTorch."""
+"""Arrays of JAX, of NumPy, and of libraries such as PyTorch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Number
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from optax_clr._arguments import native
 
+Array = Any  # of JAX, or of NumPy
 ShapeDtype: Any = jax.ShapeDtypeStruct
 OPEN_IT = (
     "JAX does not look into it: make it a dict or a tuple, as by dict(batch), or register its "
@@ -33,6 +35,24 @@ def as_array(name: str, value: Any) -> jax.Array | np.ndarray:
     """Return the array of another library as NumPy's."""
     value = native(name, value)
     return value if isinstance(value, jax.Array) else np.asarray(value)
+
+
+def numpy_of(tree: Any) -> Any:
+    """Return jax.numpy where there is an array of JAX; otherwise NumPy, which compiles nothing."""
+    return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else np
+
+
+def each(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``jax.vmap`` of a function, or for arrays of NumPy one after the other, stacked."""
+
+    def mapped(*columns: Any) -> Any:
+        if numpy_of(columns) is jnp:
+            return jax.vmap(function)(*columns)
+        leaves, structure = jax.tree.flatten(columns)
+        found = [function(*structure.unflatten(lane)) for lane in zip(*leaves, strict=True)]
+        return jax.tree.map(lambda *entries: np.stack(entries), *found)
+
+    return mapped
 
 
 def is_numeric(dtype: Any) -> bool:

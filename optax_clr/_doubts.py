@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
+from optax_clr._arrays import Array, numpy_of
 from optax_clr._documentation import see
 from optax_clr._noise import (
     Descent,
     deviation,
     fall_in_errors,
     largest_drop,
+    mean_where,
     together,
     typical_deviation,
 )
@@ -128,28 +129,30 @@ DOUBTS = (
 )
 
 
-def descent_to(rows: Rows, scales: Scale, lowest: jax.Array) -> Descent:
+def descent_to(rows: Rows, scales: Scale, lowest: Array) -> Descent:
     """Return the fall to the lowest average, of the losses as they are."""
-    heights = jnp.minimum(rows.curves, scales.ceiling[:, None]) - scales.lowest[:, None]
+    numpy = numpy_of(rows)
+    heights = numpy.minimum(rows.curves, scales.ceiling[:, None]) - scales.lowest[:, None]
     losses = mean(heights / scales.typical[:, None])
     is_first = first_rows(rows.valid)
-    num_first = is_first.sum(dtype=jnp.int32)
-    first = jnp.mean(losses, where=is_first)
+    num_first = is_first.sum(dtype=np.int32)
+    first = mean_where(losses, is_first)
     average = average_of(rows.weights, losses, rows.valid)
     fall = first - average[lowest]
-    share = jnp.where(rows.valid, rows.weights[lowest], 0)
-    share = share / jnp.maximum(share.sum(), 1e-30)
-    relative_error = jnp.sqrt(jnp.sum(share**2) + 1 / num_first)
+    share = numpy.where(rows.valid, rows.weights[lowest], 0)
+    share = share / numpy.maximum(share.sum(), 1e-30)
+    relative_error = numpy.sqrt(numpy.sum(share**2) + 1 / num_first.astype(share.dtype))
     losses, position, share = (
         together(column, rows.valid) for column in (losses, rows.position, share)
     )
-    row = jnp.nanargmin(jnp.abs(position - rows.grid[lowest]))
-    num_before = jnp.maximum(num_first, row.astype(jnp.int32))
+    distance = numpy.abs(position - rows.grid[lowest])
+    row = numpy.argmin(numpy.where(numpy.isnan(distance), np.inf, distance))
+    num_before = numpy.maximum(num_first, row.astype(np.int32))
     # In the order of the sweep, which may be downward: before a quarter of the fall was made.
-    is_high = jnp.interp(position, rows.grid, average) > first - fall / 4
-    order = jnp.arange(losses.shape[0], dtype=jnp.int32)
-    num_level = 1 + jnp.max(order, initial=-1, where=is_high & (order < num_before))
-    enough = num_level >= jnp.maximum(12, rows.valid.sum() // 10)
+    is_high = numpy.interp(position, rows.grid, average) > first - fall / 4
+    order = np.arange(losses.shape[0], dtype=np.int32)
+    num_level = 1 + numpy.max(order, initial=-1, where=is_high & (order < num_before))
+    enough = num_level >= numpy.maximum(12, rows.valid.sum() // 10)
     return Descent(
         losses,
         position,
@@ -157,92 +160,93 @@ def descent_to(rows: Rows, scales: Scale, lowest: jax.Array) -> Descent:
         relative_error=relative_error,
         noise_at_end=deviation(losses, share),
         num_before=num_before,
-        num_level=jnp.where(enough, num_level, num_before),
+        num_level=numpy.where(enough, num_level, num_before),
     )
 
 
 class Clarity(NamedTuple):
     """How many times the fall is as large as it has to be."""
 
-    independent: jax.Array  # if rows are independent
-    wandering: jax.Array  # if they wander as they do before it
-    of_many: jax.Array  # the first, if there were many rows
+    independent: Array  # if rows are independent
+    wandering: Array  # if they wander as they do before it
+    of_many: Array  # the first, if there were many rows
 
 
 def clarity_of(rows: Rows, descent: Descent) -> Clarity:
     """Return how clear a fall is."""
+    numpy = numpy_of(rows)
     fall = fall_in_errors(descent)
-    num_valid = jnp.maximum(rows.valid.sum(dtype=jnp.float32), 1)
+    num_valid = numpy.maximum(rows.valid.sum(dtype=np.float32), 1)
     least = _MIN_SIGNIFICANCE + _FOR_FEW_ROWS / num_valid
-    is_walk = jnp.clip((fall.far_over_near - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
+    is_walk = numpy.clip((fall.far_over_near - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
     least_wander = _MIN_SIGNIFICANCE + is_walk * (_MIN_WANDER_SIGNIFICANCE - _MIN_SIGNIFICANCE)
     of_many = fall.independent / _MIN_SIGNIFICANCE
     return Clarity(fall.independent / least, fall.wandering / least_wander, of_many)
 
 
-def _is_jump(descent: Descent) -> jax.Array:
+def _is_jump(descent: Descent) -> Array:
     """Return whether most of the fall is made at once, clearly."""
     drop = largest_drop(descent, _JUMP_WIDTH)
     return drop.height - 2 * drop.error > _JUMP * descent.height
 
 
-def problem_of(
-    rows: Rows, lowest_rate: jax.Array, clarity: Clarity, diverged: jax.Array
-) -> jax.Array:
+def problem_of(rows: Rows, lowest_rate: Array, clarity: Clarity, diverged: Array) -> Array:
     """Return the index of what keeps a curve from being read; that which comes last here counts."""
+    numpy = numpy_of(rows)
     num_rows, valid, is_first = rows.valid.shape[0], rows.valid, first_rows(rows.valid)
     can_tell = valid.sum() >= _ROWS_TO_KNOW_WANDER
-    problem = jnp.where(can_tell & (clarity.wandering <= 1), _WANDERS, READABLE)
-    among_first = (lowest_rate >= jnp.min(rows.position, initial=jnp.inf, where=is_first)) & (
-        lowest_rate <= jnp.max(rows.position, initial=-jnp.inf, where=is_first)
+    problem = numpy.where(can_tell & (clarity.wandering <= 1), _WANDERS, READABLE)
+    among_first = (lowest_rate >= numpy.min(rows.position, initial=np.inf, where=is_first)) & (
+        lowest_rate <= numpy.max(rows.position, initial=-np.inf, where=is_first)
     )
     losses, is_last = mean(rows.curves), last_rows(valid)
-    before = jnp.max(losses, initial=-jnp.inf, where=valid & ~is_last)
+    before = numpy.max(losses, initial=-np.inf, where=valid & ~is_last)
     # Not by the highest alone, which one batch makes while the loss rises.
     noise = typical_deviation(together(losses, valid))
-    level = jnp.mean(losses, where=is_first) + _RISEN * noise
-    last = jnp.mean(losses, where=is_last)
+    level = mean_where(losses, is_first) + _RISEN * noise
+    last = mean_where(losses, is_last)
     is_sudden = diverged & (last <= before) & (last <= level)
     never_fell = (clarity.independent <= 1) | among_first
-    instead = jnp.where((clarity.of_many > 1) & ~among_first, _FEW, _NEVER_FELL)
-    instead = jnp.where(~diverged & ~valid[-1], _ENDED, instead)
-    problem = jnp.where(never_fell, jnp.where(is_sudden, _SUDDEN, instead), problem)
+    instead = numpy.where((clarity.of_many > 1) & ~among_first, _FEW, _NEVER_FELL)
+    instead = numpy.where(~diverged & ~valid[-1], _ENDED, instead)
+    problem = numpy.where(never_fell, numpy.where(is_sudden, _SUDDEN, instead), problem)
     few = _DIVERGED if num_rows >= MIN_ROWS else _TOO_FEW
-    problem = jnp.where(valid.sum() < MIN_ROWS, few, problem)
-    return jnp.where(rows.mixed, _MIXED, problem)
+    problem = numpy.where(valid.sum() < MIN_ROWS, few, problem)
+    return numpy.where(rows.mixed, _MIXED, problem)
 
 
 def doubts_of(
     rows: Rows,
     within: Within,
-    steps: jax.Array,
+    steps: Array,
     descent: Descent,
     clarity: Clarity,
-    diverged: jax.Array,
-    ended_suddenly: jax.Array,
-) -> jax.Array:
+    diverged: Array,
+    ended_suddenly: Array,
+) -> Array:
     """Return which of the doubts there are, ``bool[d]``.
 
     ``steps`` is the training at the lower end, in steps at that rate; ``diverged`` is whether all
     curves did, ``ended_suddenly`` whether one ended before it rose.
     """
-    first_end = jnp.max(rows.position, initial=-jnp.inf, where=first_rows(rows.valid))
+    numpy = numpy_of(rows)
+    first_end = numpy.max(rows.position, initial=-np.inf, where=first_rows(rows.valid))
     begins_within = (rows.grid[within.lower] <= first_end) & (rows.grid[within.lowest] > first_end)
-    rises = ~jnp.any(jnp.diff(descent.position) < 0)
+    rises = ~numpy.any(numpy.diff(descent.position) < 0)
     is_cut = within.upper == GRID_SIZE - 1
     is_whole = is_cut & ~diverged & rows.valid[-1]
     # With those before the start of the sweep, had it begun at next to nothing.
     part_before = 10 ** (rows.grid[0] - rows.grid[within.lower])
     are_few = steps < _FEW_STEPS * (1 - part_before)
     is_endless = rows.grid[within.upper] - rows.grid[within.lower] > _ENDLESS
-    return jnp.stack(
+    return numpy.stack(
         [
             is_whole & ~is_endless,
             is_whole & is_endless,
             is_cut & ~diverged & ~rows.valid[-1],
             ended_suddenly,
             begins_within & rises,  # a falling sweep begins at the other end
-            jnp.minimum(clarity.independent, clarity.wandering) <= _CLEAR,
+            numpy.minimum(clarity.independent, clarity.wandering) <= _CLEAR,
             # At the start a model may learn much in a few rows.
             (within.falls_again | _is_jump(descent)) & ~begins_within,
             ~rises,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clr._arguments import INT32_MAX
+from optax_clr._arrays import Array, numpy_of
 
 # A loss is a lone spike if it is above two losses on either side by so many deviations of noise.
 _SPIKE = 10.0
@@ -28,77 +29,89 @@ _LAGS = 3 ** np.arange(7, dtype=np.int32)  # 1 to 729
 class Descent(NamedTuple):
     """A curve down to where its average is lowest; the rows that there are, as ``together``."""
 
-    losses: jax.Array  # f32[n]
-    position: jax.Array  # f32[n] log10 of their rates
-    height: jax.Array  # f32[] from the average of the first rows to the lowest
+    losses: Array  # f32[n]
+    position: Array  # f32[n] log10 of their rates
+    height: Array  # f32[] from the average of the first rows to the lowest
     # Deviation of the difference of these two averages, if that of a row is 1 and rows are
     # independent.
-    relative_error: jax.Array  # f32[]
-    noise_at_end: jax.Array  # f32[] deviation of a row near the lowest average
-    num_before: jax.Array  # i32[] rows before the lowest average, whose noise is that of the fall
-    num_level: jax.Array  # i32[] rows before the fall began
+    relative_error: Array  # f32[]
+    noise_at_end: Array  # f32[] deviation of a row near the lowest average
+    num_before: Array  # i32[] rows before the lowest average, whose noise is that of the fall
+    num_level: Array  # i32[] rows before the fall began
 
 
 class Fall(NamedTuple):
     """How far a curve fell, in standard errors of the two averages that are compared."""
 
-    independent: jax.Array  # if the losses of neighbouring rows have nothing to do with each other
-    wandering: jax.Array  # if they are as alike as the curve itself has them before its fall
-    far_over_near: jax.Array  # distance of rows with others between, over that of neighbours
+    independent: Array  # if the losses of neighbouring rows have nothing to do with each other
+    wandering: Array  # if they are as alike as the curve itself has them before its fall
+    far_over_near: Array  # distance of rows with others between, over that of neighbours
 
 
 class Drop(NamedTuple):
     """From the average of some neighbouring rows to that of as many that follow them."""
 
-    height: jax.Array  # f32[]
-    error: jax.Array  # f32[] the standard error of the difference, if rows are independent
+    height: Array  # f32[]
+    error: Array  # f32[] the standard error of the difference, if rows are independent
 
 
-def without_spikes(curve: jax.Array) -> jax.Array:
+def without_spikes(curve: Array) -> Array:
     """Return the losses ``[n]`` with NaN for every lone one far above or below its neighbours.
 
     One bad batch among good ones says nothing of the rate; two in a row are left as they are.
     """
     if curve.shape[0] < 5:
         return curve
-    known = jnp.isfinite(curve)
+    numpy = numpy_of(curve)
+    known = numpy.isfinite(curve)
     rows = together(curve, known)
-    around = jnp.stack([rows[:-4], rows[1:-3], rows[3:-1], rows[4:]])
-    distance = jnp.maximum(rows[2:-2] - around.max(0), around.min(0) - rows[2:-2])
-    is_spike = jnp.zeros(curve.shape, bool)
-    is_spike = is_spike.at[2:-2].set(distance > _SPIKE * typical_deviation(rows))
-    return jnp.where(known & is_spike[jnp.cumsum(known) - 1], jnp.nan, curve)
+    around = numpy.stack([rows[:-4], rows[1:-3], rows[3:-1], rows[4:]])
+    distance = numpy.maximum(rows[2:-2] - around.max(0), around.min(0) - rows[2:-2])
+    is_spike = numpy.pad(distance > _SPIKE * typical_deviation(rows), 2)
+    return numpy.where(known & is_spike[numpy.cumsum(known) - 1], np.nan, curve)
 
 
-def together(column: jax.Array, known: jax.Array) -> jax.Array:
+def together(column: Array, known: Array) -> Array:
     """Return the known entries of ``[n]`` one after the other, and NaN after them."""
+    if numpy_of(column) is np:
+        rows = column[known]
+        return np.pad(rows, (0, len(column) - len(rows)), constant_values=np.nan)
     places = jnp.where(known, jnp.cumsum(known) - 1, column.shape[0])
     return jnp.full_like(column, jnp.nan).at[places].set(column, mode="drop")
 
 
-def typical_deviation(rows: jax.Array) -> jax.Array:
+def mean_where(values: Array, where: Array) -> Array:
+    """Return the mean of some entries on the last axis; NaN of none."""
+    numpy = numpy_of(values)
+    count = where.sum(-1, dtype=values.dtype)
+    return numpy.where(where, values, 0).sum(-1, dtype=values.dtype) / count
+
+
+def typical_deviation(rows: Array) -> Array:
     """Return the deviation of a loss from the line through its neighbours, by the median.
 
     Rows are ``together``, here and below: next to each other are those that are known.
     """
     if rows.shape[0] < 3:
-        return jnp.zeros((), rows.dtype)
+        return numpy_of(rows).zeros((), rows.dtype)
     return median_size(rows[2:] - 2 * rows[1:-1] + rows[:-2]) / (_MEDIAN * _BEND)
 
 
-def median_size(values: jax.Array) -> jax.Array:
+def median_size(values: Array) -> Array:
     """Return the median of the finite entries without their signs, on the last axis; else 0.
 
-    By the bits of float32, whose order is that of the numbers: of seven times a thousand entries
-    that takes a CPU an eighth of the time of sorting, which was half of that of a reading.
+    Compiled by the bits of float32, whose order is that of the numbers: of seven times a thousand
+    entries that takes a CPU an eighth of the time of sorting, which was half of that of a reading.
     """
+    if numpy_of(values) is np:
+        return _median_of_sorted(values)
     known = jnp.isfinite(values)
     count = known.sum(-1, dtype=jnp.int32)
     bits = jax.lax.bitcast_convert_type(jnp.abs(values).astype(jnp.float32), jnp.int32)
     bits = jnp.where(known, bits, _LARGEST)
     num_lower = (count - 1) // 2
 
-    def with_bit(place: jax.Array, found: jax.Array) -> jax.Array:
+    def with_bit(place: Array, found: Array) -> Array:
         larger = found | (jnp.int32(1) << (30 - jnp.int32(place)))  # int without jit
         num_below = jnp.sum(bits < larger[..., None], axis=-1, dtype=jnp.int32)
         return jnp.where(num_below <= num_lower, larger, found)
@@ -111,48 +124,62 @@ def median_size(values: jax.Array) -> jax.Array:
     return jnp.where(count > 0, middle[0] / 2 + middle[1] / 2, 0)
 
 
-def deviation(rows: jax.Array, weights: jax.Array) -> jax.Array:
+def _median_of_sorted(values: np.ndarray) -> np.ndarray:
+    known = np.isfinite(values)
+    count = known.sum(-1, keepdims=True)
+    ordered = np.sort(np.where(known, np.abs(values), np.inf), axis=-1)
+    middle = [
+        np.take_along_axis(ordered, np.maximum(place, 0), -1)
+        for place in ((count - 1) // 2, np.minimum(count // 2, count - 1))
+    ]
+    return np.where(count > 0, middle[0] / 2 + middle[1] / 2, 0)[..., 0]
+
+
+def deviation(rows: Array, weights: Array) -> Array:
     """Return the deviation of rows, weighted, from the line through their neighbours.
 
     A slope is not noise: the rows of a grid of rates are few, and far apart.
     """
-    both = jnp.where((weights[2:] > 0) & (weights[:-2] > 0), weights[1:-1], 0)
-    bends = jnp.where(both > 0, rows[2:] - 2 * rows[1:-1] + rows[:-2], 0)
-    largest = jnp.max(jnp.abs(bends), initial=0.0)
-    unit = jnp.where(largest > 0, largest, 1)  # in which squares are in the range of a float32
-    variance = both @ jnp.square(bends / unit) / jnp.maximum(both.sum(), 1e-30)
-    return unit * jnp.sqrt(variance) / _BEND
+    numpy = numpy_of(rows)
+    both = numpy.where((weights[2:] > 0) & (weights[:-2] > 0), weights[1:-1], 0)
+    bends = numpy.where(both > 0, rows[2:] - 2 * rows[1:-1] + rows[:-2], 0)
+    largest = numpy.max(numpy.abs(bends), initial=0.0)
+    unit = numpy.where(largest > 0, largest, 1)  # in which squares are in the range of a float32
+    variance = both @ numpy.square(bends / unit) / numpy.maximum(both.sum(), 1e-30)
+    return unit * numpy.sqrt(variance) / _BEND
 
 
-def deviation_before(descent: Descent) -> jax.Array:
+def deviation_before(descent: Descent) -> Array:
     """Return the deviation of a row before the lowest average."""
-    row = jnp.arange(descent.losses.shape[0])
+    row = np.arange(descent.losses.shape[0], dtype=np.int32)
     return deviation(descent.losses, (row < descent.num_before).astype(descent.losses.dtype))
 
 
 def fall_in_errors(descent: Descent) -> Fall:
     """Return how significant a fall is."""
     rows, num_level = descent.losses, descent.num_level
+    numpy = numpy_of(rows)
     noise = deviation_before(descent)
-    level = jnp.where(jnp.arange(rows.shape[0]) < num_level, rows, jnp.nan)
+    row = np.arange(rows.shape[0], dtype=np.int32)
+    level = numpy.where(row < num_level, rows, np.nan)
     distances, drifts = _distances(level)
     near = distances[0]
     # The longest that is not too long decides.
-    longest = jnp.sum(num_level >= 3 * _LAGS) - 1
-    is_slope = (longest >= 0) & (jnp.abs(drifts[longest]) > _SLOPE)
+    longest = numpy.sum(num_level >= 3 * _LAGS) - 1
+    is_slope = (longest >= 0) & (numpy.abs(drifts[longest]) > _SLOPE)
     # Of independent rows all pairs are equally far apart. Those of a walk are the farther apart the
     # more rows are between them; a level part shorter than twice that says nothing of it.
-    far = jnp.max(distances, initial=near, where=num_level >= 2 * _LAGS)
+    far = numpy.max(distances, initial=near, where=num_level >= 2 * _LAGS)
     # Those of an AR(1) process are r times as far apart as neighbours where its correlation is
     # 1 - 1/r^2; the variance of an average is then 2 r^2 - 1 times that of independent rows.
-    ratio = jnp.where(near > 0, far / jnp.where(near > 0, near, 1), 1)
-    correlated = jnp.sqrt(2 * jnp.square(ratio) - 1)
-    wander = far / (_MEDIAN * math.sqrt(2)) * jnp.minimum(correlated * descent.relative_error, 1)
+    ratio = numpy.where(near > 0, far / numpy.where(near > 0, near, 1), 1)
+    correlated = numpy.sqrt(2 * numpy.square(ratio) - 1)
+    wander = far / (_MEDIAN * math.sqrt(2)) * numpy.minimum(correlated * descent.relative_error, 1)
     independent = _over(descent.height, noise * descent.relative_error)
     return Fall(
         independent=independent,
-        wandering=jnp.where(is_slope, independent, _over(descent.height, wander)),
-        far_over_near=jnp.where(is_slope, 1, ratio),
+        wandering=numpy.where(is_slope, independent, _over(descent.height, wander)),
+        far_over_near=numpy.where(is_slope, 1, ratio),
     )
 
 
@@ -163,38 +190,43 @@ def largest_drop(descent: Descent, width: float) -> Drop:
     decades: a jump is one between any two rows, and a fall over several is smaller between few. It
     is 0 where no rows are so near to each other.
     """
-    rows, position = jnp.nan_to_num(descent.losses), descent.position
-    num_known = jnp.isfinite(position).sum()
-    noise = jnp.maximum(deviation_before(descent), descent.noise_at_end)
-    needed = 2 * jnp.square(noise / (_ERROR_OF_DROP * descent.height))
-    start = jnp.min(position, initial=jnp.inf, where=jnp.isfinite(position))
-    end = jnp.max(position, initial=-jnp.inf, where=jnp.isfinite(position))
+    numpy = numpy_of(descent.losses)
+    rows, position = numpy.nan_to_num(descent.losses), descent.position
+    is_known = numpy.isfinite(position)
+    num_known = is_known.sum(dtype=np.int32)
+    noise = numpy.maximum(deviation_before(descent), descent.noise_at_end)
+    needed = 2 * numpy.square(noise / (_ERROR_OF_DROP * descent.height))
+    start = numpy.min(position, initial=np.inf, where=is_known)
+    end = numpy.max(position, initial=-np.inf, where=is_known)
     rows_per_decade = num_known.astype(rows.dtype) / (end - start)
-    most = jnp.minimum(jnp.round(rows_per_decade * width), float(rows.shape[0]))
-    num_beside = jnp.maximum(jnp.minimum(jnp.nan_to_num(jnp.ceil(needed)), most), _LEAST_BESIDE)
-    shift = num_beside.astype(jnp.int32)
-    sums = jnp.concatenate([jnp.zeros(1, rows.dtype), jnp.cumsum(rows)])
-    row = jnp.arange(rows.shape[0])
-    left, right = row - shift, row + shift
+    most = numpy.minimum(numpy.round(rows_per_decade * width), float(rows.shape[0]))
+    num_beside = numpy.minimum(numpy.nan_to_num(numpy.ceil(needed)), most)
+    num_beside = numpy.maximum(num_beside, _LEAST_BESIDE)
+    shift = num_beside.astype(np.int32)
+    sums = numpy.concatenate([numpy.zeros(1, rows.dtype), numpy.cumsum(rows)])
+    row = np.arange(rows.shape[0], dtype=np.int32)
+    is_within = (row >= shift) & (row + shift <= num_known) & (row <= descent.num_before)
+    left, right = numpy.maximum(row - shift, 0), numpy.minimum(row + shift, num_known)
     drops = 2 * sums[row] - sums[left] - sums[right]
-    is_near = position[jnp.minimum(right, num_known) - 1] - position[left] <= 2 * width
-    is_within = (left >= 0) & (right <= num_known) & (row <= descent.num_before)
-    height = jnp.max(drops, initial=0.0, where=is_within & is_near) / num_beside
-    return Drop(height, noise * jnp.sqrt(2 / num_beside))
+    is_near = position[right - 1] - position[left] <= 2 * width
+    height = numpy.max(drops, initial=0.0, where=is_within & is_near) / num_beside
+    return Drop(height, noise * numpy.sqrt(2 / num_beside))
 
 
-def _distances(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _distances(rows: Array) -> tuple[Array, Array]:
     """Return how far apart rows are, by how many others are between them.
 
     The median distance, ``f32[lags]``, 0 where no rows are so far apart; and how many more have
     risen than fallen, as a share of them.
     """
+    numpy = numpy_of(rows)
     later = np.arange(rows.shape[0], dtype=np.int32) + _LAGS[:, None]
-    moves = rows.at[later].get(mode="fill", fill_value=jnp.nan) - rows[None]
-    return median_size(moves), jnp.nan_to_num(jnp.nanmean(jnp.sign(moves), axis=1))
+    moves = numpy.pad(rows, (0, _LAGS[-1]), constant_values=np.nan)[later] - rows[None]
+    drifts = numpy.nan_to_num(mean_where(numpy.sign(moves), ~numpy.isnan(moves)))
+    return median_size(moves), drifts
 
 
-def _over(fall: jax.Array, error: jax.Array) -> jax.Array:
-    return jnp.where(
-        error > 0, fall / jnp.where(error > 0, error, 1), jnp.where(fall > 0, jnp.inf, 0)
-    )
+def _over(fall: Array, error: Array) -> Array:
+    numpy = numpy_of(fall)
+    ratio = fall / numpy.where(error > 0, error, 1)
+    return numpy.where(error > 0, ratio, numpy.where(fall > 0, np.inf, 0))

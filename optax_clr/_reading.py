@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import explicit_sharding, is_traced, shown
+from optax_clr._arguments import any_traced, explicit_sharding, is_traced, shown
+from optax_clr._arrays import Array, each, numpy_of
 from optax_clr._doubts import (
     DOUBTS,
     MIN_ROWS,
@@ -23,12 +25,14 @@ from optax_clr._doubts import (
     doubts_of,
     problem_of,
 )
+from optax_clr._noise import mean_where
 from optax_clr._valley import (
     GRID_SIZE,
     Rows,
     Scale,
     average_of,
     centred,
+    highest,
     last_rows,
     locate_valley,
     mean,
@@ -112,25 +116,25 @@ class EndedBy(enum.IntEnum):
 class Curve(NamedTuple):
     """The columns that are read, ``f32[..., n]`` each, how they ended, and of what optimizer."""
 
-    learning_rates: jax.Array
-    losses: jax.Array | np.ndarray
-    equivalent_steps: jax.Array
-    diverged: jax.Array | bool  # bool[...]
-    ran_out: jax.Array | bool  # bool[...] of batches, or was interrupted
-    factor: jax.Array | float  # f32[...] of the optimizer's kind
+    learning_rates: Array
+    losses: Array
+    equivalent_steps: Array
+    diverged: Array | bool  # bool[...]
+    ran_out: Array | bool  # bool[...] of batches, or was interrupted
+    factor: Array | float  # f32[...] of the optimizer's kind
 
 
 class Valley(NamedTuple):
     """Where the loss is low, ``f32[]`` each."""
 
-    lower: jax.Array  # the rate at which it has made half of its fall
-    upper: jax.Array  # the rate at which it has lost half of it again
-    steps: jax.Array  # training at the lower rate, in steps at that rate
-    factor: jax.Array  # of the optimizer's kind
-    limit: jax.Array  # no rate is higher; inf where the test did not come to its upper end
+    lower: Array  # the rate at which it has made half of its fall
+    upper: Array  # the rate at which it has lost half of it again
+    steps: Array  # training at the lower rate, in steps at that rate
+    factor: Array  # of the optimizer's kind
+    limit: Array  # no rate is higher; inf where the test did not come to its upper end
 
 
-def suggest(valley: Valley) -> jax.Array:
+def suggest(valley: Valley) -> Array:
     """Return the constant rate, the valley's centre times ``sqrt(steps) / 18``.
 
     On 22 tasks that no choice was made on, the median validation loss after training is 5, 5 and 3%
@@ -140,12 +144,13 @@ def suggest(valley: Valley) -> jax.Array:
     return peak(valley, 1.0)
 
 
-def peak(valley: Valley, ratio: ArrayLike) -> jax.Array:
+def peak(valley: Valley, ratio: ArrayLike) -> Array:
     """Return a peak that is so many times the best constant rate, and within the limit."""
-    return jnp.minimum(_CONSTANT * _centre(valley) * ratio, valley.limit)
+    numpy = numpy_of((valley, ratio))
+    return numpy.minimum(_CONSTANT * _centre(valley) * ratio, valley.limit)
 
 
-def one_cycle_peak(valley: Valley) -> jax.Array:
+def one_cycle_peak(valley: Valley) -> Array:
     """Return the peak of one cycle, 2.64 times the constant rate, since the run ends at a low one.
 
     On the same tasks the median is 5, 3 and 2%.
@@ -164,7 +169,7 @@ def bounds(valley: Valley) -> LRBounds:
     return LRBounds(_BASE_OF_PEAK * peak_value, peak_value)
 
 
-def _centre(valley: Valley) -> jax.Array:
+def _centre(valley: Valley) -> Array:
     """Return the centre of the valley as a test of one step at each rate would have it.
 
     A rate twice as high learns as much in half the steps, so with the length of the test the lower
@@ -172,7 +177,8 @@ def _centre(valley: Valley) -> jax.Array:
     training is no longer stable, however long the test. What the optimizer makes of either is in
     its factor.
     """
-    return valley.factor * jnp.sqrt(valley.lower * valley.upper * valley.steps)
+    width = numpy_of(valley).sqrt(valley.lower * valley.upper * valley.steps)
+    return valley.factor * width
 
 
 def read_valley(curve: Curve) -> Valley:
@@ -195,38 +201,57 @@ def find_valley(reading: Reading) -> tuple[Valley, list[str]]:
 
 
 def checked(curve: Curve) -> Curve:
-    """Return the curve as arrays, if they have one shape."""
-    rates, losses = checked_columns(curve.learning_rates, curve.losses)
-    if not losses.size:
+    """Return the curve as arrays, all of NumPy if none is of JAX, if they have one shape."""
+    _check_shapes(curve.learning_rates, curve.losses)
+    if not np.size(curve.losses):
         raise ValueError(
-            f"learning_rates and losses must have at least one row, got the shape {losses.shape}."
+            "learning_rates and losses must have at least one row, got the shape "
+            f"{np.shape(curve.losses)}."
         )
-    steps = jnp.asarray(curve.equivalent_steps)
-    if steps.shape != losses.shape:
+    if np.shape(curve.equivalent_steps) != np.shape(curve.losses):
         raise ValueError(
-            f"equivalent_steps must have the shape of losses, {losses.shape}, got {steps.shape}."
+            f"equivalent_steps must have the shape of losses, {np.shape(curve.losses)}, got "
+            f"{np.shape(curve.equivalent_steps)}."
         )
-    # NumPy's may be float64 where JAX has none.
-    as_given = curve.losses if isinstance(curve.losses, np.ndarray) else losses
-    diverged, ran_out = (jnp.asarray(end, bool) for end in (curve.diverged, curve.ran_out))
-    factor = jnp.asarray(curve.factor, jnp.float32)
+    numpy = numpy_of(curve)
+    diverged, ran_out = (numpy.asarray(end, bool) for end in (curve.diverged, curve.ran_out))
+    factor = numpy.asarray(curve.factor, np.float32)
     known = np.ones(1) if is_traced(factor) else np.asarray(jax.device_get(factor))
     if not ((known > 0) & (known < np.inf)).all():
         raise ValueError(
             f"optimizer_factor must be positive and finite, got {shown(curve.factor)}."
         )
-    return Curve(rates, as_given, steps, diverged, ran_out, factor)
+    # NumPy's losses may be float64 where JAX has none.
+    losses = curve.losses if hasattr(curve.losses, "dtype") else numpy.asarray(curve.losses)
+    rates, steps = numpy.asarray(curve.learning_rates), numpy.asarray(curve.equivalent_steps)
+    return Curve(rates, losses, steps, diverged, ran_out, factor)
 
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Return the two as arrays if they have the same shape, of at least one axis."""
+    """Return the two as JAX's arrays if they have the same shape, of at least one axis."""
     rates, curves = gathered(jnp.asarray(learning_rates)), gathered(jnp.asarray(losses))
-    if rates.shape != curves.shape or not curves.ndim:
-        raise ValueError(
-            f"learning_rates and losses must have the same shape [..., n], got {rates.shape} and "
-            f"{curves.shape}."
-        )
+    _check_shapes(rates, curves)
     return rates, curves
+
+
+def _check_shapes(learning_rates: Any, losses: Any) -> None:
+    shapes = np.shape(learning_rates), np.shape(losses)
+    if shapes[0] != shapes[1] or not shapes[0]:
+        raise ValueError(
+            f"learning_rates and losses must have the same shape [..., n], got {shapes[0]} and "
+            f"{shapes[1]}."
+        )
+
+
+def at_hand(tree: Any) -> Any:
+    """Return a pytree with NumPy's arrays, where all are known to this process.
+
+    Otherwise, as inside of ``jax.jit``, with all entries of each on each device.
+    """
+    leaves = jax.tree.leaves(tree)
+    if not any_traced(tree) and all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+        return jax.device_get(tree)
+    return jax.tree.map(gathered, tree)
 
 
 def gathered(column: Any) -> Any:
@@ -243,9 +268,23 @@ def gathered(column: Any) -> Any:
 
 def read_curve(curve: Curve) -> Reading:
     """Return what a curve says, once for all that is shown of it."""
-    without, constants = _without_constants(curve)
-    reading: Reading = _read(*without)
-    return reading._replace(constants=constants)
+    curve, constants = _without_constants(curve)
+    return _read_either(curve)._replace(constants=constants)
+
+
+def _without_constants(curve: Curve) -> tuple[Curve, Any]:
+    """Return the curve with losses less a constant each, and what they were."""
+    losses, constants = centred(curve.losses)
+    return curve._replace(losses=losses), constants
+
+
+def _read_either(curve: Curve) -> Reading:
+    """Read a curve by NumPy where it is known: to compile takes seconds, for each length anew."""
+    if numpy_of(curve) is jnp:
+        reading: Reading = _read_compiled(*curve)
+        return reading
+    with np.errstate(all="ignore"):  # of what is not used
+        return _read(*curve)
 
 
 def averages(reading: Reading) -> tuple[np.ndarray, np.ndarray]:
@@ -254,103 +293,96 @@ def averages(reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(reading.rates), losses
 
 
-def _without_constants(curve: Curve) -> tuple[Curve, Any]:
-    """Return the curve with NumPy's losses less a constant each, and what they were."""
-    if not isinstance(curve.losses, np.ndarray):
-        return curve, np.float32(0)
-    # Here, since a float64 would become a float32 on its way into the program.
-    losses, constants = centred(curve.losses)
-    return curve._replace(losses=losses), constants
-
-
 class Reading(NamedTuple):
     """What a curve says, of which the caller's program computes what is used."""
 
     valley: Valley  # NaN if there is none
-    problem: jax.Array  # i32[] index of PROBLEMS
-    doubts: jax.Array  # bool[d] which of DOUBTS there are
-    rates: jax.Array  # f32[g]
-    averages: jax.Array  # f32[c, g] of the losses of each curve, less these constants:
+    problem: Array  # i32[] index of PROBLEMS
+    doubts: Array  # bool[d] which of DOUBTS there are
+    rates: Array  # f32[g]
+    averages: Array  # f32[c, g] of the losses of each curve, less these constants:
     constants: Any = ()
 
 
-@jax.jit
 def _read(
-    learning_rates: jax.Array,
-    losses: jax.Array,
-    equivalent_steps: jax.Array,
-    diverged: jax.Array,
-    ran_out: jax.Array,
-    factor: jax.Array,
+    learning_rates: Array,
+    losses: Array,
+    equivalent_steps: Array,
+    diverged: Array,
+    ran_out: Array,
+    factor: Array,
 ) -> Reading:
+    numpy = numpy_of(losses)
     num_rows = losses.shape[-1]
     rows = rows_of(learning_rates, losses)
     rows = rows._replace(mixed=rows.mixed | (factor.min() < factor.max()))
     valid, grid, weights = rows.valid, rows.grid, rows.weights
-    steps = jnp.nanmax(equivalent_steps.reshape(-1, num_rows).astype(jnp.float32), axis=0)
-    scales = jax.vmap(lambda curve: scale_of(curve, valid, weights))(rows.curves)
-    ran_out = jnp.broadcast_to(ran_out.reshape(-1), rows.curves.shape[:1])
-    depths = jax.vmap(lambda scale, *curve: scale.depth(*curve, valid))(
-        scales, rows.curves, ran_out
-    )
+    steps = highest(equivalent_steps.reshape(-1, num_rows).astype(np.float32))
+    scales = each(lambda curve: scale_of(curve, valid, weights))(rows.curves)
+    ran_out = numpy.broadcast_to(ran_out.reshape(-1), rows.curves.shape[:1])
+    depths = each(lambda scale, *curve: scale.depth(*curve, valid))(scales, rows.curves, ran_out)
     depth = mean(depths)
     average = average_of(weights, depth, valid)
     within = locate_valley(average, grid)
-    log_steps = average_of(weights[within.lower][None], jnp.log(steps), valid)[0]
+    log_steps = average_of(weights[within.lower][None], numpy.log(steps), valid)[0]
     is_known = (within.upper < GRID_SIZE - 1) | diverged.all()  # the upper end
     valley = Valley(
         lower=10 ** grid[within.lower],
         upper=10 ** grid[within.upper],
-        steps=jnp.exp(log_steps),
+        steps=numpy.exp(log_steps),
         factor=factor.mean(),  # the same for all
-        limit=jnp.where(is_known, _HIGHEST * 10 ** grid[within.upper], jnp.inf),
+        limit=numpy.where(is_known, _HIGHEST * 10 ** grid[within.upper], np.inf),
     )
     descent = descent_to(rows, scales, within.lowest)
     clarity = clarity_of(rows, descent)
     problem = problem_of(rows, grid[within.lowest], clarity, diverged.all())
     half = average[within.lowest] / 2
-    has_risen = jax.vmap(lambda curve, depth: _has_risen(curve, depth, half))(rows.curves, depths)
-    ended_suddenly = jnp.any(diverged.reshape(-1) & ~has_risen)
+    has_risen = each(lambda curve, depth: _has_risen(curve, depth, half))(rows.curves, depths)
+    ended_suddenly = numpy.any(diverged.reshape(-1) & ~has_risen)
     found = problem == READABLE
     return Reading(
-        valley=jax.tree.map(lambda part: jnp.where(found, part, jnp.nan), valley),
+        valley=jax.tree.map(lambda part: numpy.where(found, part, np.nan), valley),
         problem=problem,
         doubts=doubts_of(
-            rows, within, jnp.exp(log_steps), descent, clarity, diverged.all(), ended_suddenly
+            rows, within, numpy.exp(log_steps), descent, clarity, diverged.all(), ended_suddenly
         ),
         rates=10**grid,
-        averages=jax.vmap(functools.partial(_losses_read, rows))(
-            rows.curves, rows.constants, scales
-        ),
+        averages=each(functools.partial(_losses_read, rows))(rows.curves, scales),
     )
 
 
-def _has_risen(curve: jax.Array, depth: jax.Array, half: jax.Array) -> jax.Array:
+_read_compiled = jax.jit(_read)
+
+
+def _has_risen(curve: Array, depth: Array, half: Array) -> Array:
     """Return whether one curve had risen to a half of its fall when it ended."""
-    known = jnp.isfinite(curve)
-    end = jnp.mean(depth, where=last_rows(known))
+    known = numpy_of(curve).isfinite(curve)
+    end = mean_where(depth, last_rows(known))
     return (known.sum() >= MIN_ROWS) & (end > half)
 
 
-def _losses_read(rows: Rows, curve: jax.Array, constant: jax.Array, scale: Scale) -> jax.Array:
+def _losses_read(rows: Rows, curve: Array, scale: Scale) -> Array:
     """Return the averages of one curve, as losses."""
-    finite = rows.valid & jnp.isfinite(curve)
+    numpy = numpy_of(rows)
+    finite = rows.valid & numpy.isfinite(curve)
     depth = scale.depth(curve, True, rows.valid)
     read = scale.loss(average_of(rows.weights, depth, finite))
     # A curve that never fell has no depth.
-    plain = average_of(rows.weights, jnp.minimum(curve, scale.ceiling), finite)
-    return constant + jnp.where(scale.whole > 0, read, plain)
+    plain = average_of(rows.weights, numpy.minimum(curve, scale.ceiling), finite)
+    return numpy.where(scale.whole > 0, read, plain)
 
 
 def spread(curve: Curve) -> tuple[float, float] | None:
     """Return the lowest and highest suggestion of the single curves; None if there is one."""
     curve, _ = _without_constants(curve)
-    columns = curve.learning_rates, curve.losses, curve.equivalent_steps
-    lanes = [jnp.reshape(column, (-1, column.shape[-1])) for column in columns]
-    if len(lanes[0]) == 1:
+    num_rows = np.shape(curve.losses)[-1]
+    numpy, leading = numpy_of(curve), np.shape(curve.losses)[:-1]
+    if math.prod(leading) == 1:
         return None
+    columns = curve.learning_rates, curve.losses, curve.equivalent_steps
+    lanes = [numpy.reshape(column, (-1, num_rows)) for column in columns]
     of_tests = curve.diverged, curve.ran_out, curve.factor
-    of_lanes = [jnp.broadcast_to(part, curve.losses.shape[:-1]).reshape(-1) for part in of_tests]
-    rates = np.asarray(suggest(jax.vmap(_read)(*lanes, *of_lanes).valley))
+    of_lanes = [numpy.broadcast_to(part, leading).reshape(-1) for part in of_tests]
+    rates = np.asarray(suggest(each(_read_either)(Curve(*lanes, *of_lanes)).valley))
     found = rates[np.isfinite(rates)]
     return (float(found.min()), float(found.max())) if found.size > 1 else None

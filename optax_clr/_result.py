@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from optax_clr import _drawing, _presentation, _reading
 from optax_clr._arguments import any_traced, function, is_traced, shown, whole_number
+from optax_clr._arrays import numpy_of
 from optax_clr._modes import undisturbed
 from optax_clr._peak_ratio import peak_ratio
 from optax_clr._presentation import Rule
@@ -315,7 +315,7 @@ def _valley(result: RangeTestResult) -> _reading.Valley:
 
 def _curve(result: RangeTestResult) -> _reading.Curve:
     """Return what is read of a result, checked: the held-out losses, where there are any."""
-    result = jax.tree.map(_reading.gathered, result._replace(metrics=()))
+    result = _reading.at_hand(result._replace(metrics=()))
     _check_entries(result)
     rates, held_out, steps = result.learning_rates, result.held_out_losses, result.equivalent_steps
     (num_rows,) = np.shape(rates)[-1:] or (0,)
@@ -324,7 +324,7 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
     curve = _reading.Curve(
         rates,
         held_out if np.size(held_out) else result.losses,
-        steps if np.size(steps) else jnp.nancumsum(rates, axis=-1) / rates,
+        steps if np.size(steps) else numpy_of(rates).nancumsum(rates, axis=-1) / rates,
         has_end & (ended_by == EndedBy.DIVERGENCE),
         has_end & (ended_by >= EndedBy.END_OF_DATA),
         result.optimizer_factor if np.size(result.optimizer_factor) else 1.0,

@@ -164,6 +164,18 @@ def test_calls_of_the_same_shapes_compile_nothing_and_leave_nothing(name, caplog
     del held
 
 
+def test_reading_what_is_known_compiles_nothing(caplog):
+    rates = jnp.geomspace(1e-3, 10.0, 111)  # a length that no other test has
+    losses = jnp.square(jnp.log10(rates) + 1)
+    result = jax.block_until_ready(optax_clr.RangeTestResult(rates, losses, losses, jnp.int32(111)))
+    with jax.log_compiles(True), caplog.at_level(logging.WARNING):
+        for reading in (result.suggest, result.one_cycle_peak, result.bounds, result.summary):
+            reading()
+        assert "Compiling" not in caplog.text
+        read(result)
+    assert "Compiling" in caplog.text
+
+
 def bare_loop(closure):
     """A loop of plain JAX that calls a function of the caller, as a range test does."""
     step = jax.jit(lambda total: total + closure(PARAMS, (INPUTS[0], BATCHES[1][0])))

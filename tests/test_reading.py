@@ -211,6 +211,43 @@ def test_readings_work_under_jit_and_vmap():
         np.testing.assert_allclose(lane, single, rtol=1e-5)
 
 
+def curves_of_many_kinds(num_curves):
+    """Valleys within noise, with gaps and early ends, and now and then noise alone, or a walk."""
+    for seed in range(num_curves):
+        rng = np.random.default_rng(seed)
+        noise = rng.normal(size=100)
+        if seed % 10 < 2:
+            losses = [noise, noise.cumsum()][seed % 10]
+        else:
+            losses = rng.choice([1, 50]) * valley(10 ** rng.uniform(-4, 1), 100)
+            losses += 10 ** rng.uniform(-3, -0.5) * noise + rng.choice([-5, 0, 1000])
+        losses[rng.integers(0, 100, rng.choice([0, 0, 3, 40]))] = np.nan
+        losses[rng.integers(50, 200) :] = np.nan
+        yield losses
+
+
+@pytest.mark.parametrize("num_lanes", [1, 3])
+def test_numpy_reads_what_a_compiled_program_reads(num_lanes):
+    rates = jnp.broadcast_to(jnp.geomspace(1e-5, 10.0, 100), (num_lanes, 100))
+    steps = jnp.cumsum(rates, axis=1) / rates
+    problems = set()
+    for losses in np.reshape([*curves_of_many_kinds(60)], (-1, num_lanes, 100)):
+        diverged = np.isnan(losses[:, -1])
+        curve = _reading.Curve(rates, losses, steps, diverged, False, 1.0)
+        compiled = _reading.read_curve(_reading.checked(curve))
+        known = _reading.read_curve(_reading.checked(_reading.at_hand(curve)))
+        assert isinstance(known.averages, np.ndarray)
+        assert known.problem == compiled.problem
+        np.testing.assert_array_equal(known.doubts, compiled.doubts)
+        np.testing.assert_allclose(known.valley, compiled.valley, rtol=1e-4)
+        for columns in zip(_reading.averages(known), _reading.averages(compiled), strict=True):
+            np.testing.assert_allclose(
+                *columns, rtol=1e-4, atol=1e-5 * np.nanmax(np.ptp(columns, -1))
+            )
+        problems.add(int(known.problem))
+    assert len(problems) > 2
+
+
 def test_many_seeds_are_read_together():
     curves = np.stack([valley(noise=0.3, seed=seed) for seed in range(16)])
     together = result_of(curves)
