@@ -49,7 +49,9 @@ def each(function: Callable[..., Any]) -> Callable[..., Any]:
         if numpy_of(columns) is jnp:
             return jax.vmap(function)(*columns)
         leaves, structure = jax.tree.flatten(columns)
-        found = [function(*structure.unflatten(lane)) for lane in zip(*leaves, strict=True)]
+        found = [
+            function(*jax.tree.unflatten(structure, lane)) for lane in zip(*leaves, strict=True)
+        ]
         return jax.tree.map(lambda *entries: np.stack(entries), *found)
 
     return mapped

@@ -53,7 +53,7 @@ def rows_of(learning_rates: Array, losses: Array) -> Rows:
     end = numpy.max(position, initial=-np.inf, where=valid)
     grid = numpy.linspace(start, end, GRID_SIZE, dtype=np.float32)
     place = numpy.where(valid, position, start)
-    weights = _gaussian(place[None] - grid[:, None])
+    weights = _gaussian((place[None] - grid[:, None]) / _WIDTH)
     mixed = numpy.any((all_rates != rates[None]) & ~numpy.isnan(all_rates))
     return Rows(position, valid, grid, weights, curves, mixed)
 
@@ -202,8 +202,8 @@ def last_rows(valid: Array) -> Array:
     return valid & (numpy_of(valid).cumsum(valid) > valid.sum() - _NUM_LAST)
 
 
-def _gaussian(distance: Array) -> Array:
-    numpy = numpy_of(distance)
-    exponent = -0.5 * numpy.square(distance / _WIDTH)
+def _gaussian(deviations: Array) -> Array:
+    numpy = numpy_of(deviations)
     # What is below the normal numbers takes a processor ten times as long.
-    return numpy.exp(numpy.maximum(exponent, -80))
+    deviations = numpy.clip(deviations, -12, 12)
+    return numpy.exp(-0.5 * deviations**2)
