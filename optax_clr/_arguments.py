@@ -100,7 +100,7 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
             f"{name} must be a scalar, got an array of shape {np.shape(value)}. "
             "Use jax.vmap to build one for each of many values."
         )
-    if hasattr(value, "dtype") and not _is_real_dtype(value.dtype):
+    if hasattr(value, "dtype") and not is_real_dtype(value.dtype):
         raise TypeError(f"{name} must be {allowed}, got {shown(value)}.")
     number = known_float(value)
     if number is None:
@@ -118,7 +118,7 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
     return value if hasattr(value, "dtype") else number
 
 
-def _is_real_dtype(dtype: Any) -> bool:
+def is_real_dtype(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.number) and not jnp.issubdtype(dtype, jnp.complexfloating)
 
 

@@ -13,8 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import any_traced, explicit_sharding, is_traced, shown
-from optax_clr._arrays import Array, each, numpy_of
+from optax_clr._arguments import (
+    any_traced,
+    explicit_sharding,
+    is_real_dtype,
+    is_traced,
+    shown,
+)
+from optax_clr._arrays import Array, as_array, each, numpy_of
 from optax_clr._doubts import (
     DOUBTS,
     MIN_ROWS,
@@ -213,6 +219,8 @@ def checked(curve: Curve) -> Curve:
             f"equivalent_steps must have the shape of losses, {np.shape(curve.losses)}, got "
             f"{np.shape(curve.equivalent_steps)}."
         )
+    names = ("learning_rates", "losses", "equivalent_steps")
+    rates, losses, steps = (_floats(name, getattr(curve, name)) for name in names)
     numpy = numpy_of(curve)
     diverged, ran_out = (numpy.asarray(end, bool) for end in (curve.diverged, curve.ran_out))
     factor = numpy.asarray(curve.factor, np.float32)
@@ -221,10 +229,16 @@ def checked(curve: Curve) -> Curve:
         raise ValueError(
             f"optimizer_factor must be positive and finite, got {shown(curve.factor)}."
         )
-    # NumPy's losses may be float64 where JAX has none.
-    losses = curve.losses if hasattr(curve.losses, "dtype") else numpy.asarray(curve.losses)
-    rates, steps = numpy.asarray(curve.learning_rates), numpy.asarray(curve.equivalent_steps)
     return Curve(rates, losses, steps, diverged, ran_out, factor)
+
+
+def _floats(name: str, column: Any) -> Array:
+    """Return a column as floats, NumPy's as they are: float64 where JAX has none."""
+    column = as_array(name, column)
+    if not is_real_dtype(column.dtype):
+        raise TypeError(f"{name} must be real numbers, got dtype {column.dtype}.")
+    is_float = jnp.issubdtype(column.dtype, jnp.floating)
+    return column if is_float else column.astype(np.float32)
 
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from optax_clr import _drawing, _presentation, _reading
-from optax_clr._arguments import any_traced, function, is_traced, shown, whole_number
+from optax_clr._arguments import any_traced, function, is_traced, native, shown, whole_number
 from optax_clr._arrays import numpy_of
 from optax_clr._modes import undisturbed
 from optax_clr._peak_ratio import peak_ratio
@@ -315,16 +315,21 @@ def _valley(result: RangeTestResult) -> _reading.Valley:
 
 def _curve(result: RangeTestResult) -> _reading.Curve:
     """Return what is read of a result, checked: the held-out losses, where there are any."""
-    result = _reading.at_hand(result._replace(metrics=()))
+    columns = result._replace(metrics=())._asdict()
+    columns = {name: native(name, column) for name, column in columns.items()}
+    result = _reading.at_hand(RangeTestResult(**columns))
     _check_entries(result)
     rates, held_out, steps = result.learning_rates, result.held_out_losses, result.equivalent_steps
     (num_rows,) = np.shape(rates)[-1:] or (0,)
     has_end = result.num_valid <= num_rows  # unless a caller has taken the first rows alone
     ended_by = result.ended_by if np.size(result.ended_by) else EndedBy.LAST_VALUE
+    if not np.size(steps):
+        with np.errstate(all="ignore"):
+            steps = numpy_of(rates).nancumsum(rates, axis=-1) / rates
     curve = _reading.Curve(
         rates,
         held_out if np.size(held_out) else result.losses,
-        steps if np.size(steps) else numpy_of(rates).nancumsum(rates, axis=-1) / rates,
+        steps,
         has_end & (ended_by == EndedBy.DIVERGENCE),
         has_end & (ended_by >= EndedBy.END_OF_DATA),
         result.optimizer_factor if np.size(result.optimizer_factor) else 1.0,

@@ -940,6 +940,16 @@ READINGS = {
                     ValueError,
                     r"equivalent_steps must have the shape of losses, \(40,\), got \(39,\)",
                 ),
+                Wrong(
+                    {"result": RESULT._replace(losses=1j * valley)},
+                    TypeError,
+                    "losses must be real numbers, got dtype complex64",
+                ),
+                Wrong(
+                    {"result": RESULT._replace(losses=np.ma.masked_greater(valley, 0.5))},
+                    ValueError,
+                    "losses must have no masked entries",
+                ),
             ),
         )
         for name in ("suggest", "bounds", "one_cycle_peak", "summary")
