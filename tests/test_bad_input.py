@@ -941,12 +941,12 @@ READINGS = {
                     r"equivalent_steps must have the shape of losses, \(40,\), got \(39,\)",
                 ),
                 Wrong(
-                    {"result": RESULT._replace(losses=1j * valley)},
+                    {"result": RESULT._replace(losses=valley.astype(complex))},
                     TypeError,
-                    "losses must be real numbers, got dtype complex64",
+                    "losses must be real numbers, got dtype complex",
                 ),
                 Wrong(
-                    {"result": RESULT._replace(losses=np.ma.masked_greater(valley, 0.5))},
+                    {"result": RESULT._replace(losses=np.ma.masked_greater(np.asarray(valley), 0.5))},
                     ValueError,
                     "losses must have no masked entries",
                 ),
