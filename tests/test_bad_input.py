@@ -913,6 +913,7 @@ RANGE_TESTS = {
 rates = jnp.geomspace(0.05, 5.0, 40)
 valley = (jnp.log10(rates) - jnp.log10(0.5)) ** 2
 RESULT = RangeTestResult(rates, valley, valley, jnp.int32(40))
+MASKED = np.ma.masked_greater(np.asarray(valley), 0.5)
 WRONG_FIGURES = (
     Wrong({"ax": Figure()}, TypeError, "ax must be Matplotlib Axes, got <?Figure"),
     Wrong({"rules": peer_rules.valley}, TypeError, "rules must be a list or a tuple of functions"),
@@ -946,7 +947,7 @@ READINGS = {
                     "losses must be real numbers, got dtype complex",
                 ),
                 Wrong(
-                    {"result": RESULT._replace(losses=np.ma.masked_greater(np.asarray(valley), 0.5))},
+                    {"result": RESULT._replace(losses=MASKED)},
                     ValueError,
                     "losses must have no masked entries",
                 ),
