@@ -713,7 +713,7 @@ def test_readings_print_and_serialize_as_numbers():
     # Few digits, and still the same float32 as before it became a number.
     assert all(len(repr(rate)) <= 15 for rate in jax.tree.leaves(found))
     exact = _reading.suggest(_reading.read_valley(_result._curve(result)))
-    assert np.float32(found[0]) == exact
+    assert np.float32(found[0]) == np.float32(exact)
 
 
 def test_a_result_shows_itself_as_its_summary():
