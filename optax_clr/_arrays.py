@@ -64,6 +64,13 @@ def is_numeric(dtype: Any) -> bool:
     return not isinstance(dtype, np.dtype) or (dtype.kind not in "OSUMm" and not dtype.names)
 
 
+def varying_axes(leaf: Any) -> frozenset[str]:
+    """Return along which axes of shard_map an array differs; none where JAX does not tell."""
+    kind = getattr(leaf, "aval", leaf)
+    in_newer_jax = getattr(kind, "manual_axis_type", None)
+    return frozenset(getattr(in_newer_jax, "varying", getattr(kind, "vma", None) or ()))
+
+
 def on_device(shape: tuple[int, ...], dtype: Any) -> Any:
     """Return shape and dtype as JAX has them: 64-bit types of NumPy become 32-bit ones."""
     is_key = jnp.issubdtype(dtype, jax.dtypes.extended)

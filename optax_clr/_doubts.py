@@ -152,7 +152,7 @@ def descent_to(rows: Rows, scales: Scale, lowest: Array) -> Descent:
     is_high = numpy.interp(position, rows.grid, average) > first - fall / 4
     order = np.arange(losses.shape[0], dtype=np.int32)
     num_level = 1 + numpy.max(order, initial=-1, where=is_high & (order < num_before))
-    enough = num_level >= numpy.maximum(12, rows.valid.sum() // 10)
+    enough = num_level >= numpy.maximum(12, rows.valid.sum(dtype=np.int32) // 10)
     return Descent(
         losses,
         position,

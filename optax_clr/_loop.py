@@ -18,7 +18,6 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 
-from optax_clr._documentation import see
 from optax_clr._reading import EndedBy
 from optax_clr._result import RangeTestResult
 from optax_clr._step import PyTree
@@ -120,7 +119,6 @@ class Loop:
             state, entries = self._train_chunk(trained.state, first, inputs, values, held_out)
             num_recorded = jnp.clip(inputs.num_rows - first, 0, size)
             losses, metrics, held_out_losses = entries
-            _check_one_loss(state, losses)
             watch, smoothed = watch_rows(trained.watch, losses, num_recorded, rule)
             return Trained(state, watch), Rows(losses, smoothed, metrics, held_out_losses)
 
@@ -154,6 +152,7 @@ class Loop:
             return jnp.where(shaped, column, jnp.nan)
 
         losses, smoothed_losses, metrics, held_out_losses = jax.tree.map(mask, rows)
+        sizes = jnp.abs(values)
         return RangeTestResult(
             learning_rates=mask(values),
             losses=losses,
@@ -161,7 +160,7 @@ class Loop:
             num_valid=num_valid,
             metrics=metrics,
             held_out_losses=held_out_losses,
-            equivalent_steps=mask(self.steps_per_value * jnp.cumsum(values) / values),
+            equivalent_steps=mask(self.steps_per_value * jnp.cumsum(sizes) / sizes),
             ended_by=ended_by,
         )
 
@@ -238,25 +237,6 @@ class Loop:
 def with_step_types(state: PyTree) -> PyTree:
     """Return a state with the types that a training step gives it back with."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
-
-
-def _check_one_loss(state: PyTree, losses: jax.Array) -> None:
-    """Raise if devices train one state and would stop each by a loss of its own."""
-    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    axes = _axes_of(losses)
-    if axes and floats and not any(axes <= _axes_of(leaf) for leaf in floats):
-        raise ValueError(
-            f"the loss differs along {sorted(axes)}, axes of jax.shard_map, and the state does "
-            "not: one device would end the test while others wait for its gradients. Return the "
-            f"mean, jax.lax.pmean(loss, {tuple(sorted(axes))}). {see('sweeps/')}"
-        )
-
-
-def _axes_of(array: Any) -> frozenset[str]:
-    """Return along which axes of shard_map an array differs; none where JAX does not tell."""
-    kind = getattr(array, "aval", None)
-    in_newer_jax = getattr(kind, "manual_axis_type", None)
-    return frozenset(getattr(in_newer_jax, "varying", getattr(kind, "vma", ())))
 
 
 def _first_rows(rows: Rows, length: int) -> Rows:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import is_traced
+from optax_clr._arrays import varying_axes
 from optax_clr._documentation import see
 from optax_clr._loop import Loop, with_step_types
 from optax_clr._optimizer_factor import optimizer_factor
@@ -117,7 +118,7 @@ def _train(
 
 
 def _type_of(leaf: Any) -> Any:
-    return getattr(leaf, "shape", ()), getattr(leaf, "dtype", type(leaf))
+    return getattr(leaf, "shape", ()), getattr(leaf, "dtype", type(leaf)), varying_axes(leaf)
 
 
 # ----------------------------------------------------------------------------- keeping programs

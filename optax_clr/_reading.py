@@ -183,8 +183,8 @@ def _centre(valley: Valley) -> Array:
     training is no longer stable, however long the test. What the optimizer makes of either is in
     its factor.
     """
-    width = numpy_of(valley).sqrt(valley.lower * valley.upper * valley.steps)
-    return valley.factor * width
+    sqrt = numpy_of(valley).sqrt  # of each, since a product may be beyond float32
+    return valley.factor * sqrt(valley.lower) * sqrt(valley.upper) * sqrt(valley.steps)
 
 
 def read_valley(curve: Curve) -> Valley:
@@ -281,24 +281,15 @@ def gathered(column: Any) -> Any:
 
 
 def read_curve(curve: Curve) -> Reading:
-    """Return what a curve says, once for all that is shown of it."""
-    curve, constants = _without_constants(curve)
-    return _read_either(curve)._replace(constants=constants)
+    """Return what a curve says, once for all that is shown of it.
 
-
-def _without_constants(curve: Curve) -> tuple[Curve, Any]:
-    """Return the curve with losses less a constant each, and what they were."""
-    losses, constants = centred(curve.losses)
-    return curve._replace(losses=losses), constants
-
-
-def _read_either(curve: Curve) -> Reading:
-    """Read a curve by NumPy where it is known: to compile takes seconds, for each length anew."""
-    if numpy_of(curve) is jnp:
-        reading: Reading = _read_compiled(*curve)
-        return reading
+    By NumPy where it is known: to compile takes seconds, for each length anew.
+    """
+    read = _read_compiled if numpy_of(curve) is jnp else _read
     with np.errstate(all="ignore"):  # of what is not used
-        return _read(*curve)
+        losses, constants = centred(curve.losses)
+        reading: Reading = read(*curve._replace(losses=losses))
+    return reading._replace(constants=constants)
 
 
 def averages(reading: Reading) -> tuple[np.ndarray, np.ndarray]:
@@ -388,15 +379,14 @@ def _losses_read(rows: Rows, curve: Array, scale: Scale) -> Array:
 
 def spread(curve: Curve) -> tuple[float, float] | None:
     """Return the lowest and highest suggestion of the single curves; None if there is one."""
-    curve, _ = _without_constants(curve)
-    num_rows = np.shape(curve.losses)[-1]
-    numpy, leading = numpy_of(curve), np.shape(curve.losses)[:-1]
+    num_rows, leading = np.shape(curve.losses)[-1], np.shape(curve.losses)[:-1]
     if math.prod(leading) == 1:
         return None
+    numpy = numpy_of(curve)
     columns = curve.learning_rates, curve.losses, curve.equivalent_steps
     lanes = [numpy.reshape(column, (-1, num_rows)) for column in columns]
     of_tests = curve.diverged, curve.ran_out, curve.factor
     of_lanes = [numpy.broadcast_to(part, leading).reshape(-1) for part in of_tests]
-    rates = np.asarray(suggest(each(_read_either)(Curve(*lanes, *of_lanes)).valley))
+    rates = np.asarray(suggest(each(read_curve)(Curve(*lanes, *of_lanes)).valley))
     found = rates[np.isfinite(rates)]
     return (float(found.min()), float(found.max())) if found.size > 1 else None

@@ -325,7 +325,8 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
     ended_by = result.ended_by if np.size(result.ended_by) else EndedBy.LAST_VALUE
     if not np.size(steps):
         with np.errstate(all="ignore"):
-            steps = numpy_of(rates).nancumsum(rates, axis=-1) / rates
+            sizes = abs(rates)
+            steps = numpy_of(rates).nancumsum(sizes, axis=-1) / sizes
     curve = _reading.Curve(
         rates,
         held_out if np.size(held_out) else result.losses,

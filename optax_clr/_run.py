@@ -120,6 +120,7 @@ def run(
             _check_whole_updates(facts, steps_per_value)
         if not trains_with_value:
             raise ValueError(step.unread_value)
+        _check_one_loss(facts)
         device = _CPU if _platform(arrays) == "cpu" else _ACCELERATOR
         size = 1
         if not by_rows:
@@ -167,6 +168,15 @@ def _check_whole_updates(facts: StepFacts, steps_per_value: int) -> None:
             f"{facts.steps_per_update} steps that the optimizer takes for one update, or the loss "
             "of a row is not that of its value. Pass steps_per_value="
             f"{facts.steps_per_update}. {see('training-steps/')}"
+        )
+
+
+def _check_one_loss(facts: StepFacts) -> None:
+    if axes := tuple(sorted(facts.waits_along)):
+        raise ValueError(
+            f"the loss differs along {list(axes)}, axes of jax.shard_map along which the step "
+            "needs all devices: one would end the test while others wait for its gradients. Return "
+            f"the mean, jax.lax.pmean(loss, {axes}). {see('sweeps/')}"
         )
 
 

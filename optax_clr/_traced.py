@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from optax_clr._arguments import is_traced
-from optax_clr._arrays import is_opaque
+from optax_clr._arrays import is_opaque, varying_axes
 from optax_clr._documentation import see
 from optax_clr._jaxprs import equations, inputs_of, num_operations, sources
 from optax_clr._states import Injected, key_name
@@ -26,6 +26,7 @@ class StepFacts(NamedTuple):
     reads_value: bool  # whether the loss, of this step or a later one, depends on the value
     keeps_first_value: bool  # whether it depends on the value that the state was made with
     closes_over_tracers: bool
+    waits_along: frozenset[str]  # axes of shard_map: devices need each other, and losses differ
     num_operations: int  # on single numbers, roughly
     steps_per_update: int  # that gradients are accumulated over; 1 without
     batch_size: int | None  # examples in a batch, where that can be told
@@ -57,12 +58,29 @@ def facts_of(
         reads_value=reads_value,
         keeps_first_value=inputs_of(start.jaxpr, matters)[-1],
         closes_over_tracers=any(map(is_traced, closed.consts)),
+        waits_along=_waits_along(jaxpr, len(jax.tree.leaves(state))),
         num_operations=num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
         **batches._asdict(),
         trains_at_other_rates=_trains_at_other_rates(jaxpr, state, takes_rate),
         optimizer_factor=optimizer_factor,
     )
+
+
+_COLLECTIVES = {
+    *("psum", "psum2", "psum_invariant", "pmax", "pmin", "ppermute", "pgather", "reduce_scatter"),
+    *("all_gather", "all_gather_invariant", "all_to_all"),
+}
+
+
+def _waits_along(jaxpr: Any, place_of_loss: int) -> frozenset[str]:
+    """Return along which axes of shard_map losses differ, as far as JAX tells, and devices wait.
+
+    Each would end the test by its own loss, and the others wait for it.
+    """
+    calls = [each.params for each in equations(jaxpr) if each.primitive.name in _COLLECTIVES]
+    names = [call.get("axes", call.get("axis_name")) for call in calls]
+    return varying_axes(jaxpr.outvars[place_of_loss]).intersection(jax.tree.leaves(names))
 
 
 class BatchFacts(NamedTuple):

@@ -102,7 +102,7 @@ def locate_valley(average: Array, grid: Array) -> Within:
     """
     numpy = numpy_of(average)
     index = np.arange(GRID_SIZE, dtype=np.int32)
-    lowest = numpy.argmin(average)
+    lowest = numpy.argmin(average).astype(np.int32)
     is_high = average > average[lowest] / 2
     below, above = index < lowest, index > lowest
     lower = numpy.max(index, initial=-1, where=is_high & below) + 1

@@ -621,6 +621,30 @@ def test_devices_that_train_one_model_have_one_loss(one_per_device):
     assert mean.shape == (1, NUM_STEPS)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 7), reason="JAX does not tell what differs")
+def test_devices_with_statistics_of_their_own_train_one_model_too(one_per_device):
+    """And those that need no other, for all that one may see, may end when they like."""
+    rates = jnp.geomspace(1e-3, 0.1, 8)
+
+    def losses(of_all, statistics):
+        def step_fn(state, batch, rate):
+            weight, statistic = state
+            gradient = of_all(weight - batch)
+            loss = jnp.square(weight - batch)
+            return (weight - rate * gradient, statistic + batch), loss
+
+        state = 0 * statistics if of_all is local else 0.0, statistics
+        return optax_clr.range_test(step_fn, state, statistics * jnp.ones(8), rates).losses
+
+    local = lambda gradient: gradient
+    run = lambda of_all: jax.jit(one_per_device(lambda columns: losses(of_all, columns[0])[None]))(
+        jnp.ones(1)
+    )
+    assert run(local).shape == (1, 8)
+    with pytest.raises(ValueError, match=r"differs along \['device'\]"):
+        run(lambda gradient: jax.lax.pmean(gradient, "device"))
+
+
 def test_no_tracer_is_kept_where_jax_keeps_none():
     with jax.checking_leaks():
         jax.vmap(

@@ -150,7 +150,7 @@ def test_base_and_peak_are_in_order():
 
 
 @given(
-    st.floats(-20, 20), st.floats(-6, 6), st.floats(-6, 6), st.integers(0, 9)
+    st.floats(-20, 20), st.floats(-6, 6), st.floats(-30, 30), st.integers(0, 9)
 )  # fmt: skip
 def test_units_do_not_matter(constant, log_factor, log_rate_factor, seed):
     losses = valley(noise=0.02, seed=seed)
@@ -159,6 +159,25 @@ def test_units_do_not_matter(constant, log_factor, log_rate_factor, seed):
     changed = read(result_of(10**log_factor * (losses + constant), 10**log_rate_factor * rates))
     # Two grid points apart at most, where rounding decides between neighbours.
     np.testing.assert_allclose(changed / 10**log_rate_factor, plain, rtol=0.12)
+
+
+def test_values_may_be_negative():
+    """As of another hyperparameter; what is read is one of those that are positive."""
+    values = jnp.linspace(-1, 4, 300)
+    step_fn = lambda state, batch, value: (state, (value - 1) ** 2 + 0.01 * batch)
+    noise = jax.random.normal(jax.random.key(0), (300,))
+    result = optax_clr.range_test(step_fn, 0.0, noise, values, stop_factor=math.inf)
+    assert (result.equivalent_steps[np.asarray(values) != 0] > 0).all()
+    with pytest.warns(RangeTestWarning, match="the start of the sweep cuts the valley"):
+        assert 0 < result.suggest() < 4
+
+
+def test_readings_are_compiled_with_64_bit_types(x64):
+    result = result_of(valley())
+    expected = result.suggest()
+    with x64():
+        compiled = jax.jit(lambda losses: result._replace(losses=losses).suggest())
+        np.testing.assert_allclose(compiled(result.losses), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("power", [-90, 60])
