@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._arguments import native
+from optax_clr._arguments import explicit_sharding, is_traced, native
 
 Array = Any  # of JAX, or of NumPy
 ShapeDtype: Any = jax.ShapeDtypeStruct
@@ -62,6 +62,11 @@ def is_numeric(dtype: Any) -> bool:
     # By kind, since those of bfloat16 and of JAX's keys are no numbers to NumPy. A dtype of another
     # library is told by its array.
     return not isinstance(dtype, np.dtype) or (dtype.kind not in "OSUMm" and not dtype.names)
+
+
+def has_axes_in_its_type(leaf: Any) -> bool:
+    """Whether axes of a mesh are in the type of an array, such as those of shard_map."""
+    return is_traced(leaf) or (isinstance(leaf, jax.Array) and explicit_sharding(leaf) is not None)
 
 
 def varying_axes(leaf: Any) -> frozenset[str]:

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._arguments import any_traced, shown, whole_number
+from optax_clr._arguments import shown, whole_number
 from optax_clr._arrays import (
     OPEN_IT,
     ShapeDtype,
     as_array,
+    has_axes_in_its_type,
     is_array,
     is_numeric,
     is_opaque,
@@ -213,11 +214,13 @@ class HeldBatches:
         """Shapes and dtypes of one batch, or of the step that the function is given."""
         if self.batch_fn is not None:
             return ShapeDtype((), jnp.int32)
-        if any_traced(self.arrays):  # which knows of axes of shard_map, too
-            first = lambda arrays: jax.tree.map(lambda leaf: leaf[0], arrays)
-            return jax.eval_shape(first, self.arrays)
-        shape = lambda leaf: on_device(leaf.shape[1:], leaf.dtype)
-        return jax.tree.map(shape, self.arrays)
+
+        def first(leaf: Any) -> Any:
+            if has_axes_in_its_type(leaf):
+                return jax.eval_shape(lambda leaf: leaf[0], leaf)
+            return on_device(leaf.shape[1:], leaf.dtype)
+
+        return jax.tree.map(first, self.arrays)
 
     def read(self, num_rows: int, room: int) -> Inputs | None:
         del room  # the arrays have every row

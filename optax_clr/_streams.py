@@ -14,7 +14,14 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arrays import OPEN_IT, as_array, is_numeric, is_opaque, on_device
+from optax_clr._arrays import (
+    OPEN_IT,
+    as_array,
+    has_axes_in_its_type,
+    is_numeric,
+    is_opaque,
+    on_device,
+)
 from optax_clr._loop import Inputs
 from optax_clr._step import PyTree
 
@@ -54,8 +61,10 @@ class StreamedBatches:
     @property
     def example(self) -> PyTree:
         """Shapes and dtypes of one batch."""
-        shapes = [on_device(leaf.shape, leaf.dtype) for leaf in self._like.leaves]
-        return jax.tree.unflatten(self._like.structure, shapes)
+        shape = lambda leaf: (
+            leaf if has_axes_in_its_type(leaf) else on_device(leaf.shape, leaf.dtype)
+        )
+        return jax.tree.unflatten(self._like.structure, map(shape, self._like.leaves))
 
     def read(self, num_rows: int, room: int) -> Inputs | None:
         num_wanted = self._steps_per_value * min(num_rows, self._rows_left)

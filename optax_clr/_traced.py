@@ -327,11 +327,16 @@ def _steps_per_update(closed: Any, state: Any) -> int:
     is_read = [needed for needed, counts in zip(is_needed, is_counter, strict=False) if counts]
     is_mini = list(itertools.compress(is_place, is_counter))
     with jax.ensure_compile_time_eval():
-        counters: list[Any] = [np.int32(0) for _ in is_mini]
+        # An ensemble has one for each member.
+        counters: list[Any] = [
+            np.zeros(leaf.shape, leaf.dtype)
+            for (_, leaf), counts in zip(leaves, is_counter, strict=True)
+            if counts
+        ]
         for steps in range(1, _MOST_STEPS_PER_UPDATE + 1):
             counters = count(*itertools.compress(counters, is_read))
             if any(map(is_traced, counters)):  # a lane may have any number
                 return 1
-            if all(int(counter) == 0 for counter in itertools.compress(counters, is_mini)):
+            if not any(np.any(counter) for counter in itertools.compress(counters, is_mini)):
                 return steps
     return 1

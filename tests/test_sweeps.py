@@ -302,6 +302,38 @@ def test_batches_over_explicit_axes(explicit_mesh):
     np.testing.assert_allclose(result.losses, run(0).losses, rtol=1e-3)
 
 
+@pytest.mark.parametrize("form", ["stacked", "streamed"])
+def test_a_step_that_is_mapped_over_explicit_axes(explicit_mesh, form):
+    """It asks for the axes of its batch, which JAX has in the type of an array."""
+    rates = jnp.geomspace(1e-3, 0.1, 20)
+
+    def step_fn(weights, batch, rate):
+        def loss_and_gradient(weights, inputs, targets):
+            loss_of = lambda weights: jnp.mean((inputs @ weights - targets) ** 2)
+            return jax.lax.pmean(jax.value_and_grad(loss_of)(weights), "device")
+
+        mapped = jax.shard_map(
+            loss_and_gradient,
+            mesh=explicit_mesh,
+            in_specs=(P(), P("device"), P("device")),
+            out_specs=(P(), P()),
+            check_vma=False,  # or the gradient is summed over the devices before its mean
+        )
+        loss, gradient = mapped(weights, *batch)
+        return weights - rate * gradient, loss
+
+    spread = lambda leaf: jax.device_put(leaf, NamedSharding(explicit_mesh, P("device")))
+    steps = [jax.tree.map(spread, batch) for batch in zip(*BATCHES, strict=True)][:20]
+    stacked = jax.device_put(BATCHES, NamedSharding(explicit_mesh, P(None, "device")))
+    weights, expected = jnp.zeros(4), []
+    for batch, rate in zip(steps, rates, strict=True):
+        weights, loss = jax.jit(step_fn)(weights, batch, rate)
+        expected.append(float(loss))
+    batches = stacked if form == "stacked" else steps
+    result = optax_clr.range_test(step_fn, jnp.zeros(4), batches, rates)
+    np.testing.assert_allclose(result.losses, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("axes", [("device",), (None, "device")], ids=["curves", "rows"])
 def test_curves_over_explicit_axes_are_read(explicit_mesh, axes):
     rates = np.geomspace(1e-3, 10.0, 80, dtype=np.float32)
@@ -315,5 +347,7 @@ def test_curves_over_explicit_axes_are_read(explicit_mesh, axes):
     )
     result = optax_clr.RangeTestResult(*spread, 80)
     np.testing.assert_allclose(result.bounds(), plain.bounds(), rtol=1e-5)
+    compiled = jax.jit(lambda result: result.bounds())(result)
+    np.testing.assert_allclose(compiled, plain.bounds(), rtol=1e-5)
     rule = optax_clr.peer_rules.minimum
     np.testing.assert_allclose(rule(*spread[:2]), rule(*plain[:2]), rtol=1e-5)

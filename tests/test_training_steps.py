@@ -511,6 +511,35 @@ def test_lanes_may_accumulate_over_any_number_of_steps():
         np.testing.assert_allclose(lane, losses(every), rtol=1e-4)
 
 
+def test_members_of_an_ensemble_may_accumulate():
+    optimizer = optax.MultiSteps(
+        optax_clr.inject_schedules(optax.adam)(learning_rate=jnp.float32(0)), 4
+    )
+
+    def train_member(state, batch, rate):
+        params, optimizer_state = state
+        optimizer_state = optax_clr.set_hyperparams(optimizer_state, learning_rate=rate)
+        loss, gradients = jax.value_and_grad(mlp_loss)(params, batch)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+        return (optax.apply_updates(params, updates), optimizer_state), loss
+
+    def step_fn(states, batch, rate):
+        states, losses = jax.vmap(train_member, (0, None, None))(states, batch, rate)
+        return states, losses.mean()
+
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), new_params())
+    states = params, jax.vmap(optimizer.init)(params)
+    rates = jnp.geomspace(1e-3, 0.1, 6)
+    expected, state = [], states
+    train = jax.jit(step_fn)
+    for step in range(24):
+        batch = jax.tree.map(lambda leaf, step=step: leaf[step], BATCHES)
+        state, loss = train(state, batch, rates[step // 4])
+        expected.append(loss)
+    result = optax_clr.range_test(step_fn, states, BATCHES, rates, steps_per_value=4)
+    np.testing.assert_allclose(result.losses, np.reshape(expected, (6, 4)).mean(axis=1), rtol=1e-4)
+
+
 class Tied(nnx.Module):
     def __init__(self):
         self.first = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
