@@ -90,9 +90,12 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
         def follow(average: jax.Array, leaf: jax.Array) -> jax.Array:
             if not jnp.issubdtype(average.dtype, jnp.inexact):
                 return leaf
-            leaf = leaf.astype(average.dtype)
-            mean = average + (leaf - average) / jnp.maximum(num_averaged, 1).astype(average.dtype)
-            return jnp.where(moves, jnp.where(first, leaf, mean), average)
+            wide = leaf.astype(average.dtype)
+            if wide.dtype != leaf.dtype:  # or XLA leaves out the rounding that the params have
+                bits = jnp.finfo(leaf.dtype)
+                wide = jax.lax.reduce_precision(wide, bits.nexp, bits.nmant)
+            mean = average + (wide - average) / jnp.maximum(num_averaged, 1).astype(average.dtype)
+            return jnp.where(moves, jnp.where(first, wide, mean), average)
 
         average = jax.tree.map(follow, state.average, optax.apply_updates(params, updates))
         step = optax.safe_increment(state.step)

@@ -92,6 +92,23 @@ def test_averages_of_bfloat16_are_float32():
     assert_close(averaged_params(state), mean(history[1::2]), rtol=1e-5)
 
 
+def test_what_is_averaged_are_the_params_as_they_are_rounded():
+    """In one program with the training XLA would add up what is not rounded yet."""
+    optimizer = optax.chain(optax.sgd(0.1), average_at_cycle_ends(Cycles(3)))
+
+    @jax.jit
+    def train_step(params, state, step):
+        updates, state = optimizer.update(jnp.sin(3 * params + step), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jnp.linspace(0.1, 1.0, 6, dtype=jnp.bfloat16)
+    state, ends = optimizer.init(params), []
+    for step in range(30):
+        params, state = train_step(params, state, jnp.bfloat16(step))
+        ends += [params] if step % 3 == 2 else []
+    assert_close(averaged_params(state), mean(ends), rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float16, jnp.complex64])
 def test_averages_have_32_bits_a_number_or_more(dtype):
     params = jnp.ones(2, dtype)
