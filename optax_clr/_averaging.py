@@ -92,7 +92,7 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
                 return leaf
             wide = leaf.astype(average.dtype)
             if wide.dtype != leaf.dtype:  # or XLA leaves out the rounding that the params have
-                bits = jnp.finfo(leaf.dtype)
+                bits: Any = jnp.finfo(leaf.dtype)  # type: ignore[no-untyped-call]
                 wide = jax.lax.reduce_precision(wide, bits.nexp, bits.nmant)
             mean = average + (wide - average) / jnp.maximum(num_averaged, 1).astype(average.dtype)
             return jnp.where(moves, jnp.where(first, wide, mean), average)
