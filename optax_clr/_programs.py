@@ -31,7 +31,7 @@ from optax_clr._references import (
     look,
     sees_the_same,
 )
-from optax_clr._step import PyTree, Step, shape_in_words
+from optax_clr._step import PyTree, Step, shapes_in_words
 from optax_clr._traced import (
     StepFacts,
     batch_facts_of,
@@ -110,7 +110,7 @@ def _train(
         return step.train(state, batch, value)
     except Exception as error:
         error.add_note(
-            f"A step of the range test was given the batch {jax.tree.map(shape_in_words, batch)}. "
+            f"A step of the range test was given the batch {shapes_in_words(batch)}. "
             "The leading axis of batches that are arrays counts the steps. "
             + see("range-test/#batches")
         )

@@ -36,6 +36,8 @@ _CONTAINERS = (
     *(list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial),
     *(types.SimpleNamespace, property, staticmethod, classmethod, types.MemberDescriptorType),
 )
+# With these a function may find attributes whose names do not stand in it.
+_BY_ANY_NAME = {"vars", "__dict__", "getattr", "dir", "attrgetter", "getmembers", "fields"}
 _METHODS = (types.FunctionType, property, staticmethod, classmethod)
 # One of a class that is derived from these may have attributes too.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
@@ -169,7 +171,9 @@ def _referred_to(functions: tuple[Any, ...]) -> list[Any]:
 
 
 def _named(owner: type | types.ModuleType, names: set[str]) -> list[Any]:
-    return [vars(owner)[name] for name in sorted(names & vars(owner).keys())]
+    attributes = vars(owner)
+    wanted = attributes if names & _BY_ANY_NAME else names & attributes.keys()
+    return [attributes[name] for name in sorted(wanted)]
 
 
 def _called_by_others(owner: type) -> list[Any]:

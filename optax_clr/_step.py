@@ -203,7 +203,7 @@ class OptimizerStep:
             return as_float32(self._loss(state[0], batch)[0])
         except Exception as error:
             error.add_note(
-                f"The held-out batch is {jax.tree.map(shape_in_words, batch)}. It is one batch, as "
+                f"The held-out batch is {shapes_in_words(batch)}. It is one batch, as "
                 f"loss_fn takes it, without an axis of steps. {see('reading/#by-a-held-out-batch')}"
             )
             raise
@@ -258,6 +258,13 @@ def describe(value: Any) -> str:
 
 def shape_in_words(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else describe(leaf)
+
+
+def shapes_in_words(tree: PyTree) -> str:
+    """Return the arrays of a pytree by their paths; a tree of words its classes may refuse."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    words = [f"{jax.tree_util.keystr(path)} {shape_in_words(leaf)}" for path, leaf in leaves]
+    return ", ".join(words).strip() or "of no arrays"
 
 
 def _is_swapped(state: PyTree, result: tuple[Any, Any]) -> bool:

@@ -167,9 +167,10 @@ LAST_BATCH_AGAIN = (
 
 
 def repeats_last_batch(closed: Any, num_steps: int) -> bool:
-    """Whether what a function makes of the last two steps is the same, and not that of the first.
+    """Whether what a function makes of the last two steps is the same, but not of the first two.
 
-    False where it is not known: the host is not called for it.
+    Where it gives every batch more than once that is meant. False where it is not known: the host
+    is not called for it.
     """
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
@@ -179,14 +180,14 @@ def repeats_last_batch(closed: Any, num_steps: int) -> bool:
 
     def are_same(data: list[Any], steps: jax.Array) -> jax.Array:
         make = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, data))  # a data set is no constant
-        first, before, last = map(make, (steps[0], steps[1], steps[2]))
+        first, second, before, last = map(make, (steps[0], steps[1], steps[2], steps[3]))
 
-        def is_last(parts: list[jax.Array]) -> jax.Array:
-            return jnp.stack(list(map(jnp.array_equal, parts, last))).all()
+        def is_same(parts: list[jax.Array], others: list[jax.Array]) -> jax.Array:
+            return jnp.stack(list(map(jnp.array_equal, parts, others))).all()
 
-        return is_last(before) & ~is_last(first)
+        return is_same(before, last) & ~is_same(first, second)
 
-    steps = np.array([0, num_steps - 2, num_steps - 1], np.int32)
+    steps = np.array([0, 1, num_steps - 2, num_steps - 1], np.int32)
     return bool(jax.device_get(jax.jit(are_same)(closed.consts, steps)))
 
 

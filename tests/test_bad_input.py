@@ -608,7 +608,7 @@ LOSS = (
     Wrong(
         {"loss_fn": lambda p, b: b["images"].mean()},
         KeyError,
-        r"images.*was given the batch \{'inputs': 'float32\[16, 4\]'",
+        r"images.*was given the batch \['inputs'\] float32\[16, 4\]",
     ),
     Wrong(
         {"batches": {**BATCHES, "inputs": INPUTS[:, 0, :3]}},

@@ -297,6 +297,10 @@ def by_attribute_of_a_class(params, batch):
     return Configuration.scale * jnp.mean(batch @ params)
 
 
+def by_all_attributes_of_a_class(params, batch):
+    return dict(vars(Configuration))["scale"] * jnp.mean(batch @ params)
+
+
 settings = None  # a module, in the tests
 
 
@@ -340,6 +344,7 @@ derived, slots = Derived(), Slots()
     ("function", "owner", "name"),
     [
         (by_attribute_of_a_class, Configuration, "scale"),
+        (by_all_attributes_of_a_class, Configuration, "scale"),
         (derived.by_class, Configuration, "scale"),
         (Derived.by_classmethod, Derived, "scale"),
         (derived.by_helper, None, "SCALE"),

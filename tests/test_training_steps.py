@@ -713,8 +713,9 @@ def test_a_function_that_makes_one_batch_leaves_a_doubt(test, batches):
         ),
         lambda step: jax.experimental.io_callback(lambda: draw_by_numpy(0), DRAWN),
         lambda step: (jnp.asarray(ROWS)[:8], step)[0] + 0 * step,
+        lambda step: jnp.asarray(ROWS[:32]).reshape(4, 8, 3)[step // 2],
     ],
-    ids=["rows", "drawn", "by the host", "in form"],
+    ids=["rows", "drawn", "by the host", "in form", "each twice"],
 )
 def test_a_function_of_the_step_leaves_none(test, batches):
     RANGE_TESTS[test](batches)  # warnings are errors here
@@ -731,6 +732,32 @@ def test_an_index_beyond_the_end_leaves_a_doubt(test, batches):
     RANGE_TESTS[test](lambda step: rows[step % len(rows)])  # warnings are errors here
     RANGE_TESTS[test](lambda step: jnp.resize(rows, (8, 8, 3))[step])
     jax.jit(lambda: RANGE_TESTS[test](lambda step: rows[step]))()  # where nothing is known
+
+
+@jax.tree_util.register_pytree_node_class
+class Checked:
+    """Rows that look at what they are made of, as JAX advises against."""
+
+    def __init__(self, rows):
+        self.num_axes, self.rows = len(rows.shape), rows
+
+    def tree_flatten(self):
+        return (self.rows,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def test_an_error_is_the_callers_own_where_batches_check_themselves():
+    def loss_fn(params, batch):
+        raise RuntimeError("the caller's")
+
+    with pytest.raises(RuntimeError, match="the caller's") as caught:
+        optax_clr.lr_range_test(
+            loss_fn, jnp.zeros(3), optax.sgd, Checked(jnp.asarray(ROWS).reshape(-1, 8, 3))
+        )
+    assert "was given the batch" in caught.value.__notes__[0]
 
 
 def test_a_step_may_stand_for_all_the_data():
