@@ -684,7 +684,7 @@ TRAINING = (
         TypeError,
         "held_out must be .* UserDict.* register",
     ),
-    Wrong({"held_out": {"inputs": ODD[0]}}, TypeError, "held-out batch is {'inputs': 'float32"),
+    Wrong({"held_out": {"inputs": ODD[0]}}, TypeError, r"held-out batch is \['inputs'\] float32"),
     Wrong({"held_out": {"a": "b"}}, TypeError, r"held_out\['a'\] must be an array, got str"),
 )
 # A grid starts each rate with a state of its own.
