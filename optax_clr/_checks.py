@@ -79,7 +79,7 @@ def check_params(params: PyTree) -> None:
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} must be an nnx.Param, got the variable "
                 f"{type(variable).__name__}, which would be trained too. Pass what nnx.split("
-                "model, nnx.Param, ...) gives as params, and merge the rest in loss_fn. "
+                "model, nnx.Param, ...) gives as params, and merge a copy of the rest in loss_fn. "
                 + see("training-steps/#nnx")
             )
 
@@ -119,7 +119,8 @@ def _check_is_tree(name: str, tree: PyTree) -> None:
         if is_variable(leaf) and places.setdefault(id(leaf), place) != place:
             raise ValueError(
                 f"{name} must be a tree, but {places[id(leaf)]} and {place} are one variable, and "
-                "would be trained apart. Pass what nnx.split gives, which has it once. "
+                "would be trained apart. Pass what nnx.split gives, which has it once; or, if they "
+                "are to part, as an average does, a copy of one, jax.tree.map(jnp.copy, ...). "
                 + see("training-steps/#nnx")
             )
 

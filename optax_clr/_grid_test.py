@@ -119,7 +119,7 @@ def lr_grid_test(
     )
     source = hold_batches(batches, num_steps)
 
-    facts, by_rows = look_ahead(step, source, params, jnp.full(num_steps, rates[0]))
+    facts, by_rows = look_ahead(step, source, params, jnp.full(num_steps, rates[0]), held_out)
     if facts.is_one_batch:
         warnings.warn(ONE_BATCH, RangeTestWarning, stacklevel=3)
     if facts.repeats_last_batch:

@@ -153,6 +153,8 @@ def programs_of(step: Step, batch_fn: Function | None, arguments: PyTree) -> Ite
     yield kept.programs
     if kept.programs.num_traces > num_traces:  # tracing may have changed what they refer to
         kept = kept._replace(seen=look(functions))
+        kept.seen_of.pop(structure, None)
+    if structure not in kept.seen_of:
         kept.seen_of[structure] = look(carried)
     seen = [*kept.seen, *kept.seen_of.get(structure, [])]
     if kept.watches and len(seen) <= MOST_OBJECTS and not any(each.is_tracer for each in seen):

@@ -150,7 +150,7 @@ def _referred_to(functions: tuple[Any, ...]) -> list[Any]:
         if isinstance(value, type):
             if _is_own(value.__module__):
                 owners.append(value)
-                waiting += [*value.__bases__, *_called_by_others(value), *_named(value, names)]
+                waiting += [*value.__bases__, *_read_by_others(value), *_named(value, names)]
             else:  # such as that which flax.linen.remat makes of a class
                 waiting += [base for base in value.__mro__[1:] if _is_own(base.__module__)]
         elif isinstance(value, types.ModuleType):
@@ -176,13 +176,17 @@ def _named(owner: type | types.ModuleType, names: set[str]) -> list[Any]:
     return [attributes[name] for name in sorted(wanted)]
 
 
-def _called_by_others(owner: type) -> list[Any]:
-    """Return what is called without its name: ``__call__``, ``__mul__``, ``setup`` by Flax."""
+def _read_by_others(owner: type) -> list[Any]:
+    """Return what is read without its name: ``__call__``, ``__mul__``, ``setup`` by Flax.
+
+    All that a class defines, where the code of an installed one reads it, or a pattern may.
+    """
     has_installed_base = not all(_is_own(base.__module__) for base in owner.__mro__[:-1])
+    is_read = has_installed_base or "__match_args__" in vars(owner)
     return [
         value
         for name, value in vars(owner).items()
-        if isinstance(value, _METHODS) and (has_installed_base or name.startswith("__"))
+        if (isinstance(value, _METHODS) if name.startswith("__") else is_read)
     ]
 
 
@@ -290,7 +294,10 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     """Return the names that a function's code, and that of functions in it, looks up."""
     parts = [const for const in code.co_consts if isinstance(const, types.CodeType)]
     inner = [name for part in parts for name in _names(part)]
-    return tuple(dict.fromkeys([*code.co_names, *inner]))
+    # The keywords of a pattern, case Config(scale=s), are in a tuple.
+    tuples = [const for const in code.co_consts if isinstance(const, tuple)]
+    in_tuples = [name for each in tuples for name in each if isinstance(name, str)]
+    return tuple(dict.fromkeys([*code.co_names, *in_tuples, *inner]))
 
 
 _slots_of: weakref.WeakKeyDictionary[type, list[tuple[int, str]]] = weakref.WeakKeyDictionary()

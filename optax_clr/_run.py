@@ -98,7 +98,7 @@ def run(
     """
     with (
         contextlib.closing(batches),
-        programs_of(step, batches.batch_fn, (initial, batches.example)) as programs,
+        programs_of(step, batches.batch_fn, (initial, batches.example, held_out)) as programs,
     ):
         num_steps = values.shape[0] * steps_per_value
         facts = programs.facts(initial, batches.example, values, num_steps)
@@ -193,13 +193,17 @@ def _unrolled_steps(device: Device, facts: StepFacts) -> int:
 
 
 def look_ahead(
-    step: Step, batches: Batches, initial: PyTree, values: jax.Array | np.ndarray
+    step: Step,
+    batches: Batches,
+    initial: PyTree,
+    values: jax.Array | np.ndarray,
+    held_out: PyTree,
 ) -> tuple[StepFacts, bool]:
     """Return the facts of a test of one step for each value, and whether it runs row by row.
 
     That is, from Python: it cannot be a lane of ``jax.vmap``.
     """
-    with programs_of(step, batches.batch_fn, (initial, batches.example)) as programs:
+    with programs_of(step, batches.batch_fn, (initial, batches.example, held_out)) as programs:
         facts = programs.facts(initial, batches.example, values, values.shape[0])
         return facts, _runs_by_rows(facts, (initial, values, batches.arrays))
 

@@ -234,9 +234,12 @@ def _text(path: Path) -> str:
 def _unknown(node: Any, path: Path) -> str:
     owner, name = f"state{_text(path[:-1])}", key_name(path[-1])
     kind = f"{type(node).__module__}.{type(node).__qualname__}"
+    by_hand = f"dataclasses.replace({owner}, {name}=step)"
+    if hasattr(node, "_replace"):
+        by_hand = f"{owner}._replace({name}=step)"
     return (
         f"set_step does not know the counter {owner}.{name}, of {kind}: the state does not say "
-        f"whether a schedule reads it. Set it by hand, {owner}._replace({name}=step), or leave it, "
+        f"whether a schedule reads it. Set it by hand, {by_hand}, or leave it, "
         "and call set_step on the other parts of the state. " + see("optimizers/#resume")
     )
 

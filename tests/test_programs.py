@@ -111,6 +111,32 @@ def test_a_variable_that_is_bound_anew_is_seen():
     assert first_loss(loss_fn) == pytest.approx(3.0, rel=1e-5)
 
 
+@jax.tree_util.register_pytree_node_class
+class Weighted:
+    """A batch with settings in its static part."""
+
+    def __init__(self, rows, settings):
+        self.rows, self.settings = rows, settings
+
+    def tree_flatten(self):
+        return (self.rows,), self.settings
+
+    @classmethod
+    def tree_unflatten(cls, settings, leaves):
+        return cls(*leaves, settings)
+
+
+@pytest.mark.parametrize("test", [optax_clr.lr_range_test, optax_clr.lr_grid_test])
+def test_what_a_held_out_batch_carries_is_seen(test):
+    loss_fn = lambda params, batch: batch.settings.scale * jnp.mean((batch.rows @ params) ** 2)
+    batches = Weighted(BATCHES, Settings(1.0))
+    held_out = Weighted(BATCHES[0], Settings(1.0))
+    run = lambda: test(loss_fn, PARAMS, optax.sgd, batches, held_out=held_out, max_lr=0.1)
+    first = run().held_out_losses
+    held_out.settings.scale = 10.0
+    np.testing.assert_allclose(run().held_out_losses, 10 * first, rtol=1e-5)
+
+
 def test_another_generator_of_random_numbers_is_seen():
     loss_fn = lambda params, batch: jnp.mean((batch @ params) ** 2)
     draw = lambda step: jax.random.normal(jax.random.fold_in(jax.random.key(0), step), (4, 3))
@@ -301,6 +327,12 @@ def by_all_attributes_of_a_class(params, batch):
     return dict(vars(Configuration))["scale"] * jnp.mean(batch @ params)
 
 
+def by_a_pattern(params, batch):
+    match Configuration():
+        case Configuration(scale=found):
+            return found * jnp.mean(batch @ params)
+
+
 settings = None  # a module, in the tests
 
 
@@ -345,6 +377,7 @@ derived, slots = Derived(), Slots()
     [
         (by_attribute_of_a_class, Configuration, "scale"),
         (by_all_attributes_of_a_class, Configuration, "scale"),
+        (by_a_pattern, Configuration, "scale"),
         (derived.by_class, Configuration, "scale"),
         (Derived.by_classmethod, Derived, "scale"),
         (derived.by_helper, None, "SCALE"),
