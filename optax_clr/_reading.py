@@ -198,7 +198,7 @@ def read_valley(curve: Curve) -> Valley:
 def find_valley(reading: Reading) -> tuple[Valley, list[str]]:
     """Return the valley of a curve and what is doubtful, or raise (NaN, and nothing, if traced)."""
     problem = reading.problem
-    if is_traced(problem):
+    if any_traced(reading):
         return reading.valley, []
     if int(problem) != READABLE:
         raise RangeTestError(PROBLEMS[int(problem)])
@@ -221,6 +221,10 @@ def checked(curve: Curve) -> Curve:
         )
     names = ("learning_rates", "losses", "equivalent_steps")
     rates, losses, steps = (_floats(name, getattr(curve, name)) for name in names)
+    if isinstance(steps, np.ndarray) and (wrong := steps[steps <= 0]).size:
+        raise ValueError(
+            f"equivalent_steps must be positive, or NaN after the last row, got {wrong[0]}."
+        )
     numpy = numpy_of(curve)
     diverged, ran_out = (numpy.asarray(end, bool) for end in (curve.diverged, curve.ran_out))
     factor = numpy.asarray(curve.factor, np.float32)

@@ -322,7 +322,7 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
     rates, held_out, steps = result.learning_rates, result.held_out_losses, result.equivalent_steps
     (num_rows,) = np.shape(rates)[-1:] or (0,)
     has_end = result.num_valid <= num_rows  # unless a caller has taken the first rows alone
-    ended_by = result.ended_by if np.size(result.ended_by) else EndedBy.LAST_VALUE
+    ended_by = result.ended_by if np.size(result.ended_by) else int(EndedBy.LAST_VALUE)
     if not np.size(steps):
         with np.errstate(all="ignore"):
             sizes = abs(rates)
@@ -331,8 +331,8 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
         rates,
         held_out if np.size(held_out) else result.losses,
         steps,
-        has_end & (ended_by == EndedBy.DIVERGENCE),
-        has_end & (ended_by >= EndedBy.END_OF_DATA),
+        has_end & (ended_by == int(EndedBy.DIVERGENCE)),
+        has_end & (ended_by >= int(EndedBy.END_OF_DATA)),
         result.optimizer_factor if np.size(result.optimizer_factor) else 1.0,
     )
     return _reading.checked(curve)

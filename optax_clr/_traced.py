@@ -209,7 +209,10 @@ def num_examples(batch: Any) -> int | None:
     shapes = {leaf.shape for leaf in arrays}  # without keys of random numbers
     lengths = {shape[0] for shape in shapes if shape}
     num_axes = {len(shape) for shape in shapes if shape}
-    if () in shapes and (len(lengths) != 1 or len(num_axes) == 1):
+    # A float beside arrays of more axes is no label of one of them.
+    scalars = [leaf for leaf in arrays if leaf.shape == ()]
+    is_label = num_axes <= {1} or not all(jnp.issubdtype(s.dtype, jnp.floating) for s in scalars)
+    if scalars and is_label and (len(lengths) != 1 or len(num_axes) == 1):
         return 0
     if len(lengths) > 1 and num_axes == {1}:
         return 0

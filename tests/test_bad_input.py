@@ -942,6 +942,11 @@ READINGS = {
                     r"equivalent_steps must have the shape of losses, \(40,\), got \(39,\)",
                 ),
                 Wrong(
+                    {"result": RESULT._replace(equivalent_steps=0 * valley)},
+                    ValueError,
+                    r"equivalent_steps must be positive, .* got 0\.0",
+                ),
+                Wrong(
                     {"result": RESULT._replace(losses=valley.astype(complex))},
                     TypeError,
                     "losses must be real numbers, got dtype complex",

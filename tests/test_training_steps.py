@@ -647,12 +647,15 @@ def test_a_data_set_passed_whole_leaves_a_doubt():
     assert result.batch_size == 4
 
 
-def test_a_number_beside_inputs_and_labels_makes_no_single_example(recwarn):
+@pytest.mark.parametrize("others", [(4, 1), (4, 3)], ids=["targets", "a mask"])
+def test_a_number_beside_inputs_and_labels_makes_no_single_example(recwarn, others):
     inputs = np.random.default_rng(0).normal(size=(16, 4, 3)).astype(np.float32)
-    batches = inputs, inputs.sum(-1), np.linspace(0, 1, 16)  # the last a weight of the loss
+    targets = np.ones((16, *others), np.float32).squeeze()
+    batches = inputs, targets, np.linspace(0, 1, 16)  # the last a weight of the loss
 
     def loss_fn(params, batch):
         rows, targets, weight = batch
+        targets = targets.reshape(4, -1).mean(-1)
         return jnp.mean((rows @ params - targets) ** 2) + weight * params @ params
 
     result = optax_clr.lr_range_test(loss_fn, jnp.zeros(3), optax.sgd, batches, max_lr=1e-3)
