@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from optax_clr import envelopes, waves
 from optax_clr._arguments import float_dtype, real_scalar, whole_number
@@ -84,9 +85,21 @@ def cyclical_schedule(
         height, depth, _ = climb(place.position, peak, end, dtype)
         up, down = shaped(wave, height, depth)
         up, down = scaled(envelope, place.cycle, place.step, up, down)
-        return between(base_value, peak_value, up, down)
+        within = between(base_value, peak_value, up, down)
+        if envelope is None:
+            return within
+        # Where an envelope takes it beyond the peak, that is the difference of two larger numbers.
+        beyond = jnp.asarray(base_value, dtype) + _difference(peak_value, base_value, dtype) * up
+        return jnp.where(up > 1, beyond, within)
 
     return schedule
+
+
+def _difference(high: ArrayLike, low: ArrayLike, dtype: DTypeLike) -> jax.Array:
+    """Return ``high - low``, of numbers of Python before they are rounded."""
+    if isinstance(high, float) and isinstance(low, float):
+        return jnp.asarray(high - low, dtype)
+    return jnp.asarray(high, dtype) - jnp.asarray(low, dtype)
 
 
 def triangular_schedule(

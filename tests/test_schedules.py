@@ -92,6 +92,16 @@ def test_exp_range_is_the_formula_of_the_paper(data, base, peak, rise, fall, los
     )
 
 
+@pytest.mark.parametrize(("base", "peak"), [(0.1, 0.1), (0.1, 0.105), (0.1, 0.1000001), (0.0, 1.0)])
+def test_cycles_that_grow_keep_their_digits(base, peak):
+    """Of a narrow one the base and the peak nearly cancel, when each has grown a thousandfold."""
+    steps = np.arange(2500)
+    power = lambda cycle, step: exact.as_decimal(1.01) ** step
+    schedule = optax_clr.exp_range_schedule(base, peak, 3, 5, gamma=1.01)
+    expected = [exact.cyclical(int(t), base, peak, 3, 5, scale=power) for t in steps]
+    np.testing.assert_allclose(schedule(steps), np.array(expected, np.float64), rtol=2e-6)
+
+
 @st.composite
 def multiples(draw):
     """(mult, num_cycles), legal together."""
