@@ -333,12 +333,12 @@ def _read(
     depth = mean(depths)
     average = average_of(weights, depth, valid)
     within = locate_valley(average, grid)
-    log_steps = average_of(weights[within.lower][None], numpy.log(steps), valid)[0]
+    steps = numpy.exp(average_of(weights[within.lower][None], numpy.log(steps), valid)[0])
     is_known = (within.upper < GRID_SIZE - 1) | diverged.all()  # the upper end
     valley = Valley(
         lower=10 ** grid[within.lower],
         upper=10 ** grid[within.upper],
-        steps=numpy.exp(log_steps),
+        steps=steps,
         factor=factor.mean(),  # the same for all
         limit=numpy.where(is_known, _HIGHEST * 10 ** grid[within.upper], np.inf),
     )
@@ -352,9 +352,7 @@ def _read(
     return Reading(
         valley=jax.tree.map(lambda part: numpy.where(found, part, np.nan), valley),
         problem=problem,
-        doubts=doubts_of(
-            rows, within, numpy.exp(log_steps), descent, clarity, diverged.all(), ended_suddenly
-        ),
+        doubts=doubts_of(rows, within, steps, descent, clarity, diverged.all(), ended_suddenly),
         rates=10**grid,
         averages=each(functools.partial(_losses_read, rows))(rows.curves, scales),
     )

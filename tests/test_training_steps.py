@@ -446,6 +446,19 @@ def test_an_update_is_given_the_loss_and_what_computes_it(name):
 # --------------------------------------------------------------- rows that are no whole updates
 
 
+def step_with(optimizer):
+    """A step of training with an optimizer whose rate is injected."""
+
+    def step_fn(state, batch, rate):
+        params, optimizer_state = state
+        optimizer_state = optax_clr.set_hyperparams(optimizer_state, learning_rate=rate)
+        loss, gradients = jax.value_and_grad(mlp_loss)(params, batch)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+        return (optax.apply_updates(params, updates), optimizer_state), loss
+
+    return step_fn
+
+
 def accumulating_test(form, every, **options):
     """A test whose optimizer accumulates gradients, as a user may write it."""
     optimizer = lambda rate: optax.MultiSteps(optax.adam(rate), every)
@@ -460,16 +473,9 @@ def accumulating_test(form, every, **options):
         optax_clr.inject_schedules(optax.adam)(learning_rate=jnp.float32(0.0)), every
     )
 
-    def step_fn(state, batch, rate):
-        params, optimizer_state = state
-        optimizer_state = optax_clr.set_hyperparams(optimizer_state, learning_rate=rate)
-        loss, gradients = jax.value_and_grad(mlp_loss)(params, batch)
-        updates, optimizer_state = accumulated.update(gradients, optimizer_state, params)
-        return (optax.apply_updates(params, updates), optimizer_state), loss
-
     rates = np.geomspace(1e-4, 1e-2, options["num_steps"] // options["steps_per_value"])
     return optax_clr.range_test(
-        step_fn, (new_params(), accumulated.init(new_params())), BATCHES, rates,
+        step_with(accumulated), (new_params(), accumulated.init(new_params())), BATCHES, rates,
         steps_per_value=options["steps_per_value"],
     )  # fmt: skip
 
@@ -516,15 +522,9 @@ def test_members_of_an_ensemble_may_accumulate():
         optax_clr.inject_schedules(optax.adam)(learning_rate=jnp.float32(0)), 4
     )
 
-    def train_member(state, batch, rate):
-        params, optimizer_state = state
-        optimizer_state = optax_clr.set_hyperparams(optimizer_state, learning_rate=rate)
-        loss, gradients = jax.value_and_grad(mlp_loss)(params, batch)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-        return (optax.apply_updates(params, updates), optimizer_state), loss
-
     def step_fn(states, batch, rate):
-        states, losses = jax.vmap(train_member, (0, None, None))(states, batch, rate)
+        train_members = jax.vmap(step_with(optimizer), (0, None, None))
+        states, losses = train_members(states, batch, rate)
         return states, losses.mean()
 
     params = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), new_params())

@@ -451,11 +451,11 @@ def print_cost(num_rows=1000):
     rates = jnp.geomspace(*RANGE, num_rows)
     losses = jnp.square(jnp.log10(rates) + 2)
     read = lambda losses: optax_clr.RangeTestResult(rates, losses, losses, num_rows).bounds()
-    for form, reading in {"jitted": jax.jit(read), "by NumPy": read}.items():
+    for form, call in {"jitted": jax.jit(read), "by NumPy": read}.items():
         times = []
         for _ in range(201):
             started = time.perf_counter()
-            jax.block_until_ready(reading(losses))
+            jax.block_until_ready(call(losses))
             times.append(1e3 * (time.perf_counter() - started))
         first, *others = times
         print(
