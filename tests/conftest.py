@@ -4,8 +4,8 @@ import builtins
 import functools
 import gc
 import os
+import pathlib
 import shutil
-import tempfile
 
 import compiling
 
@@ -17,10 +17,13 @@ if not os.environ.get("OPTIMIZED"):
     flags += compiling.FLAGS
 os.environ["XLA_FLAGS"] = " ".join(flags)
 
-# The processes of a run, examples included, share what XLA compiles: a fifth of all the time.
-COMPILED = None
+# What XLA compiles is kept: for the processes of a run, examples included, and for the next run.
+COMPILED = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+MOST_BYTES = 500_000_000  # some five runs of programs that have all changed
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    if COMPILED.exists() and sum(file.stat().st_size for file in COMPILED.iterdir()) > MOST_BYTES:
+        shutil.rmtree(COMPILED, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -50,11 +53,6 @@ hypothesis.settings.register_profile(
 # Other examples each time: tests/tools/fuzz.py counts those of tests/fuzz_*.py.
 hypothesis.settings.register_profile("nightly", deadline=None, max_examples=7_500, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-
-
-def pytest_unconfigure():
-    if COMPILED is not None:  # the process that made it, the last to end
-        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
