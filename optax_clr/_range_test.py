@@ -23,11 +23,12 @@ from optax_clr._checks import (
 )
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
+from optax_clr._other_rates import OTHER_RATE
 from optax_clr._reading import RangeTestWarning
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, run
 from optax_clr._step import FunctionStep, PyTree, StepFn
-from optax_clr._traced import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE, OTHER_RATE
+from optax_clr._traced import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE
 
 
 @undisturbed()

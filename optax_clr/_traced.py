@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from optax_clr._arguments import is_traced
 from optax_clr._arrays import is_opaque, varying_axes
 from optax_clr._documentation import see
-from optax_clr._jaxprs import equations, inputs_of, num_operations, sources
-from optax_clr._states import Injected, key_name
+from optax_clr._jaxprs import equations, inputs_of, num_operations
+from optax_clr._other_rates import trains_at_other_rates
+from optax_clr._states import key_name
 
 
 class StepFacts(NamedTuple):
@@ -62,7 +62,7 @@ def facts_of(
         num_operations=num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
         **batches._asdict(),
-        trains_at_other_rates=_trains_at_other_rates(jaxpr, state, takes_rate),
+        trains_at_other_rates=trains_at_other_rates(jaxpr, state, takes_rate),
         optimizer_factor=optimizer_factor,
     )
 
@@ -228,71 +228,6 @@ def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:
         if needed[:num_state_leaves] == matters:
             return matters, needed[-1]
         matters = [old or new for old, new in zip(matters, needed[:num_state_leaves], strict=True)]
-
-
-OTHER_RATE = (
-    "the optimizer has a schedule of its own, or a scale such as that of a plateau or a line "
-    "search: the result has the rates that it was given, and not those that it trained with. Leave "
-    "that out of the test, lambda rate: optax.adam(rate), and give a schedule the peak that is "
-    f"read, result.peak_for(schedule, num_steps). {see('range-test/#the-optimizer')}"
-)
-
-
-def _trains_at_other_rates(jaxpr: Any, state: Any, takes_rate: bool) -> bool:
-    """Whether a schedule, or a scale that the optimizer finds, makes other rates of the value.
-
-    Injected hyperparameters may be scheduled beside the value, such as a momentum, which meets it
-    in the update: there something must be computed from the value and a count alone. What scales
-    updates must not reach a leaf that the value reaches, as it would not in another group. The
-    value of a step of the caller's is a rate if the state has it as one.
-    """
-    value, count, scale = map(frozenset, (["value"], ["count"], ["scale"]))
-    is_injected, is_scaling = _parts_of(state, Injected), _parts_of(state, _SCALING)
-    if not any(is_injected + is_scaling):
-        return False
-    of_state = [
-        scale if scales else count if injected and _is_count(leaf) else frozenset(["other"])
-        for leaf, injected, scales in zip(
-            jax.tree.leaves(state), is_injected, is_scaling, strict=True
-        )
-    ]
-    of_batch = [frozenset(["other"])] * (len(jaxpr.invars) - len(of_state) - 1)
-    of_outputs, on_the_way = sources(jaxpr, [*of_state, *of_batch, value])
-    of_new_state = of_outputs[: len(of_state)]
-    is_rate = takes_rate or any(
-        is_named and value <= kinds
-        for is_named, kinds in zip(_are_rates(state), of_new_state, strict=True)
-    )
-    # A line search that begins anew at each step has no scale of before, but is given the value.
-    are_scaled = any(
-        value <= kinds and (scales or scale <= kinds)
-        for scales, kinds in zip(is_scaling, of_new_state, strict=True)
-    )
-    return is_rate and (are_scaled or value | count in on_the_way)
-
-
-_SCALING = (
-    optax.ScaleByScheduleState,
-    optax.ScaleByBacktrackingLinesearchState,
-    optax.ScaleByZoomLinesearchState,
-    optax.contrib.ReduceLROnPlateauState,
-)
-
-
-def _parts_of(state: Any, kind: type | tuple[type, ...]) -> list[bool]:
-    """Return which leaves of a state are in a node of that kind."""
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    return [isinstance(node, kind) for node in nodes for _ in jax.tree.leaves(node)]
-
-
-def _are_rates(state: Any) -> list[bool]:
-    """Return which leaves of a state are called a learning rate."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    return [bool(path) and key_name(path[-1]) == "learning_rate" for path in paths]
-
-
-def _is_count(leaf: Any) -> bool:
-    return leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 def _is_place_in_period(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:

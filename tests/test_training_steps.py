@@ -843,16 +843,7 @@ def test_an_optimizer_with_a_schedule_of_its_own_leaves_a_doubt(optimizer):
     assert caught[0].filename == __file__
 
 
-@pytest.mark.usefixtures("optax_promotion")
-@pytest.mark.parametrize("name", ["learning_rate", "momentum"])
-def test_so_does_one_in_a_step_of_the_callers_whose_value_is_a_rate(name):
-    """The value may be another hyperparameter, which is tested with the schedule as it is."""
-    fixed = {"momentum": 0.9} if name == "learning_rate" else {"learning_rate": 0.01}
-    optimizer = optax.chain(
-        optax_clr.inject_schedules(optax.sgd)(**fixed, **{name: jnp.float32(0)}),
-        optax.scale_by_schedule(optax.linear_schedule(0.0, 1.0, 1000)),
-    )
-
+def run_step_of_the_callers(optimizer, name="learning_rate"):
     def step_fn(state, batch, value):
         params, inner = state
         inner = optax_clr.set_hyperparams(inner, **{name: value})
@@ -862,12 +853,42 @@ def test_so_does_one_in_a_step_of_the_callers_whose_value_is_a_rate(name):
 
     state = jnp.zeros(3), optimizer.init(jnp.zeros(3))
     batches = jnp.asarray(ROWS).reshape(50, 8, 3)
-    run = lambda: optax_clr.range_test(step_fn, state, batches, jnp.geomspace(1e-3, 0.9, 50))
-    if name == "momentum":
-        run()  # warnings are errors here
-    else:
-        with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own, or"):
-            run()
+    return optax_clr.range_test(step_fn, state, batches, jnp.geomspace(1e-3, 0.9, 50))
+
+
+WARM_UP = optax.scale_by_schedule(optax.linear_schedule(0.0, 1.0, 1000))
+
+
+class OwnState(NamedTuple):
+    largest: jax.Array
+
+
+OWN = optax.GradientTransformation(
+    lambda params: OwnState(jnp.abs(params)), lambda updates, state, params=None: (updates, state)
+)
+INJECTED = optax_clr.inject_schedules(optax.sgd)(learning_rate=jnp.float32(0), momentum=0.9)
+WARMED_UP = {
+    "in order": optax.chain(INJECTED, WARM_UP),
+    "beside one's own": optax.chain(OWN, INJECTED, WARM_UP),
+    "by name": optax.named_chain(("sgd", INJECTED), ("warm-up", WARM_UP)),
+    "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.chain(INJECTED, WARM_UP)),
+    "in the same factory": optax_clr.inject_schedules(
+        lambda learning_rate: optax.chain(optax.sgd(learning_rate), WARM_UP)
+    )(learning_rate=jnp.float32(0)),
+}
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("optimizer", WARMED_UP.values(), ids=WARMED_UP)
+def test_so_does_one_in_a_step_of_the_callers(optimizer):
+    with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own, or"):
+        run_step_of_the_callers(optimizer)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_another_value_is_tested_with_the_schedule_as_it_is():
+    injected = optax_clr.inject_schedules(optax.sgd)(learning_rate=0.01, momentum=jnp.float32(0))
+    run_step_of_the_callers(optax.chain(injected, WARM_UP), "momentum")  # warnings are errors here
 
 
 @pytest.mark.usefixtures("optax_promotion")
@@ -981,3 +1002,49 @@ def test_batches_of_the_other_byte_order_are_taken(dtype):
         take = step_fn if form is batches else lambda s, b, v: step_fn(s, b[0], v)
         result = optax_clr.range_test(take, 0.0, form, np.ones(10), stop_factor=float("inf"))
         np.testing.assert_array_equal(result.losses, 4 * np.arange(10) + 1)
+
+
+OTHERS = {
+    "a schedule": optax.adam(optax.cosine_decay_schedule(1e-3, 1000)),
+    "a plateau": optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()),
+}
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_that_of_a_second_optimizer_leaves_none(other):
+    """The discriminator trains by its own, and the generator at the rates of the test."""
+    optimizer = optax_clr.inject_schedules(optax.adam)(learning_rate=jnp.float32(0))
+
+    def update(optimizer, player, loss_fn):
+        loss, gradients = jax.value_and_grad(loss_fn)(player["params"])
+        updates, inner = optax.with_extra_args_support(optimizer).update(
+            gradients, player["inner"], player["params"], value=loss
+        )
+        return {"params": optax.apply_updates(player["params"], updates), "inner": inner}, loss
+
+    def step_fn(state, batch, rate):
+        made = batch @ state["maker"]["params"]
+        judge, _ = update(
+            other, state["judge"], lambda w: jnp.mean((made @ w - batch @ w + 1) ** 2)
+        )
+        maker = optax_clr.set_hyperparams(state["maker"], learning_rate=rate)
+        maker, loss = update(
+            optimizer, maker, lambda w: jnp.mean((batch @ w @ judge["params"]) ** 2)
+        )
+        return {"maker": maker, "judge": judge}, loss
+
+    maker, judge = jnp.eye(3), jnp.ones(3)
+    state = {
+        "maker": {"params": maker, "inner": optimizer.init(maker)},
+        "judge": {"params": judge, "inner": other.init(judge)},
+    }
+    batches = jnp.asarray(ROWS).reshape(50, 8, 3)
+    optax_clr.range_test(step_fn, state, batches, jnp.geomspace(1e-4, 0.01, 50))
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_rate_that_the_formula_of_an_optimizer_counts_with_leaves_none():
+    run_step_of_the_callers(
+        optax_clr.inject_schedules(optax.contrib.madgrad)(learning_rate=jnp.float32(0))
+    )
