@@ -201,22 +201,31 @@ ONE_EXAMPLE = (
 def num_examples(batch: Any) -> int | None:
     """Return the length of the leading axis that all arrays of a batch share; 0 for one example.
 
-    That has a scalar, its label, or rows of different lengths, such as features and a one-hot
-    label. A batch may have a scalar too, such as a weight of its loss, beside inputs and labels:
-    arrays that share an axis, and have not as many each.
+    That has a scalar, its label, or is two rows of different lengths, as of features and a one-hot
+    label.
     """
     arrays = [leaf for leaf in jax.tree.leaves(batch) if isinstance(leaf.dtype, np.dtype)]
-    shapes = {leaf.shape for leaf in arrays}  # without keys of random numbers
-    lengths = {shape[0] for shape in shapes if shape}
-    num_axes = {len(shape) for shape in shapes if shape}
-    # A float beside arrays of more axes is no label of one of them.
-    scalars = [leaf for leaf in arrays if leaf.shape == ()]
-    is_label = num_axes <= {1} or not all(jnp.issubdtype(s.dtype, jnp.floating) for s in scalars)
-    if scalars and is_label and (len(lengths) != 1 or len(num_axes) == 1):
-        return 0
-    if len(lengths) > 1 and num_axes == {1}:
+    scalars = [leaf for leaf in arrays if leaf.shape == ()]  # without keys of random numbers
+    others = [leaf for leaf in arrays if leaf.shape]
+    lengths = {leaf.shape[0] for leaf in others}
+    are_two_rows = [len(leaf.shape) for leaf in arrays] == [1, 1] and len(lengths) == 2
+    if are_two_rows or any(_may_be_label(scalar, others) for scalar in scalars):
         return 0
     return lengths.pop() if len(lengths) == 1 else None
+
+
+def _may_be_label(scalar: Any, others: list[Any]) -> bool:
+    """Whether a scalar of a batch is the label of one example, and not a weight or a seed."""
+    num_axes = {len(leaf.shape) for leaf in others}
+    if len(num_axes) > 1 and len({leaf.shape[0] for leaf in others}) == 1:
+        return False  # beside inputs and their labels, which share an axis
+    if num_axes <= {1}:
+        return True
+    # A float is no label of an image, nor is an integer of sequences of tokens, and their masks.
+    are_tokens = not any(
+        jnp.issubdtype(leaf.dtype, jnp.inexact) or leaf.dtype == np.uint8 for leaf in others
+    )
+    return not (jnp.issubdtype(scalar.dtype, jnp.floating) or are_tokens)
 
 
 def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:

@@ -663,6 +663,25 @@ def test_a_number_beside_inputs_and_labels_makes_no_single_example(recwarn, othe
     assert not recwarn
 
 
+TOKENS = np.random.default_rng(0).integers(0, 50, (16, 8, 12))
+OF_MANY = {
+    "a seed beside tokens": {"tokens": TOKENS, "mask": TOKENS > 0, "seed": np.arange(16)},
+    "pairs of words, and words for all of them": {
+        "centre": TOKENS[:, :, 0], "context": TOKENS[:, :, 1], "negatives": TOKENS[:, 0, :5],
+    },
+    "points of an equation": {
+        "inside": np.ones((16, 9)), "at the start": np.ones((16, 4)), "outside": np.ones((16, 2)),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batches", OF_MANY.values(), ids=OF_MANY)
+def test_batches_in_parts_of_their_own_lengths_are_no_single_examples(batches):
+    loss_fn = lambda params, batch: params * sum(part.mean() for part in jax.tree.leaves(batch))
+    result = optax_clr.lr_range_test(loss_fn, 1.0, optax.sgd, batches)  # warnings are errors here
+    assert result.batch_size != 0
+
+
 def test_a_doubt_about_single_examples_stands_in_the_summary():
     result = optax_clr.RangeTestResult(*3 * [jnp.geomspace(1e-3, 10.0, 20)], jnp.int32(20))
     doubt = "In doubt: each step trained on a single example"
