@@ -174,8 +174,10 @@ def _varies(parameter: inspect.Parameter, value: Any) -> bool:
 
 
 def _takes_schedule(parameter: inspect.Parameter) -> bool:
+    kinds = _alternatives(parameter.annotation)
     is_rate = parameter.name.endswith("learning_rate")
-    return is_rate or optax.Schedule in _alternatives(parameter.annotation)
+    is_of_a_step = any([int] in typing.get_args(kind) for kind in kinds)  # Callable[[int], float]
+    return is_rate or is_of_a_step or optax.Schedule in kinds
 
 
 def _takes_another_function(parameter: inspect.Parameter) -> bool:
@@ -183,8 +185,12 @@ def _takes_another_function(parameter: inspect.Parameter) -> bool:
     if "mask" in parameter.name:
         return True
     kinds = _alternatives(parameter.annotation)
-    functions = [kind for kind in kinds if typing.get_origin(kind) is collections.abc.Callable]
-    return bool(functions) and optax.Schedule not in kinds
+    # Without arguments, as Callable alone has none, it says nothing.
+    is_function = any(
+        typing.get_origin(kind) is collections.abc.Callable and typing.get_args(kind)
+        for kind in kinds
+    )
+    return is_function and not _takes_schedule(parameter)
 
 
 def _alternatives(annotation: Any) -> list[Any]:

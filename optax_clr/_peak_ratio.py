@@ -86,18 +86,18 @@ def _look(shape: optax.Schedule, edges: Any) -> tuple[Any, Any]:
     place = np.arange(len(counts)) * _GOLDEN_RATIO % 1
     inner = numpy.floor(np.float32(place) * counts.astype(np.float32)).astype(np.int32)
     # Blocks without a step have the value of the last one, which does not count.
-    values: Any = _values(shape, numpy.minimum(edges[:-1] + inner, edges[-1] - 1))
+    values: Any = schedule_values("shape", shape, numpy.minimum(edges[:-1] + inner, edges[-1] - 1))
     if not is_traced(values):
         values = np.asarray(jax.device_get(values), np.float64)
         _check(values, edges[-1])
     return values, numpy.asarray(counts, values.dtype)
 
 
-def _values(shape: optax.Schedule, steps: Any) -> jax.Array:
-    """Return the value of a schedule at each of the steps."""
-    allowed = f"shape must be a schedule that jax.jit can trace, step -> number; {shown(shape)}"
+def schedule_values(name: str, schedule: optax.Schedule, steps: Any) -> jax.Array:
+    """Return the value of a schedule, the argument of that name, at each of the steps."""
+    allowed = f"{name} must be a schedule that jax.jit can trace, step -> number; {shown(schedule)}"
     try:
-        values = jax.vmap(shape)(steps)
+        values = jax.vmap(schedule)(steps)  # since some of Optax's refuse arrays of steps
     except Exception as error:
         raise ValueError(f"{allowed} failed: {error}") from error
     if not isinstance(values, jax.Array) or values.shape != steps.shape:

@@ -246,9 +246,12 @@ def _floats(name: str, column: Any) -> Array:
 
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Return the two as JAX's arrays if they have the same shape, of at least one axis."""
-    rates, curves = gathered(jnp.asarray(learning_rates)), gathered(jnp.asarray(losses))
-    _check_shapes(rates, curves)
+    """Return the two as JAX's arrays of floats, if they have the same shape, of some axes."""
+    columns = _floats("learning_rates", learning_rates), _floats("losses", losses)
+    _check_shapes(*columns)
+    if not math.prod(columns[1].shape[:-1]):
+        raise ValueError(f"losses must have at least one curve, got shape {columns[1].shape}.")
+    rates, curves = (gathered(jnp.asarray(column)) for column in columns)
     return rates, curves
 
 

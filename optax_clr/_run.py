@@ -119,7 +119,7 @@ def run(
             trains_with_value = facts.reads_value and not facts.keeps_first_value
             _check_whole_updates(facts, steps_per_value)
         if not trains_with_value:
-            raise ValueError(step.unread_value)
+            raise ValueError(step.unread_value if facts.reads_state else step.unread_state)
         _check_one_loss(facts)
         device = _CPU if _platform(arrays) == "cpu" else _ACCELERATOR
         size = 1

@@ -27,6 +27,9 @@ _EXTENDED: Any = jax.dtypes.extended  # of keys of random numbers
 StepFn = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, Any]]
 
 
+_A_NAME_OUTSIDE = "Does it use an array of the same name outside of it?"
+
+
 class Step(Protocol):
     """What a range test trains with."""
 
@@ -45,6 +48,10 @@ class Step(Protocol):
     @property
     def unread_value(self) -> str:
         """What is wrong where the step never uses the value."""
+
+    @property
+    def unread_state(self) -> str:
+        """What is wrong where the loss is that of nothing that is trained."""
 
     def with_functions(self, functions: Sequence[Callable[..., Any]]) -> Step:
         """Return the same step of other functions."""
@@ -83,6 +90,14 @@ class FunctionStep:
             f"{shown(self.step_fn)} does not depend on it, in this step or a later one. Where the "
             "rate is a hyperparameter of an optimizer, keep what set_hyperparams returns: "
             f"optimizer = set_hyperparams(optimizer, learning_rate=value). {see('training-steps/')}"
+        )
+
+    @property
+    def unread_state(self) -> str:
+        return (
+            "step_fn must return the loss of the state that it is given; that of "
+            f"{shown(self.step_fn)} depends on nothing in it. {_A_NAME_OUTSIDE} "
+            f"{see('training-steps/')}"
         )
 
     def with_functions(self, functions: Sequence[Callable[..., Any]]) -> FunctionStep:
@@ -138,6 +153,14 @@ class OptimizerStep:
             f"{shown(self.optimizer)} does not read it, or keeps the first one in its state, as "
             "optax.inject_hyperparams does. Pass optax.adamw itself, or lambda rate: "
             f"optax.adamw(rate, weight_decay=0.1). {see('first-test/')}"
+        )
+
+    @property
+    def unread_state(self) -> str:
+        return (
+            "loss_fn must return the loss of the params that it is given; that of "
+            f"{shown(self.loss_fn)} does not depend on them. {_A_NAME_OUTSIDE} "
+            f"{see('first-test/')}"
         )
 
     def with_functions(self, functions: Sequence[Callable[..., Any]]) -> OptimizerStep:

@@ -23,6 +23,7 @@ class StepFacts(NamedTuple):
     """What the engine has to know of a training step."""
 
     has_convolution: bool
+    reads_state: bool  # whether the loss depends on what is trained
     reads_value: bool  # whether the loss, of this step or a later one, depends on the value
     keeps_first_value: bool  # whether it depends on the value that the state was made with
     closes_over_tracers: bool
@@ -50,15 +51,17 @@ def facts_of(
     ``start`` is that of ``(initial, value) -> state``.
     """
     jaxpr = closed.jaxpr
-    matters, reads_value = _what_matters(jaxpr, len(jax.tree.leaves(state)))
+    num_leaves = len(jax.tree.leaves(state))
+    matters, reads_value = _what_matters(jaxpr, num_leaves)
     return StepFacts(
         has_convolution=any(
             equation.primitive.name == "conv_general_dilated" for equation in equations(jaxpr)
         ),
+        reads_state=any(inputs_of(jaxpr, _only_loss(jaxpr, num_leaves))[:num_leaves]),
         reads_value=reads_value,
         keeps_first_value=inputs_of(start.jaxpr, matters)[-1],
         closes_over_tracers=any(map(is_traced, closed.consts)),
-        waits_along=_waits_along(jaxpr, len(jax.tree.leaves(state))),
+        waits_along=_waits_along(jaxpr, num_leaves),
         num_operations=num_operations(jaxpr),
         steps_per_update=_steps_per_update(closed, state),
         **batches._asdict(),
@@ -228,12 +231,17 @@ def _may_be_label(scalar: Any, others: list[Any]) -> bool:
     return not (jnp.issubdtype(scalar.dtype, jnp.floating) or are_tokens)
 
 
+def _only_loss(jaxpr: Any, num_state_leaves: int) -> list[bool]:
+    """Return which output is the loss, which comes after the state."""
+    return [place == num_state_leaves for place in range(len(jaxpr.outvars))]
+
+
 def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:
     """Return which leaves of the state reach a loss, now or later, and whether the value does."""
-    num_metrics = len(jaxpr.outvars) - num_state_leaves - 1
-    matters = [False] * num_state_leaves
+    wanted = _only_loss(jaxpr, num_state_leaves)
+    matters = wanted[:num_state_leaves]
     while True:
-        needed = inputs_of(jaxpr, [*matters, True, *[False] * num_metrics])
+        needed = inputs_of(jaxpr, [*matters, *wanted[num_state_leaves:]])
         if needed[:num_state_leaves] == matters:
             return matters, needed[-1]
         matters = [old or new for old, new in zip(matters, needed[:num_state_leaves], strict=True)]

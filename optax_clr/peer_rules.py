@@ -38,7 +38,8 @@ def steepest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
       ``f32[]`` the rate; NaN if fewer than two rows are valid.
 
     Raises:
-      ValueError: if the shapes differ or ``n < 2``.
+      TypeError: if a column is not of real numbers.
+      ValueError: if the shapes differ, there is no curve, or ``n < 2``.
 
     Examples:
       >>> rates = jnp.array([0.001, 0.01, 0.1, 1.0])
@@ -69,7 +70,8 @@ def minimum(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
       ``f32[]`` the rate; NaN if no row is valid.
 
     Raises:
-      ValueError: if the shapes differ or there is no row.
+      TypeError: if a column is not of real numbers.
+      ValueError: if the shapes differ, or there is no row.
 
     Examples:
       >>> rates = jnp.array([0.001, 0.01, 0.1, 1.0])
@@ -99,7 +101,8 @@ def valley(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
       ``f32[]`` the rate; NaN if fewer than two rows are valid.
 
     Raises:
-      ValueError: if the shapes differ or ``n < 2``.
+      TypeError: if a column is not of real numbers.
+      ValueError: if the shapes differ, there is no curve, or ``n < 2``.
 
     Examples:
       >>> rates = jnp.geomspace(1e-3, 1.0, 7)
@@ -144,7 +147,8 @@ def slide(
       ``f32[]`` the rate; NaN if no more than ``interval`` rows are valid.
 
     Raises:
-      TypeError: if ``interval`` is not an integer or ``threshold`` not a real number.
+      TypeError: if ``interval`` is not an integer, ``threshold`` not a real number, or a column not
+        of real numbers.
       ValueError: if the shapes differ, ``interval`` is below 1, ``threshold`` not positive, or
         ``n <= interval``.
 

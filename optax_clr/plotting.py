@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from optax_clr._arguments import function, shown, whole_number
 from optax_clr._drawing import labelled, pyplot_axes
+from optax_clr._peak_ratio import schedule_values
 from optax_clr._presentation import Rule
 from optax_clr._result import RangeTestResult
 
@@ -69,7 +69,7 @@ def plot_schedule(schedule: optax.Schedule, num_steps: int, ax: Axes | None = No
     Raises:
       ImportError: if Matplotlib is not installed.
       TypeError: if ``schedule`` is no function, ``num_steps`` no integer or ``ax`` no Axes.
-      ValueError: if ``num_steps`` is below 1.
+      ValueError: if ``num_steps`` is below 1, or ``schedule`` does not map each step to a number.
 
     Examples:
       >>> import matplotlib
@@ -81,6 +81,6 @@ def plot_schedule(schedule: optax.Schedule, num_steps: int, ax: Axes | None = No
     schedule = function("schedule", schedule, form="step -> value")
     steps = jnp.arange(whole_number("num_steps", num_steps))
     ax = pyplot_axes(ax)
-    # By vmap, since some of Optax's schedules refuse arrays of steps.
-    ax.plot(np.asarray(steps), np.asarray(jax.vmap(schedule)(steps)), color="tab:blue")
+    values = schedule_values("schedule", schedule, steps)
+    ax.plot(np.asarray(steps), np.asarray(values), color="tab:blue")
     return labelled(ax, "step", "value")

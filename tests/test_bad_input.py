@@ -664,6 +664,11 @@ TRAINING = (
         ValueError,
         "optimizer must train with the learning rate",
     ),
+    Wrong(
+        {"loss_fn": lambda params, batch: loss_fn(PARAMS, batch)},
+        ValueError,
+        "loss_fn must return the loss of the params that it is given; .* not depend .* same name",
+    ),
     Wrong({"params": {}}, ValueError, "params must have at least one array"),
     Wrong({"params": {"a": "b"}}, TypeError, r"params\['a'\] must be an array, got str"),
     Wrong({"params": {"a": MASKED}}, ValueError, rf"params\['a'\] {UNMASKED}"),
@@ -787,6 +792,11 @@ RANGE_TESTS = {
                 returns(lambda s, b, v: step_fn(s, b, v)[::-1]),
                 TypeError,
                 r"step_fn must return \(state, loss\), in this order; .* the loss first",
+            ),
+            Wrong(
+                returns(lambda s, b, v: (step_fn(s, b, v)[0], loss_fn(PARAMS, b))),
+                ValueError,
+                "step_fn must return the loss of the state .* nothing in it. .* same name",
             ),
             *(
                 Wrong(change, ValueError, "step_fn must train with the value .* does not depend")
@@ -974,6 +984,14 @@ READINGS = {
                     ValueError,
                     "losses must have at least .* rows, got 0",
                 ),
+                Wrong(
+                    {"learning_rates": jnp.ones((0, 40)), "losses": jnp.ones((0, 40))},
+                    ValueError,
+                    "losses must have at least one curve",
+                ),
+                Wrong({"learning_rates": "a"}, TypeError, "learning_rates must be real numbers"),
+                Wrong({"losses": np.asarray(valley) * 1j}, TypeError, "losses must be real"),
+                Wrong({"losses": MASKED}, ValueError, "losses must have no masked entries"),
             ),
         )
         for name in peer_rules.__all__
@@ -1016,7 +1034,11 @@ READINGS = {
         {"schedule": SCHEDULE, "num_steps": 5, "ax": Figure().add_subplot()},
         counts=("num_steps",),
         functions=("schedule",),
-        wrong=(Wrong({"ax": Figure()}, TypeError, "ax must be Matplotlib Axes, got <?Figure"),),
+        wrong=(
+            Wrong({"ax": Figure()}, TypeError, "ax must be Matplotlib Axes, got <?Figure"),
+            Wrong({"schedule": lambda step: (step, step)}, ValueError, "schedule must be a sched"),
+            Wrong({"schedule": lambda step: math.sqrt(step)}, ValueError, "schedule must be a sch"),
+        ),
     ),
 }
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -252,6 +253,24 @@ def test_arrays_of_flags_are_no_hyperparameters():
     factory = lambda learning_rate, flags: optax.sgd(learning_rate, nesterov=bool(flags.any()))
     optimizer = inject(factory)(RATE, flags=np.array([True, False]))
     assert_hyperparams(optimizer.init(some_params()), learning_rate=RATE(0))
+
+
+def of_a_step(rate: Callable[[int], float]):
+    return optax.sgd(rate)
+
+
+def of_some_function(rate: Callable):
+    return optax.sgd(rate)
+
+
+def of_an_array(learning_rate: float | Callable[[jax.Array], jax.Array]):
+    return optax.sgd(learning_rate)
+
+
+@pytest.mark.parametrize("factory", [of_a_step, of_some_function, of_an_array])
+def test_a_schedule_may_be_annotated_in_many_ways(factory):
+    state = inject(factory)(RATE).init(some_params())
+    assert list(optax_clr.get_hyperparams(state).values()) == [RATE(0)]
 
 
 @pytest.mark.parametrize("value", [np.array(0.1, ">f4"), np.array(0.1), jnp.asarray(0.1)])
