@@ -14,6 +14,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import whole_number
+from optax_clr._batch_facts import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE
 from optax_clr._batches import check_num_steps, hold_batches
 from optax_clr._checks import check_params, held_out_batch, optimizer_step, spaced
 from optax_clr._documentation import see
@@ -23,7 +24,6 @@ from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, look_ahead, run
 from optax_clr._step import PyTree
 from optax_clr._stop_rule import StopRule
-from optax_clr._traced import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE
 
 _DEFAULT_NUM_STEPS = 50
 # A run is judged by the last quarter of its losses, which have less noise than the last of them.

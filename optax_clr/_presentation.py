@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from optax_clr import _drawing, _reading
+from optax_clr._batch_facts import ONE_EXAMPLE
 from optax_clr._reading import Curve, EndedBy
-from optax_clr._traced import ONE_EXAMPLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

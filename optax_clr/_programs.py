@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 
 from optax_clr._arguments import is_traced
 from optax_clr._arrays import varying_axes
+from optax_clr._batch_facts import batch_facts_of, batch_of
 from optax_clr._documentation import see
 from optax_clr._loop import Loop, with_step_types
 from optax_clr._optimizer_factor import optimizer_factor
@@ -32,12 +33,7 @@ from optax_clr._references import (
     sees_the_same,
 )
 from optax_clr._step import PyTree, Step, shapes_in_words
-from optax_clr._traced import (
-    StepFacts,
-    batch_facts_of,
-    batch_of,
-    facts_of,
-)
+from optax_clr._step_facts import StepFacts, facts_of
 
 _CONFIG: Any = jax.config
 

@@ -11,6 +11,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import function, whole_number
+from optax_clr._batch_facts import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE
 from optax_clr._batches import check_num_steps, open_batches
 from optax_clr._checks import (
     check_arrays,
@@ -28,7 +29,6 @@ from optax_clr._reading import RangeTestWarning
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, run
 from optax_clr._step import FunctionStep, PyTree, StepFn
-from optax_clr._traced import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE
 
 
 @undisturbed()

@@ -23,8 +23,8 @@ from optax_clr._programs import CompiledLoop, programs_of
 from optax_clr._reading import EndedBy
 from optax_clr._result import RangeTestResult
 from optax_clr._step import PyTree, Step
+from optax_clr._step_facts import StepFacts
 from optax_clr._stop_rule import ChunkRule, Past, StopRule, for_chunks
-from optax_clr._traced import StepFacts
 
 _CONFIG: Any = jax.config
 # How long a call from Python should take: short enough for a bar that moves, and for Ctrl-C.

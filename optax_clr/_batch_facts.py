@@ -1,8 +1,7 @@
-"""What the traced program of a training step shows of itself, before anything is compiled."""
+"""What shapes and traced functions show of the batches of a test."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from numbers import Number
 from typing import Any, NamedTuple
@@ -12,78 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clr._arguments import is_traced
-from optax_clr._arrays import is_opaque, varying_axes
+from optax_clr._arrays import is_opaque
 from optax_clr._documentation import see
-from optax_clr._jaxprs import equations, inputs_of, num_operations
-from optax_clr._other_rates import trains_at_other_rates
-from optax_clr._states import key_name
-
-
-class StepFacts(NamedTuple):
-    """What the engine has to know of a training step."""
-
-    has_convolution: bool
-    reads_state: bool  # whether the loss depends on what is trained
-    reads_value: bool  # whether the loss, of this step or a later one, depends on the value
-    keeps_first_value: bool  # whether it depends on the value that the state was made with
-    closes_over_tracers: bool
-    waits_along: frozenset[str]  # axes of shard_map: devices need each other, and losses differ
-    num_operations: int  # on single numbers, roughly
-    steps_per_update: int  # that gradients are accumulated over; 1 without
-    batch_size: int | None  # examples in a batch, where that can be told
-    trains_at_other_rates: bool  # than the values, by a schedule or a scale of the optimizer
-    is_one_batch: bool  # whether a function makes the batches, the same one in every step
-    repeats_last_batch: bool  # or the same one in the last steps
-    optimizer_factor: float  # of the rates that are read
-
-
-def facts_of(
-    closed: Any,
-    start: Any,
-    state: Any,
-    batches: BatchFacts,
-    optimizer_factor: float,
-    *,
-    takes_rate: bool,
-) -> StepFacts:
-    """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr.
-
-    ``start`` is that of ``(initial, value) -> state``.
-    """
-    jaxpr = closed.jaxpr
-    num_leaves = len(jax.tree.leaves(state))
-    matters, reads_value = _what_matters(jaxpr, num_leaves)
-    return StepFacts(
-        has_convolution=any(
-            equation.primitive.name == "conv_general_dilated" for equation in equations(jaxpr)
-        ),
-        reads_state=any(inputs_of(jaxpr, _only_loss(jaxpr, num_leaves))[:num_leaves]),
-        reads_value=reads_value,
-        keeps_first_value=inputs_of(start.jaxpr, matters)[-1],
-        closes_over_tracers=any(map(is_traced, closed.consts)),
-        waits_along=_waits_along(jaxpr, num_leaves),
-        num_operations=num_operations(jaxpr),
-        steps_per_update=_steps_per_update(closed, state),
-        **batches._asdict(),
-        trains_at_other_rates=trains_at_other_rates(jaxpr, state, takes_rate),
-        optimizer_factor=optimizer_factor,
-    )
-
-
-_COLLECTIVES = {
-    *("psum", "psum2", "psum_invariant", "pmax", "pmin", "ppermute", "pgather", "reduce_scatter"),
-    *("all_gather", "all_gather_invariant", "all_to_all"),
-}
-
-
-def _waits_along(jaxpr: Any, place_of_loss: int) -> frozenset[str]:
-    """Return along which axes of shard_map losses differ, as far as JAX tells, and devices wait.
-
-    Each would end the test by its own loss, and the others wait for it.
-    """
-    calls = [each.params for each in equations(jaxpr) if each.primitive.name in _COLLECTIVES]
-    names = [call.get("axes", call.get("axis_name")) for call in calls]
-    return varying_axes(jaxpr.outvars[place_of_loss]).intersection(jax.tree.leaves(names))
+from optax_clr._jaxprs import equations, inputs_of
 
 
 class BatchFacts(NamedTuple):
@@ -229,70 +159,3 @@ def _may_be_label(scalar: Any, others: list[Any]) -> bool:
         jnp.issubdtype(leaf.dtype, jnp.inexact) or leaf.dtype == np.uint8 for leaf in others
     )
     return not (jnp.issubdtype(scalar.dtype, jnp.floating) or are_tokens)
-
-
-def _only_loss(jaxpr: Any, num_state_leaves: int) -> list[bool]:
-    """Return which output is the loss, which comes after the state."""
-    return [place == num_state_leaves for place in range(len(jaxpr.outvars))]
-
-
-def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:
-    """Return which leaves of the state reach a loss, now or later, and whether the value does."""
-    wanted = _only_loss(jaxpr, num_state_leaves)
-    matters = wanted[:num_state_leaves]
-    while True:
-        needed = inputs_of(jaxpr, [*matters, *wanted[num_state_leaves:]])
-        if needed[:num_state_leaves] == matters:
-            return matters, needed[-1]
-        matters = [old or new for old, new in zip(matters, needed[:num_state_leaves], strict=True)]
-
-
-def _is_place_in_period(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:
-    """Whether a leaf counts the steps since an update: of MultiSteps, apply_every or SAM."""
-    for name, neighbour in (("count", "grad_acc"), ("steps_since_sync", "cache")):
-        if name in path:
-            place = path.index(name)
-            beside = (*path[:place], neighbour)
-            return any(other[: place + 1] == beside for other in paths)
-    return "mini_step" in path
-
-
-_MOST_STEPS_PER_UPDATE = 1000
-
-
-def _steps_per_update(closed: Any, state: Any) -> int:
-    """Return after how many steps accumulated gradients make an update, by counting with them."""
-    # Also of nnx.split, whose entries have the names of the fields.
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    paths = [tuple(map(key_name, path)) for path, _ in leaves]
-    is_place = [_is_place_in_period(path, paths) for path in paths]
-    is_counter = [
-        place or "gradient_step" in path for place, path in zip(is_place, paths, strict=True)
-    ]
-    if not any(is_place):
-        return 1
-    # The part of the step that only counts, which is a few operations on integers.
-    from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-    from jax.interpreters.partial_eval import dce_jaxpr
-
-    num_others = len(closed.jaxpr.outvars) - len(paths)
-    counting, is_needed = dce_jaxpr(closed.jaxpr, [*is_counter, *[False] * num_others])
-    if any(needed and not counts for needed, counts in zip(is_needed, is_counter, strict=False)):
-        return 1  # it also looks at gradients, as to whether to skip a step
-    count = jaxpr_as_fun(ClosedJaxpr(counting, closed.consts))
-    is_read = [needed for needed, counts in zip(is_needed, is_counter, strict=False) if counts]
-    is_mini = list(itertools.compress(is_place, is_counter))
-    with jax.ensure_compile_time_eval():
-        # An ensemble has one for each member.
-        counters: list[Any] = [
-            np.zeros(leaf.shape, leaf.dtype)
-            for (_, leaf), counts in zip(leaves, is_counter, strict=True)
-            if counts
-        ]
-        for steps in range(1, _MOST_STEPS_PER_UPDATE + 1):
-            counters = count(*itertools.compress(counters, is_read))
-            if any(map(is_traced, counters)):  # a lane may have any number
-                return 1
-            if not any(np.any(counter) for counter in itertools.compress(counters, is_mini)):
-                return steps
-    return 1

@@ -1,0 +1,63 @@
+"""After how many steps an optimizer that accumulates gradients makes an update."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+
+from optax_clr._arguments import is_traced
+from optax_clr._states import key_name
+
+
+def _is_place_in_period(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:
+    """Whether a leaf counts the steps since an update: of MultiSteps, apply_every or SAM."""
+    for name, neighbour in (("count", "grad_acc"), ("steps_since_sync", "cache")):
+        if name in path:
+            place = path.index(name)
+            beside = (*path[:place], neighbour)
+            return any(other[: place + 1] == beside for other in paths)
+    return "mini_step" in path
+
+
+_MOST_STEPS_PER_UPDATE = 1000
+
+
+def steps_per_update(closed: Any, state: Any) -> int:
+    """Return after how many steps accumulated gradients make an update, by counting with them."""
+    # Also of nnx.split, whose entries have the names of the fields.
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    paths = [tuple(map(key_name, path)) for path, _ in leaves]
+    is_place = [_is_place_in_period(path, paths) for path in paths]
+    is_counter = [
+        place or "gradient_step" in path for place, path in zip(is_place, paths, strict=True)
+    ]
+    if not any(is_place):
+        return 1
+    # The part of the step that only counts, which is a few operations on integers.
+    from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+    from jax.interpreters.partial_eval import dce_jaxpr
+
+    num_others = len(closed.jaxpr.outvars) - len(paths)
+    counting, is_needed = dce_jaxpr(closed.jaxpr, [*is_counter, *[False] * num_others])
+    if any(needed and not counts for needed, counts in zip(is_needed, is_counter, strict=False)):
+        return 1  # it also looks at gradients, as to whether to skip a step
+    count = jaxpr_as_fun(ClosedJaxpr(counting, closed.consts))
+    is_read = [needed for needed, counts in zip(is_needed, is_counter, strict=False) if counts]
+    is_mini = list(itertools.compress(is_place, is_counter))
+    with jax.ensure_compile_time_eval():
+        # An ensemble has one for each member.
+        counters: list[Any] = [
+            np.zeros(leaf.shape, leaf.dtype)
+            for (_, leaf), counts in zip(leaves, is_counter, strict=True)
+            if counts
+        ]
+        for steps in range(1, _MOST_STEPS_PER_UPDATE + 1):
+            counters = count(*itertools.compress(counters, is_read))
+            if any(map(is_traced, counters)):  # a lane may have any number
+                return 1
+            if not any(np.any(counter) for counter in itertools.compress(counters, is_mini)):
+                return steps
+    return 1
