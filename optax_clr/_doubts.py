@@ -19,6 +19,7 @@ from optax_clr._noise import (
 )
 from optax_clr._valley import (
     GRID_SIZE,
+    MIN_ROWS,
     Rows,
     Scale,
     Within,
@@ -28,7 +29,6 @@ from optax_clr._valley import (
     mean,
 )
 
-MIN_ROWS = 6
 # How far below the first losses the lowest average must be, in standard errors of the two: if rows
 # are independent, and if they wander. Of 500 curves of noise each, of 300 rows, fewer than 1 in 100
 # are read if normal, exponential, lognormal or AR(1) with a correlation of .5, and 2% with one of
@@ -105,7 +105,8 @@ DOUBTS = (
     f"rows. {see('reading/#too-low-an-end')}",
     "the test ended suddenly: its losses were no longer finite, and had not risen before. If an "
     "example in the data is not finite, or an operation overflows, that says nothing of the rate, "
-    f"and what is read may be far too low. Look for it. {see('reading/#other-doubts')}",
+    "and what is read may be far off, most often too low. Look for it. "
+    f"{see('reading/#other-doubts')}",
     "the start of the sweep cuts the valley: the loss had made half of its fall within the first "
     "rows, and what is read may be too high. Begin at a smaller rate (min_lr). "
     f"{see('reading/#too-high-a-start')}",

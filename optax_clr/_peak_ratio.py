@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr._arguments import float_dtype, is_traced, shown
+from optax_clr._arguments import float_dtype, is_real_dtype, is_traced, shown
 
 # A run of more steps is taken in so many blocks and some more near both ends, of each of which one
 # step is looked at.
@@ -100,7 +100,9 @@ def schedule_values(name: str, schedule: optax.Schedule, steps: Any) -> jax.Arra
         values = jax.vmap(schedule)(steps)  # since some of Optax's refuse arrays of steps
     except Exception as error:
         raise ValueError(f"{allowed} failed: {error}") from error
-    if not isinstance(values, jax.Array) or values.shape != steps.shape:
+    if not (isinstance(values, jax.Array) and values.shape == steps.shape) or not (
+        is_real_dtype(values.dtype) or values.dtype == bool
+    ):
         one = jax.tree.map(lambda leaf: leaf[0], values)
         raise ValueError(f"{allowed} returned {shown(one)} at step {steps[0]}.")
     return values.astype(float_dtype(values))

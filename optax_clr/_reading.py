@@ -23,7 +23,6 @@ from optax_clr._arguments import (
 from optax_clr._arrays import Array, as_array, each, numpy_of
 from optax_clr._doubts import (
     DOUBTS,
-    MIN_ROWS,
     PROBLEMS,
     READABLE,
     clarity_of,
@@ -34,6 +33,7 @@ from optax_clr._doubts import (
 from optax_clr._noise import mean_where
 from optax_clr._valley import (
     GRID_SIZE,
+    MIN_ROWS,
     Rows,
     Scale,
     average_of,
@@ -206,6 +206,9 @@ def find_valley(reading: Reading) -> tuple[Valley, list[str]]:
     return reading.valley, [text for is_doubted, text in doubts if is_doubted]
 
 
+_LONGEST_GAP = 3  # rows
+
+
 def checked(curve: Curve) -> Curve:
     """Return the curve as arrays, all of NumPy if none is of JAX, if they have one shape."""
     _check_shapes(curve.learning_rates, curve.losses)
@@ -220,11 +223,18 @@ def checked(curve: Curve) -> Curve:
             f"{np.shape(curve.equivalent_steps)}."
         )
     names = ("learning_rates", "losses", "equivalent_steps")
-    rates, losses, steps = (_floats(name, getattr(curve, name)) for name in names)
+    rates, losses, steps = (floats(name, getattr(curve, name)) for name in names)
     if isinstance(steps, np.ndarray) and (wrong := steps[steps <= 0]).size:
         raise ValueError(
             f"equivalent_steps must be positive, or NaN after the last row, got {wrong[0]}."
         )
+    if isinstance(steps, np.ndarray) and isinstance(losses, np.ndarray):
+        is_row = np.isfinite(losses) & (np.asarray(rates) > 0)
+        if (missing := steps[is_row & ~np.isfinite(steps)]).size:
+            raise ValueError(
+                f"equivalent_steps must be finite where there are a rate and a loss, got "
+                f"{missing[0]}."
+            )
     numpy = numpy_of(curve)
     diverged, ran_out = (numpy.asarray(end, bool) for end in (curve.diverged, curve.ran_out))
     factor = numpy.asarray(curve.factor, np.float32)
@@ -236,18 +246,18 @@ def checked(curve: Curve) -> Curve:
     return Curve(rates, losses, steps, diverged, ran_out, factor)
 
 
-def _floats(name: str, column: Any) -> Array:
+def floats(name: str, column: Any) -> Array:
     """Return a column as floats, NumPy's as they are: float64 where JAX has none."""
     column = as_array(name, column)
     if not is_real_dtype(column.dtype):
         raise TypeError(f"{name} must be real numbers, got dtype {column.dtype}.")
-    is_float = jnp.issubdtype(column.dtype, jnp.floating)
-    return column if is_float else column.astype(np.float32)
+    is_wide = jnp.issubdtype(column.dtype, jnp.floating) and column.dtype.itemsize >= 4
+    return column if is_wide else column.astype(np.float32)
 
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Return the two as JAX's arrays of floats, if they have the same shape, of some axes."""
-    columns = _floats("learning_rates", learning_rates), _floats("losses", losses)
+    columns = floats("learning_rates", learning_rates), floats("losses", losses)
     _check_shapes(*columns)
     if not math.prod(columns[1].shape[:-1]):
         raise ValueError(f"losses must have at least one curve, got shape {columns[1].shape}.")
@@ -350,7 +360,9 @@ def _read(
     problem = problem_of(rows, grid[within.lowest], clarity, diverged.all())
     half = average[within.lowest] / 2
     has_risen = each(lambda curve, depth: _has_risen(curve, depth, half))(rows.curves, depths)
-    ended_suddenly = numpy.any(diverged.reshape(-1) & ~has_risen)
+    # Where it is not known what ended a curve before the others, it is taken for divergence.
+    has_exploded = each(lambda curve: _ends_before(curve, valid))(rows.curves) & ~ran_out
+    ended_suddenly = numpy.any((diverged.reshape(-1) | has_exploded) & ~has_risen)
     found = problem == READABLE
     return Reading(
         valley=jax.tree.map(lambda part: numpy.where(found, part, np.nan), valley),
@@ -369,6 +381,14 @@ def _has_risen(curve: Array, depth: Array, half: Array) -> Array:
     known = numpy_of(curve).isfinite(curve)
     end = mean_where(depth, last_rows(known))
     return (known.sum() >= MIN_ROWS) & (end > half)
+
+
+def _ends_before(curve: Array, valid: Array) -> Array:
+    """Return whether one curve ends before others do, by more than a gap at the end."""
+    numpy = numpy_of(curve)
+    row = np.arange(curve.shape[0], dtype=np.int32)
+    last = numpy.max(row, initial=-1, where=numpy.isfinite(curve) & valid)
+    return (valid & (row > last)).sum() > _LONGEST_GAP
 
 
 def _losses_read(rows: Rows, curve: Array, scale: Scale) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ import optax
 
 from optax_clr import _drawing, _presentation, _reading
 from optax_clr._arguments import any_traced, function, is_traced, native, shown, whole_number
-from optax_clr._arrays import numpy_of
+from optax_clr._arrays import Array, numpy_of
 from optax_clr._modes import undisturbed
 from optax_clr._peak_ratio import peak_ratio
 from optax_clr._presentation import Rule
@@ -319,7 +320,8 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
     columns = {name: native(name, column) for name, column in columns.items()}
     result = _reading.at_hand(RangeTestResult(**columns))
     _check_entries(result)
-    rates, held_out, steps = result.learning_rates, result.held_out_losses, result.equivalent_steps
+    rates = _reading.floats("learning_rates", result.learning_rates)
+    held_out, steps = result.held_out_losses, result.equivalent_steps
     (num_rows,) = np.shape(rates)[-1:] or (0,)
     has_end = result.num_valid <= num_rows  # unless a caller has taken the first rows alone
     ended_by = result.ended_by if np.size(result.ended_by) else int(EndedBy.LAST_VALUE)
@@ -327,15 +329,26 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
         with np.errstate(all="ignore"):
             sizes = abs(rates)
             steps = numpy_of(rates).nancumsum(sizes, axis=-1) / sizes
+    losses = _reading.floats("losses", held_out if np.size(held_out) else result.losses)
     curve = _reading.Curve(
         rates,
-        held_out if np.size(held_out) else result.losses,
+        _recorded(losses, result.num_valid),
         steps,
         has_end & (ended_by == int(EndedBy.DIVERGENCE)),
         has_end & (ended_by >= int(EndedBy.END_OF_DATA)),
         result.optimizer_factor if np.size(result.optimizer_factor) else 1.0,
     )
     return _reading.checked(curve)
+
+
+def _recorded(losses: Array, num_valid: Array) -> Array:
+    """Return the losses with NaN from the first row on that is no data."""
+    numpy, shape = numpy_of((losses, num_valid)), np.shape(losses)
+    if np.shape(num_valid) not in ((), shape[:-1]) or not shape:
+        return losses
+    row = np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
+    num_valid = numpy.broadcast_to(numpy.asarray(num_valid)[..., None], shape)
+    return numpy.where(row < num_valid, losses, np.nan)
 
 
 def _with_defaults(result: RangeTestResult) -> RangeTestResult:
@@ -354,7 +367,7 @@ def _check_entries(result: RangeTestResult) -> None:
     leading = np.shape(result.losses)[:-1]
     for name in ("num_valid", "ended_by", "optimizer_factor"):
         shape = np.shape(getattr(result, name))
-        if shape not in ((), (0,), leading):
+        if shape not in ((), leading) and math.prod(shape):
             raise ValueError(
                 f"{name} must have one entry for each curve, {leading}, got the shape {shape}. "
                 "Stack results along a new axis: jax.tree.map(lambda *leaves: jnp.stack(leaves), "

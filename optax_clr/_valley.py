@@ -16,6 +16,8 @@ _WIDTH = 0.3
 GRID_SIZE = 256
 # Of the rows at a point of it: none is within three decades. Products of smaller ones underflow.
 _LEAST_WEIGHT = 1e-20
+# So many rows tell a loss that falls and rises.
+MIN_ROWS = 6
 # By so much of its depth no valley of 45 tasks but three is lower again, once it has been left, and
 # no loss but that of one, of raw features, rises on its way down.
 _FALLS_AGAIN = 0.3
@@ -140,13 +142,13 @@ class Scale(NamedTuple):
         """Return 0 where the loss is as it began, -1 where its average is lowest, at most 1.
 
         Where the curve has ended and others go on, it is an explosion, unless it ran out of
-        batches; where it has a gap, NaN.
+        batches, or has hardly begun; where it has a gap, NaN.
         """
         numpy = numpy_of(curve)
         finite = valid & numpy.isfinite(curve)
         row = np.arange(curve.shape[0], dtype=np.int32)
         last = numpy.max(row, initial=-1, where=finite)
-        has_ended = (row > last) & numpy.logical_not(ran_out)
+        has_ended = (row > last) & (finite.sum() >= MIN_ROWS) & numpy.logical_not(ran_out)
         height = numpy.where(finite, numpy.minimum(curve, self.ceiling), 0) - self.lowest
         height = numpy.arcsinh(height / self.unit)
         depth = numpy.clip(height / numpy.where(self.whole > 0, self.whole, 1) - 1, -2, 1)

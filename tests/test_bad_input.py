@@ -952,6 +952,11 @@ READINGS = {
                     r"equivalent_steps must have the shape of losses, \(40,\), got \(39,\)",
                 ),
                 Wrong(
+                    {"result": RESULT._replace(equivalent_steps=valley.at[20].set(jnp.nan))},
+                    ValueError,
+                    "equivalent_steps must be finite where there are a rate and a loss, got nan",
+                ),
+                Wrong(
                     {"result": RESULT._replace(equivalent_steps=0 * valley)},
                     ValueError,
                     r"equivalent_steps must be positive, .* got 0\.0",
@@ -1009,6 +1014,8 @@ READINGS = {
             Wrong({"shape": lambda step: 1.0 if step else 0.5}, ValueError, "jax.jit can trace"),
             Wrong({"shape": lambda step: step * jnp.ones(2)}, ValueError, "returned .* at step 0"),
             Wrong({"shape": lambda step: (step, step)}, ValueError, "returned .* at step 0"),
+            Wrong({"shape": lambda step: 1j * step}, ValueError, "returned .* at step 0"),
+            Wrong({"shape": jax.random.key}, ValueError, "returned .* at step 0"),
             Wrong({"result": RESULT._replace(losses=valley[:-1])}, ValueError, "the same shape"),
         ),
     ),

@@ -717,6 +717,21 @@ def test_results_are_saved_and_read_without_pickle(tmp_path):
         assert loaded.bounds() == result.bounds()
 
 
+def test_a_sweep_that_is_saved_is_read_curve_by_curve(tmp_path):
+    """As the page has it: fields without an entry, of what the test does not have, are left out."""
+    run = lambda factor: optax_clr.lr_range_test(
+        lambda params, batch: factor * loss_fn(params, batch), PARAMS, optax.adam, BATCHES
+    )
+    sweep = jax.vmap(run)(jnp.arange(1.0, 4.0))
+    np.savez(tmp_path / "sweep.npz", **sweep._asdict())
+    with np.load(tmp_path / "sweep.npz") as file:
+        kept = optax_clr.RangeTestResult(**{name: file[name] for name in file if file[name].size})
+    read_each = jax.vmap(lambda lane: lane.suggest())
+    np.testing.assert_allclose(read_each(kept), read_each(sweep), rtol=1e-6)
+    first = jax.tree.map(lambda column: column[0], kept)
+    np.testing.assert_array_equal(first.losses, sweep.losses[0])
+
+
 @pytest.mark.parametrize("make_optimizer", [optax.sgd, optax.adam])
 def test_one_example_that_is_not_finite_is_named(make_optimizer):
     inputs = jax.random.normal(jax.random.key(0), (300, 32, 4))

@@ -279,6 +279,54 @@ def test_seeds_on_different_scales_count_alike():
     np.testing.assert_allclose(result_of(curves).suggest(), result_of(valley()).suggest(), rtol=0.1)
 
 
+@pytest.mark.parametrize("ended_by", [(), [0, 1, 1], [0, 2, 2]], ids=["?", "diverged", "ran out"])
+@pytest.mark.parametrize("num_rows", [0, 1, 4])
+def test_curves_that_have_hardly_begun_are_left_out(num_rows, ended_by):
+    """As of a start from which every loss is NaN; where it did not run out of data, it is told."""
+    curves = np.stack([valley(noise=0.02, seed=seed) for seed in range(3)])
+    curves[1:, num_rows:] = np.nan
+    ended_by = np.array(ended_by) if ended_by else ()
+    result = result_of(curves)._replace(
+        num_valid=np.array([300, num_rows, num_rows]), ended_by=ended_by
+    )
+    if np.size(ended_by) and ended_by[1] == 2:
+        together = result.suggest()  # warnings are errors here
+    else:
+        with pytest.warns(RangeTestWarning, match="ended suddenly.*far off, most often too low"):
+            together = result.suggest()
+    assert together == pytest.approx(result_of(curves[0]).suggest(), rel=0.02)
+
+
+def test_a_curve_that_ends_before_others_once_it_has_risen_leaves_no_doubt():
+    curves = np.stack([valley(noise=0.02, seed=seed) for seed in range(3)])
+    curves[1:, 290:] = np.nan
+    result_of(curves).bounds()  # warnings are errors here
+
+
+def test_rows_from_num_valid_on_are_no_data():
+    losses = valley(noise=0.02)
+    expected = read(result_of(np.where(np.arange(300) < 280, losses, np.nan)))
+    for beyond in (0.0, 1e6, losses[280:]):
+        padded = result_of(np.concatenate([losses[:280], np.broadcast_to(beyond, 20)]))
+        padded = padded._replace(num_valid=jnp.int32(280))
+        np.testing.assert_array_equal(read(padded), expected)
+    with pytest.raises(RangeTestError, match="fewer than 6 rows are finite"):
+        result_of(losses)._replace(num_valid=0).suggest()
+
+
+def test_rates_of_few_digits_are_summed_in_float32():
+    rates = jnp.asarray(np.geomspace(1e-3, 10.0, 3000), jnp.bfloat16)
+    losses = (np.log10(np.asarray(rates, np.float64)) + 0.5) ** 2
+    results = [result_of(losses, column) for column in (rates, rates.astype(jnp.float32))]
+    np.testing.assert_allclose(read(results[0]), read(results[1]), rtol=1e-6)
+
+
+def test_columns_may_be_lists():
+    result = result_of(valley(noise=0.02))
+    lists = RangeTestResult(*(np.asarray(column).tolist() for column in result[:3]), 300)
+    np.testing.assert_allclose(read(lists), read(result), rtol=1e-5)
+
+
 def test_first_losses_that_are_missing_count_for_nothing():
     losses = valley(noise=0.05)
     expected = read(result_of(losses))
@@ -317,7 +365,8 @@ def test_a_seed_that_diverged_early_moves_the_answer_down():
     rates = jnp.geomspace(1e-5, 10.0, 300)
     early = curves.copy()
     early[1, 180:] = np.nan  # at 0.041
-    assert result_of(early, rates).suggest() < result_of(curves, rates).suggest()
+    with pytest.warns(RangeTestWarning, match="ended suddenly"):  # before its loss had risen
+        assert result_of(early, rates).suggest() < result_of(curves, rates).suggest()
 
 
 UNREADABLE = {
