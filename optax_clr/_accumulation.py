@@ -10,6 +10,7 @@ import numpy as np
 
 from optax_clr._arguments import is_traced
 from optax_clr._states import key_name
+from optax_clr._swept_optimizer import SweptOptimizer
 
 
 def _is_place_in_period(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:
@@ -25,14 +26,19 @@ def _is_place_in_period(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> 
 _MOST_STEPS_PER_UPDATE = 1000
 
 
-def steps_per_update(closed: Any, state: Any) -> int:
+def steps_per_update(closed: Any, state: Any, optimizer: SweptOptimizer) -> int:
     """Return after how many steps accumulated gradients make an update, by counting with them."""
     # Also of nnx.split, whose entries have the names of the fields.
     leaves = jax.tree_util.tree_leaves_with_path(state)
     paths = [tuple(map(key_name, path)) for path, _ in leaves]
-    is_place = [_is_place_in_period(path, paths) for path in paths]
+    is_swept = [optimizer.may_have(path) for path, _ in leaves]
+    is_place = [
+        swept and _is_place_in_period(path, paths)
+        for swept, path in zip(is_swept, paths, strict=True)
+    ]
     is_counter = [
-        place or "gradient_step" in path for place, path in zip(is_place, paths, strict=True)
+        place or (swept and "gradient_step" in path)
+        for place, swept, path in zip(is_place, is_swept, paths, strict=True)
     ]
     if not any(is_place):
         return 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -73,33 +75,47 @@ def inputs_of(jaxpr: Any, is_wanted: list[bool]) -> list[bool]:
     return [variable in live for variable in jaxpr.invars]
 
 
-def sources(
-    jaxpr: Any, of_inputs: list[frozenset[str]]
-) -> tuple[list[frozenset[str]], set[frozenset[str]]]:
+def sources(jaxpr: Any, of_inputs: list[int]) -> tuple[list[int], set[int]]:
     """Return from which kinds of inputs the outputs are computed, and whatever is on the way.
 
-    Whatever comes out of a loop counts as computed from all that goes in.
+    A kind is a bit. Of a loop it is what comes out of one turn.
     """
     known = dict(zip(jaxpr.invars, of_inputs, strict=True))
-    found: set[frozenset[str]] = set()
+    found: set[int] = set()
 
-    def look_up(atom: Any) -> frozenset[str]:
-        return frozenset() if hasattr(atom, "val") else known.get(atom, frozenset())
+    def look_up(atom: Any) -> int:
+        return 0 if hasattr(atom, "val") else known.get(atom, 0)
 
     for equation in jaxpr.eqns:
-        operands = [look_up(atom) for atom in equation.invars]
-        outputs = [frozenset[str]().union(*operands)] * len(equation.outvars)
-        inner: list[tuple[list[frozenset[str]], set[frozenset[str]]]] = []
-        if equation.primitive.name in ("jit", "pjit"):
-            inner = [sources(equation.params["jaxpr"].jaxpr, operands)]
-            outputs = inner[0][0]
-        elif equation.primitive.name == "cond":
-            inner = [sources(each.jaxpr, operands[1:]) for each in equation.params["branches"]]
-            of_branches = zip(*(of_outputs for of_outputs, _ in inner), strict=True)
-            outputs = [operands[0].union(*kinds) for kinds in of_branches]
-        found.update(outputs, *(on_the_way for _, on_the_way in inner))
+        outputs, on_the_way = _sources_of(equation, list(map(look_up, equation.invars)))
+        found.update(outputs, on_the_way)
         known.update(zip(equation.outvars, outputs, strict=True))
     return [look_up(atom) for atom in jaxpr.outvars], found
+
+
+def _sources_of(equation: Any, operands: list[int]) -> tuple[list[int], set[int]]:
+    """Return the sources of the outputs of one equation, and of what is within it."""
+    every = functools.reduce(operator.or_, operands, 0)
+    bodies = list(_inner_jaxprs(equation))
+    first = 0  # of the operands, that the body of a loop or a branch is given
+    if equation.primitive.name == "cond":
+        first, every = 1, operands[0]
+    elif equation.primitive.name == "while":
+        first = equation.params["cond_nconsts"]
+        bodies = [equation.params["body_jaxpr"].jaxpr]
+    elif len(bodies) > 1:
+        bodies = []
+    given, num_outputs = operands[first:], len(equation.outvars)
+    fits = lambda body: (len(body.invars), len(body.outvars)) == (len(given), num_outputs)
+    if not bodies or not all(map(fits, bodies)):
+        return [every] * num_outputs, set()
+    passes = [sources(body, given) for body in bodies]
+    outputs = [
+        functools.reduce(operator.or_, kinds) for kinds in zip(*(p for p, _ in passes), strict=True)
+    ]
+    if equation.primitive.name == "cond":
+        outputs = [kinds | every for kinds in outputs]
+    return outputs, set().union(*(on_the_way for _, on_the_way in passes))
 
 
 def _variables(atoms: list[Any], is_wanted: Iterable[bool] = itertools.repeat(True)) -> set[Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
-from optax_clr._states import is_of_optax, key_name, walk
+from optax_clr._states import Path, is_of_optax, key_name, walk
 
 # Momentum and Adam average gradients over ten steps. What turns round at every step they damp 19
 # times more than what stays, so they are stable at rates that would be too high without. Plain SGD
@@ -59,13 +60,21 @@ _KEEPS_SIZE = {"scale_by_learning_rate", "scale_by_schedule"}
 _AVERAGES = {"ema", "sam", "schedule_free", "trace"}
 
 
-def optimizer_factor(state: Any, *, is_one_size: bool = False) -> float:
+def optimizer_factor(
+    state: Any,
+    *,
+    is_one_size: bool = False,
+    is_of_optimizer: Callable[[Path], bool] = lambda path: True,
+) -> float:
     """Return how many times the suggested rate is that of Adam or momentum with the same curve.
 
-    It is 1 where the state is not of Optax, or of an optimizer of another kind.
+    It is 1 where the state is not of Optax, or of an optimizer of another kind. The state may have
+    other optimizers too.
     """
     kinds, has_normalized_fields = set(), False
     for path, node in walk(state):
+        if not is_of_optimizer(path):
+            continue
         is_one_size |= has_one_size(getattr(node, "tx", None)) is True  # that of a TrainState
         if _is_state_of_optax(node):
             kinds.add(type(node).__name__)

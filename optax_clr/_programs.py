@@ -34,6 +34,7 @@ from optax_clr._references import (
 )
 from optax_clr._step import PyTree, Step, shapes_in_words
 from optax_clr._step_facts import StepFacts, facts_of
+from optax_clr._swept_optimizer import SweptOptimizer
 
 _CONFIG: Any = jax.config
 
@@ -76,10 +77,13 @@ class Programs:
             started, state = jax.make_jaxpr(start, return_shape=True)(initial, value)
             traced = jax.make_jaxpr(self._train)(state, batch, value)
             batches = batch_facts_of(self._batch_fn, batch, num_steps, is_inside)
-            factor = optimizer_factor(state, is_one_size=self._step.is_one_size(value))
-            self._facts[key] = facts_of(
-                traced, started, state, batches, factor, takes_rate=self._step.takes_rate
+            optimizer = SweptOptimizer(traced.jaxpr, state, takes_rate=self._step.takes_rate)
+            factor = optimizer_factor(
+                state,
+                is_one_size=self._step.is_one_size(value),
+                is_of_optimizer=optimizer.may_have,
             )
+            self._facts[key] = facts_of(traced, started, state, optimizer, batches, factor)
         return self._facts[key]
 
     def loop(self, **shape: Any) -> CompiledLoop:

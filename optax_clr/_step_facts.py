@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from optax_clr._accumulation import steps_per_update
 from optax_clr._arguments import is_traced
@@ -12,6 +14,7 @@ from optax_clr._arrays import varying_axes
 from optax_clr._batch_facts import BatchFacts
 from optax_clr._jaxprs import equations, inputs_of, num_operations
 from optax_clr._other_rates import trains_at_other_rates
+from optax_clr._swept_optimizer import SweptOptimizer
 
 
 class StepFacts(NamedTuple):
@@ -36,10 +39,9 @@ def facts_of(
     closed: Any,
     start: Any,
     state: Any,
+    optimizer: SweptOptimizer,
     batches: BatchFacts,
     optimizer_factor: float,
-    *,
-    takes_rate: bool,
 ) -> StepFacts:
     """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr.
 
@@ -52,15 +54,15 @@ def facts_of(
         has_convolution=any(
             equation.primitive.name == "conv_general_dilated" for equation in equations(jaxpr)
         ),
-        reads_state=any(inputs_of(jaxpr, _only_loss(jaxpr, num_leaves))[:num_leaves]),
+        reads_state=_reads_state(jaxpr, num_leaves),
         reads_value=reads_value,
         keeps_first_value=inputs_of(start.jaxpr, matters)[-1],
         closes_over_tracers=any(map(is_traced, closed.consts)),
         waits_along=_waits_along(jaxpr, num_leaves),
         num_operations=num_operations(jaxpr),
-        steps_per_update=steps_per_update(closed, state),
+        steps_per_update=steps_per_update(closed, state, optimizer),
         **batches._asdict(),
-        trains_at_other_rates=trains_at_other_rates(jaxpr, state, takes_rate),
+        trains_at_other_rates=trains_at_other_rates(optimizer),
         optimizer_factor=optimizer_factor,
     )
 
@@ -79,6 +81,13 @@ def _waits_along(jaxpr: Any, place_of_loss: int) -> frozenset[str]:
     calls = [each.params for each in equations(jaxpr) if each.primitive.name in _COLLECTIVES]
     names = [call.get("axes", call.get("axis_name")) for call in calls]
     return varying_axes(jaxpr.outvars[place_of_loss]).intersection(jax.tree.leaves(names))
+
+
+def _reads_state(jaxpr: Any, num_state_leaves: int) -> bool:
+    """Whether the loss depends on the state, and not just on its keys and counters."""
+    is_read = inputs_of(jaxpr, _only_loss(jaxpr, num_state_leaves))[:num_state_leaves]
+    read = itertools.compress(jaxpr.invars, is_read)
+    return any(jnp.issubdtype(variable.aval.dtype, jnp.inexact) for variable in read)
 
 
 def _only_loss(jaxpr: Any, num_state_leaves: int) -> list[bool]:

@@ -878,12 +878,9 @@ def run_step_of_the_callers(optimizer, name="learning_rate"):
 WARM_UP = optax.scale_by_schedule(optax.linear_schedule(0.0, 1.0, 1000))
 
 
-class OwnState(NamedTuple):
-    largest: jax.Array
-
-
 OWN = optax.GradientTransformation(
-    lambda params: OwnState(jnp.abs(params)), lambda updates, state, params=None: (updates, state)
+    lambda params: {"largest": jnp.abs(params)},
+    lambda updates, state, params=None: (updates, state),
 )
 INJECTED = optax_clr.inject_schedules(optax.sgd)(learning_rate=jnp.float32(0), momentum=0.9)
 WARMED_UP = {
@@ -902,6 +899,27 @@ WARMED_UP = {
 def test_so_does_one_in_a_step_of_the_callers(optimizer):
     with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own, or"):
         run_step_of_the_callers(optimizer)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_so_does_a_scale_beside_the_optimizer():
+    """As Optax's example of a plateau has it: its scale multiplies what the optimizer returns."""
+    plateau = optax.contrib.reduce_on_plateau(patience=2)
+
+    def step_fn(state, batch, rate):
+        params, inner, scaling = state
+        inner = optax_clr.set_hyperparams(inner, learning_rate=rate)
+        loss, gradients = jax.value_and_grad(lambda w: jnp.mean((batch @ w - 1) ** 2))(params)
+        updates, inner = INJECTED.update(gradients, inner, params)
+        params = optax.apply_updates(params, scaling.scale * updates)
+        return (params, inner, plateau.update(updates, scaling, value=loss)[1]), loss
+
+    params = jnp.zeros(3)
+    state = params, INJECTED.init(params), plateau.init(params)
+    with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own, or"):
+        optax_clr.range_test(
+            step_fn, state, jnp.asarray(ROWS).reshape(50, 8, 3), jnp.geomspace(1e-3, 0.9, 50)
+        )
 
 
 @pytest.mark.usefixtures("optax_promotion")
@@ -1023,43 +1041,106 @@ def test_batches_of_the_other_byte_order_are_taken(dtype):
         np.testing.assert_array_equal(result.losses, 4 * np.arange(10) + 1)
 
 
+class Params(NamedTuple):
+    weights: jax.Array
+
+
 OTHERS = {
     "a schedule": optax.adam(optax.cosine_decay_schedule(1e-3, 1000)),
+    "an injected schedule": optax_clr.inject_schedules(optax.adam)(
+        learning_rate=optax_clr.triangular_schedule(1e-4, 1e-3, 10)
+    ),
     "a plateau": optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()),
+    "updates of one size": optax.lion(1e-4),
+    "accumulated gradients": optax.MultiSteps(optax.adam(1e-3), 4),
 }
 
 
-@pytest.mark.usefixtures("optax_promotion")
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_that_of_a_second_optimizer_leaves_none(other):
-    """The discriminator trains by its own, and the generator at the rates of the test."""
-    optimizer = optax_clr.inject_schedules(optax.adam)(learning_rate=jnp.float32(0))
-
-    def update(optimizer, player, loss_fn):
-        loss, gradients = jax.value_and_grad(loss_fn)(player["params"])
-        updates, inner = optax.with_extra_args_support(optimizer).update(
-            gradients, player["inner"], player["params"], value=loss
+def play(maker, judge, batch, update_maker, update_judge, order):
+    """One step of both, the judge before, after or at the same time as the maker."""
+    judged = lambda maker: (
+        lambda judge: jnp.mean(
+            (batch @ maker.weights @ judge.weights - batch @ judge.weights + 1) ** 2
         )
-        return {"params": optax.apply_updates(player["params"], updates), "inner": inner}, loss
+    )
+    made = lambda judge: lambda maker: jnp.mean((batch @ maker.weights @ judge.weights) ** 2)
+    if order == "judge first":
+        new_judge, _ = update_judge(judge, judged(maker[0]))
+        new_maker, loss = update_maker(maker, made(new_judge[0]))
+    elif order == "maker first":
+        new_maker, loss = update_maker(maker, made(judge[0]))
+        new_judge, _ = update_judge(judge, judged(new_maker[0]))
+    else:
+        new_maker, loss = update_maker(maker, made(judge[0]))
+        new_judge, _ = update_judge(judge, judged(maker[0]))
+    return new_maker, new_judge, loss
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("order", ["judge first", "maker first", "together"])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_a_second_optimizer_counts_for_nothing(other, order):
+    """The discriminator trains by its own, and the generator, which is read, at the rates."""
+    optimizer = optax_clr.inject_schedules(optax.sgd)(learning_rate=jnp.float32(0))
+
+    def updates_by(optimizer):
+        def update(player, loss_fn):
+            params, inner = player
+            loss, gradients = jax.value_and_grad(loss_fn)(params)
+            updates, inner = optax.with_extra_args_support(optimizer).update(
+                gradients, inner, params, value=loss
+            )
+            return (optax.apply_updates(params, updates), inner), loss
+
+        return update
 
     def step_fn(state, batch, rate):
-        made = batch @ state["maker"]["params"]
-        judge, _ = update(
-            other, state["judge"], lambda w: jnp.mean((made @ w - batch @ w + 1) ** 2)
-        )
-        maker = optax_clr.set_hyperparams(state["maker"], learning_rate=rate)
-        maker, loss = update(
-            optimizer, maker, lambda w: jnp.mean((batch @ w @ judge["params"]) ** 2)
-        )
-        return {"maker": maker, "judge": judge}, loss
+        (maker, judge), inner = state
+        made = optax_clr.set_hyperparams(inner["maker"], learning_rate=rate)
+        players = (maker, made), (judge, inner["judge"])
+        by = updates_by(optimizer), updates_by(other)
+        (maker, made), (judge, judging), loss = play(*players, batch, *by, order)
+        rates = jnp.stack([rate, optax.tree.norm(judging)])  # both in a record
+        return ((maker, judge), {"maker": made, "judge": judging}), (loss, rates)
 
-    maker, judge = jnp.eye(3), jnp.ones(3)
-    state = {
-        "maker": {"params": maker, "inner": optimizer.init(maker)},
-        "judge": {"params": judge, "inner": other.init(judge)},
+    players = Params(jnp.eye(3)), Params(jnp.ones(3))
+    inner = {"maker": optimizer.init(players[0]), "judge": other.init(players[1])}
+    result = optax_clr.range_test(  # warnings are errors here
+        step_fn, (players, inner), jnp.asarray(ROWS).reshape(50, 8, 3),
+        jnp.geomspace(1e-4, 0.01, 50), has_aux=True,
+    )  # fmt: skip
+    assert result.optimizer_factor == 2
+    np.testing.assert_allclose(
+        result.equivalent_steps, np.cumsum(result.learning_rates) / result.learning_rates, rtol=1e-5
+    )
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_nor_does_that_of_another_group_in_a_loop_over_minibatches():
+    groups = {
+        "a": optax_clr.inject_schedules(optax.adam)(learning_rate=jnp.float32(0)),
+        "b": optax.sgd(optax.cosine_decay_schedule(0.01, 50)),
     }
+    optimizer = optax.partition(groups, {"a": "a", "b": "b"})
+
+    def step_fn(state, batch, rate):
+        def train(state, rows):
+            params, inner = state
+            loss, gradients = jax.value_and_grad(
+                lambda params: jnp.mean((rows @ params["a"] + params["b"] - 1) ** 2)
+            )(params)
+            updates, inner = optimizer.update(gradients, inner, params)
+            return (optax.apply_updates(params, updates), inner), loss
+
+        state = state[0], optax_clr.set_hyperparams(state[1], learning_rate=rate)
+        state, losses = jax.lax.scan(train, state, batch.reshape(4, 2, 3))
+        return state, losses.mean()
+
+    params = {"a": jnp.zeros(3), "b": jnp.zeros(())}
     batches = jnp.asarray(ROWS).reshape(50, 8, 3)
-    optax_clr.range_test(step_fn, state, batches, jnp.geomspace(1e-4, 0.01, 50))
+    optax_clr.range_test(
+        step_fn, (params, optimizer.init(params)), batches, jnp.geomspace(1e-4, 0.01, 50)
+    )
 
 
 @pytest.mark.usefixtures("optax_promotion")

@@ -1,0 +1,132 @@
+"""Which of the optimizers in a state the value of a test moves, as a GAN has two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_clr._jaxprs import sources
+from optax_clr._states import Injected, Path, is_of_optax, key_name, walk
+
+# What something is computed from: the value, the count of an injected schedule, or other data. The
+# bits above are of the states of Optax, of each its own fields.
+_VALUE, _COUNT, _OTHER, _FIRST_STATE = 1, 2, 4, 8
+
+
+class SweptOptimizer:
+    """What the value of a training step moves, and which states of Optax do.
+
+    What is outside of these states is trained if the value and data reach it. A state is of the
+    optimizer that trains it if it reaches just that: the one of a discriminator reaches its params
+    too, or not those of the generator.
+    """
+
+    def __init__(self, jaxpr: Any, state: Any, *, takes_rate: bool) -> None:
+        """Follow the value, the last input of ``(state, batch, value) -> (state, ...)``.
+
+        ``takes_rate`` is whether the value is known to be a rate, and all of the state to be of
+        one optimizer.
+        """
+        self._takes_rate = takes_rate
+        self._nodes = {path: node for path, node in walk(state) if _is_of_optax(node)}
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        of_new_state, self._on_the_way = self._follow(jaxpr, leaves)
+        self._kinds = dict(zip([path for path, _ in leaves], of_new_state, strict=True))
+        self._rates = [
+            path for path, kinds in self._kinds.items() if kinds & _VALUE and _is_rate(path)
+        ]
+        self._outside = {
+            path: kinds for path, kinds in self._kinds.items() if not self._around(path)
+        }
+        both = _VALUE | _OTHER
+        self._trained = {path for path, kinds in self._outside.items() if kinds & both == both}
+        # Of the states that reach anything outside.
+        self._trains = {
+            path: self._is_just_what_is_trained(path, moved)
+            for path, bit in zip(self._nodes, self._bits(), strict=True)
+            if (moved := {leaf for leaf, kinds in self._outside.items() if kinds & bit})
+        }
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether the value is a learning rate: it is known, or the state has it as one."""
+        return self._takes_rate or bool(self._rates)
+
+    @property
+    def meets_count(self) -> bool:
+        """Whether something is computed from the value and the count of a schedule alone."""
+        alone = _VALUE | _COUNT
+        return any(kinds & (alone | _OTHER) == alone for kinds in self._on_the_way)
+
+    def states(self, kinds: tuple[type, ...]) -> Iterator[Path]:
+        """Yield where there are states of these kinds."""
+        return (path for path, node in self._nodes.items() if isinstance(node, kinds))
+
+    def trains(self, path: Path) -> bool:
+        """Whether the state at a path moves what is trained."""
+        return self._trains.get(path, False)
+
+    def is_given_value(self, path: Path) -> bool:
+        """Whether the value reaches the state at a path."""
+        return any(kinds & _VALUE for leaf, kinds in self._kinds.items() if _is_in(leaf, path))
+
+    def may_have(self, path: Path) -> bool:
+        """Whether what is at a path is of this optimizer, as far as can be told."""
+        around = [node for node in self._trains if _is_in(path, node)]
+        if around:
+            return self._trains[max(around, key=len)]
+        within = [trains for node, trains in self._trains.items() if _is_in(node, path)]
+        return not within or any(within)
+
+    def _follow(self, jaxpr: Any, leaves: list[Any]) -> tuple[list[int], set[int]]:
+        from jax.interpreters.partial_eval import dce_jaxpr
+
+        is_state = [place < len(leaves) for place in range(len(jaxpr.outvars))]
+        # Without what is only recorded, such as the rates of two optimizers.
+        jaxpr, _ = dce_jaxpr(jaxpr, is_state, instantiate=True)
+        bits = dict(zip(self._nodes, self._bits(), strict=True))
+        of_state = [self._kind_of(path, leaf, bits) for path, leaf in leaves]
+        of_batch = [_OTHER] * (len(jaxpr.invars) - len(leaves) - 1)
+        return sources(jaxpr, [*of_state, *of_batch, _VALUE])
+
+    def _kind_of(self, path: Path, leaf: Any, bits: dict[Path, int]) -> int:
+        around = self._around(path)
+        if not around:
+            return _OTHER
+        injected = [node for node in around if isinstance(self._nodes[node], Injected)]
+        is_count = leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
+        # Not a count of the optimizer into which a schedule is injected.
+        if is_count and injected and key_name(path[len(injected[-1])]) != "inner_state":
+            return bits[around[-1]] | _COUNT
+        return bits[around[-1]] | _OTHER
+
+    def _bits(self) -> Iterator[int]:
+        return (_FIRST_STATE << place for place in range(len(self._nodes)))
+
+    def _around(self, path: Path) -> list[Path]:
+        """Return the states of Optax that a path is in, or is the path of, outermost first."""
+        parts = (path[:length] for length in range(len(path) + 1))
+        return [part for part in parts if part in self._nodes]
+
+    def _is_just_what_is_trained(self, path: Path, moved: set[Path]) -> bool:
+        # A part of it, where that much is known to be one optimizer.
+        around = self._around(path)
+        is_part = any(_is_in(rate, node) for node in around for rate in self._rates)
+        if self._takes_rate or is_part or not self._trained:
+            return moved <= self._trained or not self._trained
+        return moved == self._trained
+
+
+def _is_of_optax(node: Any) -> bool:
+    return isinstance(node, tuple) and is_of_optax(type(node)) and bool(jax.tree.leaves(node))
+
+
+def _is_in(path: Path, node: Path) -> bool:
+    return path[: len(node)] == node
+
+
+def _is_rate(path: Path) -> bool:
+    return "learning_rate" in map(key_name, path[-2:])  # a variable of nnx has its value in it
