@@ -107,8 +107,11 @@ def repeats_last_batch(closed: Any, num_steps: int) -> bool:
     """
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-    calls_host = any("callback" in each.primitive.name for each in equations(closed.jaxpr))
+    names = {each.primitive.name for each in equations(closed.jaxpr)}
+    calls_host = any("callback" in name for name in names)
     if closed.jaxpr.effects or calls_host or any(map(is_traced, closed.consts)):
+        return False
+    if not names & {"gather", "dynamic_slice"}:  # then no array is indexed by the step
         return False
 
     def are_same(data: list[Any], steps: jax.Array) -> jax.Array:
@@ -137,25 +140,37 @@ def num_examples(batch: Any) -> int | None:
     That has a scalar, its label, or is two rows of different lengths, as of features and a one-hot
     label.
     """
-    arrays = [leaf for leaf in jax.tree.leaves(batch) if isinstance(leaf.dtype, np.dtype)]
-    scalars = [leaf for leaf in arrays if leaf.shape == ()]  # without keys of random numbers
+    arrays = [leaf for leaf in jax.tree.leaves(batch) if not _is_key(leaf)]
     others = [leaf for leaf in arrays if leaf.shape]
     lengths = {leaf.shape[0] for leaf in others}
-    are_two_rows = [len(leaf.shape) for leaf in arrays] == [1, 1] and len(lengths) == 2
-    if are_two_rows or any(_may_be_label(scalar, others) for scalar in scalars):
+    has_label = any(_may_be_label(leaf, others) for leaf in arrays if not leaf.shape)
+    if has_label or _is_row_and_one_hot(arrays):
         return 0
     return lengths.pop() if len(lengths) == 1 else None
 
 
+def _is_key(leaf: Any) -> bool:
+    """Whether a leaf is a key of random numbers, or an array of them, typed or not."""
+    is_typed = not isinstance(leaf.dtype, np.dtype)
+    return is_typed or (leaf.dtype == np.uint32 and leaf.shape[-1:] == (2,))
+
+
+def _is_row_and_one_hot(arrays: list[Any]) -> bool:
+    if [len(leaf.shape) for leaf in arrays] != [1, 1]:
+        return False
+    is_words = all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in arrays)
+    return arrays[0].shape != arrays[1].shape and not is_words
+
+
 def _may_be_label(scalar: Any, others: list[Any]) -> bool:
     """Whether a scalar of a batch is the label of one example, and not a weight or a seed."""
-    num_axes = {len(leaf.shape) for leaf in others}
-    if len(num_axes) > 1 and len({leaf.shape[0] for leaf in others}) == 1:
-        return False  # beside inputs and their labels, which share an axis
-    if num_axes <= {1}:
+    num_axes = [len(leaf.shape) for leaf in others]
+    if not others:  # it may stand for data that the loss closes over
+        return jnp.issubdtype(scalar.dtype, jnp.floating)
+    if max(num_axes) == 1:
         return True
-    # A float is no label of an image, nor is an integer of sequences of tokens, and their masks.
-    are_tokens = not any(
-        jnp.issubdtype(leaf.dtype, jnp.inexact) or leaf.dtype == np.uint8 for leaf in others
-    )
-    return not (jnp.issubdtype(scalar.dtype, jnp.floating) or are_tokens)
+    if len(others) > 1 or num_axes[0] > 3:  # beside inputs and labels, or many images
+        return False
+    # A float is no label of an image, nor is an integer of sequences of tokens.
+    is_image = jnp.issubdtype(others[0].dtype, jnp.inexact) or others[0].dtype == np.uint8
+    return is_image and not jnp.issubdtype(scalar.dtype, jnp.floating)

@@ -102,7 +102,7 @@ def _batch_length(batches: PyTree) -> int:
         name = f"batches{jax.tree_util.keystr(path)}"
         if not is_array(leaf):
             is_data_set = hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__")
-            if is_data_set and not isinstance(leaf, Mapping):
+            if is_data_set and not isinstance(leaf, (Mapping, str, bytes)):
                 remedy = " Pass a data loader of it, or iter(batches)."
             else:
                 remedy = f" {OPEN_IT}" if is_opaque(leaf) else ""

@@ -6,8 +6,9 @@ import collections.abc
 import functools
 import inspect
 import itertools
+import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -82,7 +83,7 @@ def inject_schedules(
             + see("optimizers/")
         )
     factory = function("factory", factory, form="of hyperparameters")
-    parameters = inspect.signature(factory).parameters
+    parameters = _parameters(factory)
     for parameter in parameters.values():
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             raise TypeError(
@@ -173,32 +174,52 @@ def _varies(parameter: inspect.Parameter, value: Any) -> bool:
     ) from problem
 
 
+# Of annotations of trees and of several numbers.
+_CONTAINERS = {
+    *(tuple, list, dict, collections.abc.Iterable),
+    *(collections.abc.Mapping, collections.abc.Sequence),
+}
+
+
 def _takes_schedule(parameter: inspect.Parameter) -> bool:
     kinds = _alternatives(parameter.annotation)
-    is_rate = parameter.name.endswith("learning_rate")
+    if any(typing.get_origin(kind) in _CONTAINERS for kind in kinds):
+        return False
+    is_number = float in kinds or jax.Array in kinds
     is_of_a_step = any([int] in typing.get_args(kind) for kind in kinds)  # Callable[[int], float]
-    return is_rate or is_of_a_step or optax.Schedule in kinds
+    is_rate = parameter.name.endswith("learning_rate")
+    return is_rate or is_of_a_step or (is_number and _takes_function(parameter))
 
 
 def _takes_another_function(parameter: inspect.Parameter) -> bool:
     """Whether the name or annotation of an argument shows that it takes another function."""
     if "mask" in parameter.name:
         return True
-    kinds = _alternatives(parameter.annotation)
-    # Without arguments, as Callable alone has none, it says nothing.
-    is_function = any(
+    is_schedule = optax.Schedule in _alternatives(parameter.annotation)
+    return _takes_function(parameter) and not (is_schedule or _takes_schedule(parameter))
+
+
+def _takes_function(parameter: inspect.Parameter) -> bool:
+    # Without arguments, as Callable alone has none, an annotation says nothing.
+    return any(
         typing.get_origin(kind) is collections.abc.Callable and typing.get_args(kind)
-        for kind in kinds
+        for kind in _alternatives(parameter.annotation)
     )
-    return is_function and not _takes_schedule(parameter)
+
+
+def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return what a factory takes, with annotations that are text read as what they name."""
+    try:
+        return inspect.signature(factory, eval_str=True).parameters
+    except Exception:  # of what is imported for type checkers alone, or anything else
+        return inspect.signature(factory).parameters
 
 
 def _alternatives(annotation: Any) -> list[Any]:
     """Return the members of a union, nested ones too, or the annotation itself."""
-    members = typing.get_args(annotation)
-    if not members or typing.get_origin(annotation) is collections.abc.Callable:
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
         return [annotation]
-    return [kind for member in members for kind in _alternatives(member)]
+    return [kind for member in typing.get_args(annotation) for kind in _alternatives(member)]
 
 
 def _problem_as_schedule(value: Callable[..., Any]) -> Exception | None:

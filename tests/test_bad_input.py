@@ -794,6 +794,17 @@ RANGE_TESTS = {
                 r"step_fn must return \(state, loss\), in this order; .* the loss first",
             ),
             Wrong(
+                returns(
+                    lambda s, b, v: (
+                        (step_fn(s[0], b, v)[0], jax.random.split(s[1])[0]),
+                        loss_fn(PARAMS, b) + jax.random.normal(s[1]),
+                    )
+                )
+                | {"state": (PARAMS, jax.random.key(0))},
+                ValueError,
+                "step_fn must return the loss of the state .* nothing in it. .* same name",
+            ),
+            Wrong(
                 returns(lambda s, b, v: (step_fn(s, b, v)[0], loss_fn(PARAMS, b))),
                 ValueError,
                 "step_fn must return the loss of the state .* nothing in it. .* same name",

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -267,10 +267,39 @@ def of_an_array(learning_rate: float | Callable[[jax.Array], jax.Array]):
     return optax.sgd(learning_rate)
 
 
-@pytest.mark.parametrize("factory", [of_a_step, of_some_function, of_an_array])
+def of_text(rate: "float | Callable[[jax.Array], jax.Array]"):
+    return optax.sgd(rate)
+
+
+def of_a_function_by_text(learning_rate, function: "Callable[[jax.Array], jax.Array]"):
+    return optax.chain(
+        optax.stateless(lambda updates, params: jax.tree.map(function, updates)),
+        optax.sgd(learning_rate),
+    )
+
+
+@pytest.mark.parametrize("factory", [of_a_step, of_some_function, of_an_array, of_text])
 def test_a_schedule_may_be_annotated_in_many_ways(factory):
     state = inject(factory)(RATE).init(some_params())
     assert list(optax_clr.get_hyperparams(state).values()) == [RATE(0)]
+
+
+def of_layers(learning_rate, layer_learning_rate: Sequence[float]):
+    return optax.sgd(learning_rate * layer_learning_rate[0])
+
+
+@pytest.mark.parametrize(
+    ("factory", "others"),
+    [
+        (of_a_function_by_text, {"function": jnp.tanh}),
+        (of_layers, {"layer_learning_rate": (0.1, 0.2)}),
+    ],
+)
+def test_what_is_annotated_as_something_else_is_no_schedule(factory, others):
+    optimizer = inject(factory)(RATE, **others)
+    state = optimizer.init(some_params())
+    assert_hyperparams(state, learning_rate=RATE(0))
+    optimizer.update(some_params(), state, some_params())
 
 
 @pytest.mark.parametrize("value", [np.array(0.1, ">f4"), np.array(0.1), jnp.asarray(0.1)])

@@ -669,6 +669,17 @@ OF_MANY = {
     "pairs of words, and words for all of them": {
         "centre": TOKENS[:, :, 0], "context": TOKENS[:, :, 1], "negatives": TOKENS[:, 0, :5],
     },
+    "a step beside inputs and labels": {
+        "x": np.ones((16, 9, 3)), "y": np.ones((16, 9, 1)), "step": np.arange(16),
+    },
+    "a seed beside images": {"image": np.ones((16, 4, 6, 6, 3)), "seed": np.arange(16)},
+    "keys that are not typed": {
+        "rows": TOKENS[:, :, 0], "key": np.ones((16, 2), np.uint32),
+    },
+    "a seed for data that the loss closes over": {"seed": np.arange(16)},
+    "sequences in a row, and where they begin": {
+        "tokens": TOKENS[:, :, 0], "starts": TOKENS[:, 0, :3],
+    },
     "points of an equation": {
         "inside": np.ones((16, 9)), "at the start": np.ones((16, 4)), "outside": np.ones((16, 2)),
     },
@@ -736,8 +747,9 @@ def test_a_function_that_makes_one_batch_leaves_a_doubt(test, batches):
         lambda step: jax.experimental.io_callback(lambda: draw_by_numpy(0), DRAWN),
         lambda step: (jnp.asarray(ROWS)[:8], step)[0] + 0 * step,
         lambda step: jnp.asarray(ROWS[:32]).reshape(4, 8, 3)[step // 2],
+        lambda step: jnp.minimum(1.0, (step + 1) / 4) * jnp.asarray(ROWS[:8]),
     ],
-    ids=["rows", "drawn", "by the host", "in form", "each twice"],
+    ids=["rows", "drawn", "by the host", "in form", "each twice", "all with a coefficient"],
 )
 def test_a_function_of_the_step_leaves_none(test, batches):
     RANGE_TESTS[test](batches)  # warnings are errors here
