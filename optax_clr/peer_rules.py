@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import real_scalar, whole_number
+from optax_clr._arguments import is_traced, real_scalar, whole_number
 from optax_clr._modes import undisturbed
 from optax_clr._reading import checked_columns
 
@@ -39,7 +40,8 @@ def steepest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
 
     Raises:
       TypeError: if a column is not of real numbers.
-      ValueError: if the shapes differ, there is no curve, or ``n < 2``.
+      ValueError: if the shapes differ, there is no curve, ``n < 2``, a rate is not positive, or
+        curves are over different rates.
 
     Examples:
       >>> rates = jnp.array([0.001, 0.01, 0.1, 1.0])
@@ -52,7 +54,7 @@ def steepest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     """
     rates, curve, valid = _one_curve(learning_rates, losses, minimum_rows=2)
     slopes = jnp.diff(curve) / jnp.diff(jnp.log(rates))
-    slopes = jnp.where(valid[1:], slopes, jnp.inf)
+    slopes = jnp.where(valid[1:] & ~jnp.isnan(slopes), slopes, jnp.inf)  # NaN between infinities
     return jnp.where(valid[1], rates[jnp.argmin(slopes)], jnp.nan)
 
 
@@ -71,7 +73,8 @@ def minimum(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
 
     Raises:
       TypeError: if a column is not of real numbers.
-      ValueError: if the shapes differ, or there is no row.
+      ValueError: if the shapes differ, there is no row, a rate is not positive, or curves are
+        over different rates.
 
     Examples:
       >>> rates = jnp.array([0.001, 0.01, 0.1, 1.0])
@@ -102,7 +105,8 @@ def valley(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
 
     Raises:
       TypeError: if a column is not of real numbers.
-      ValueError: if the shapes differ, there is no curve, or ``n < 2``.
+      ValueError: if the shapes differ, there is no curve, ``n < 2``, a rate is not positive, or
+        curves are over different rates.
 
     Examples:
       >>> rates = jnp.geomspace(1e-3, 1.0, 7)
@@ -149,8 +153,8 @@ def slide(
     Raises:
       TypeError: if ``interval`` is not an integer, ``threshold`` not a real number, or a column not
         of real numbers.
-      ValueError: if the shapes differ, ``interval`` is below 1, ``threshold`` not positive, or
-        ``n <= interval``.
+      ValueError: if the shapes differ, ``interval`` is below 1, ``threshold`` or a rate not
+        positive, ``n <= interval``, or curves are over different rates.
 
     Examples:
       >>> rates = jnp.geomspace(1e-3, 1.0, 40)
@@ -175,6 +179,16 @@ def slide(
     level = jnp.max(row, initial=-1, where=inside & ~steep)
     left = jnp.minimum(level + 1, num_valid - 1 - interval)
     return jnp.where(num_valid > interval, rates[left], jnp.nan)
+
+
+def _check_rates(learning_rates: np.ndarray, rates: np.ndarray) -> None:
+    if (wrong := rates[rates <= 0]).size:
+        raise ValueError(f"learning_rates must be positive, got {wrong[0]}.")
+    if np.any((learning_rates != rates[None]) & ~np.isnan(learning_rates)):
+        raise ValueError(
+            "learning_rates must be the same in all curves, which are averaged. Apply the rule to "
+            "each: jax.vmap(rule)(learning_rates, losses)."
+        )
 
 
 @jax.jit
@@ -208,7 +222,10 @@ def _one_curve(
     if num_rows < minimum_rows:
         raise ValueError(f"losses must have at least {minimum_rows} rows, got {num_rows}.")
     # Sweeps over the same rates: where one has ended, another may still have the rate.
-    rates = jnp.nanmax(learning_rates.reshape(-1, num_rows), axis=0)
+    learning_rates = learning_rates.reshape(-1, num_rows)
+    rates = jnp.nanmax(learning_rates, axis=0)
+    if not is_traced(learning_rates) and learning_rates.is_fully_addressable:
+        _check_rates(np.asarray(learning_rates), np.asarray(rates))
     curve = losses.reshape(-1, num_rows).mean(0)
     valid = jnp.cumprod(~jnp.isnan(curve)).astype(bool)
     return rates, curve, valid

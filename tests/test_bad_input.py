@@ -1006,6 +1006,15 @@ READINGS = {
                     "losses must have at least one curve",
                 ),
                 Wrong({"learning_rates": "a"}, TypeError, "learning_rates must be real numbers"),
+                Wrong({"learning_rates": 0 * rates}, ValueError, "learning_rates must be positive"),
+                Wrong(
+                    {
+                        "learning_rates": jnp.stack([rates, 2 * rates]),
+                        "losses": jnp.stack([valley, valley]),
+                    },
+                    ValueError,
+                    "learning_rates must be the same in all curves",
+                ),
                 Wrong({"losses": np.asarray(valley) * 1j}, TypeError, "losses must be real"),
                 Wrong({"losses": MASKED}, ValueError, "losses must have no masked entries"),
             ),

@@ -134,6 +134,14 @@ def test_two_rows_are_enough(name, padding):
     np.testing.assert_allclose(RULES[name](rates, losses), expected, rtol=1e-6)
 
 
+def test_the_steepest_fall_is_not_between_infinite_losses():
+    rates, losses = some_curve(3)
+    exploded = np.where(np.arange(60) < 50, losses, np.inf)
+    np.testing.assert_array_equal(
+        peer_rules.steepest(rates, exploded), peer_rules.steepest(rates[:50], losses[:50])
+    )
+
+
 def test_a_curve_that_never_falls_has_its_valley_at_the_first_row():
     rates, losses = some_curve(0)[0], np.arange(60, dtype=np.float32)
     assert fastai_valley(rates, losses) == rates[0]
