@@ -119,12 +119,13 @@ class Cycles:
     def length(self, cycle: ArrayLike) -> jax.Array:
         """Return the steps of ``cycle``, i32, at most ``2**31 - 1``; 0 after the last one.
 
-        If ``mult`` is not 1, it is ``2**31 - 1`` for every cycle that begins after that step.
+        If ``mult`` is not 1, it is ``2**31 - 1`` for every other that begins after that step.
         """
         cycle = self._existing(cycle)
-        if self.mult != 1:
-            return pick(table(self).lengths, _row_of(table(self), cycle)[0])
-        length = jnp.full_like(cycle, self.steps)
+        if self.mult == 1:
+            length = jnp.full_like(cycle, self.steps)
+        else:
+            length = pick(table(self).lengths, _row_of(table(self), cycle)[0])
         return length if self.num_cycles is None else jnp.where(cycle < self.num_cycles, length, 0)
 
     def _existing(self, cycle: ArrayLike) -> jax.Array:

@@ -68,6 +68,12 @@ def test_a_cycle_may_start_at_the_last_step_that_can_be_counted():
     assert int(ended.length(31)) == 0
 
 
+@pytest.mark.parametrize("mult", [1, 1.5, 10])
+def test_after_the_last_cycle_there_is_none_where_no_step_comes_either(mult):
+    cycles = Cycles(2**30, mult, num_cycles=5)
+    np.testing.assert_array_equal(cycles.length(np.arange(3, 8)) > 0, [1, 1, 0, 0, 0])
+
+
 @given(some_cycles(), st.integers(0, 100))
 def test_starts_follow_lengths(cycles, cycle):
     start = exact_length = 0
