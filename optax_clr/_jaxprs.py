@@ -95,27 +95,25 @@ def sources(jaxpr: Any, of_inputs: list[int]) -> tuple[list[int], set[int]]:
 
 def _sources_of(equation: Any, operands: list[int]) -> tuple[list[int], set[int]]:
     """Return the sources of the outputs of one equation, and of what is within it."""
-    every = functools.reduce(operator.or_, operands, 0)
-    bodies = list(_inner_jaxprs(equation))
-    first = 0  # of the operands, that the body of a loop or a branch is given
+    bodies, given, predicate = list(_inner_jaxprs(equation)), operands, 0
     if equation.primitive.name == "cond":
-        first, every = 1, operands[0]
+        predicate, *given = operands
     elif equation.primitive.name == "while":
-        first = equation.params["cond_nconsts"]
         bodies = [equation.params["body_jaxpr"].jaxpr]
-    elif len(bodies) > 1:
+        given = operands[equation.params["cond_nconsts"] :]
+    elif len(bodies) != 1:
         bodies = []
-    given, num_outputs = operands[first:], len(equation.outvars)
-    fits = lambda body: (len(body.invars), len(body.outvars)) == (len(given), num_outputs)
-    if not bodies or not all(map(fits, bodies)):
-        return [every] * num_outputs, set()
-    passes = [sources(body, given) for body in bodies]
-    outputs = [
-        functools.reduce(operator.or_, kinds) for kinds in zip(*(p for p, _ in passes), strict=True)
-    ]
-    if equation.primitive.name == "cond":
-        outputs = [kinds | every for kinds in outputs]
-    return outputs, set().union(*(on_the_way for _, on_the_way in passes))
+    form = len(given), len(equation.outvars)
+    if not bodies or any((len(body.invars), len(body.outvars)) != form for body in bodies):
+        return [_union(operands)] * len(equation.outvars), set()
+    of_bodies = [sources(body, given) for body in bodies]
+    of_outputs = zip(*(outputs for outputs, _ in of_bodies), strict=True)
+    found = set[int]().union(*(on_the_way for _, on_the_way in of_bodies))
+    return [_union(kinds) | predicate for kinds in of_outputs], found
+
+
+def _union(kinds: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, kinds, 0)
 
 
 def _variables(atoms: list[Any], is_wanted: Iterable[bool] = itertools.repeat(True)) -> set[Any]:

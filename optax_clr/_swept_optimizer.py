@@ -49,6 +49,9 @@ class SweptOptimizer:
             for path, bit in zip(self._nodes, self._bits(), strict=True)
             if (moved := {leaf for leaf, kinds in self._outside.items() if kinds & bit})
         }
+        # Where there is no rate to go by, and the state may keep something of each update, too.
+        if not (self.has_rate or any(self._trains.values())):
+            self._trains = dict.fromkeys(self._trains, True)
 
     @property
     def has_rate(self) -> bool:

@@ -1127,6 +1127,25 @@ def test_a_second_optimizer_counts_for_nothing(other, order):
     )
 
 
+@pytest.mark.parametrize("direction", ["before", "after"])
+def test_what_is_kept_of_an_update_hides_no_optimizer(direction):
+    """Its norm before the rate is applied, which the rate does not reach, or after it."""
+    optimizer = optax.chain(optax.scale_by_lion())
+
+    def step_fn(state, batch, rate):
+        params, inner, _ = state
+        loss, gradients = jax.value_and_grad(lambda w: jnp.mean((batch @ w - 1) ** 2))(params)
+        updates, inner = optimizer.update(gradients, inner, params)
+        kept = jnp.linalg.norm(updates) * (1 if direction == "before" else rate * batch.mean())
+        return (params - rate * updates, inner, kept), loss
+
+    state = jnp.zeros(3), optimizer.init(jnp.zeros(3)), jnp.zeros(())
+    result = optax_clr.range_test(
+        step_fn, state, jnp.asarray(ROWS).reshape(50, 8, 3), jnp.geomspace(1e-4, 0.01, 50)
+    )
+    assert result.optimizer_factor == 0.25
+
+
 @pytest.mark.usefixtures("optax_promotion")
 def test_nor_does_that_of_another_group_in_a_loop_over_minibatches():
     groups = {
