@@ -41,8 +41,16 @@ class SweptOptimizer:
         self._outside = {
             path: kinds for path, kinds in self._kinds.items() if not self._around(path)
         }
-        both = _VALUE | _OTHER
-        self._trained = {path for path, kinds in self._outside.items() if kinds & both == both}
+        if takes_rate:  # the state is that of lr_range_test, (params, state of the optimizer)
+            own = [(jax.tree_util.SequenceKey(1),)]
+        else:
+            own = list(map(self._optimizer_around, self._rates))
+        # Nor is the state of a transformation of the caller's outside, in a chain with the rate.
+        for part in own:
+            self._outside = {
+                path: kinds for path, kinds in self._outside.items() if not _is_in(path, part)
+            }
+        self._trained = set(filter(self._is_trained, self._outside))
         # Of the states that reach anything outside.
         self._trains = {
             path: self._is_just_what_is_trained(path, moved)
@@ -83,6 +91,17 @@ class SweptOptimizer:
             return self._trains[max(around, key=len)]
         within = [trains for node, trains in self._trains.items() if _is_in(node, path)]
         return not within or any(within)
+
+    def _is_trained(self, path: Path) -> bool:
+        both = _VALUE | _OTHER
+        return self._outside[path] & both == both
+
+    def _optimizer_around(self, rate: Path) -> Path:
+        """Return the largest part of the state that has a rate and nothing that is trained."""
+        trained = list(filter(self._is_trained, self._outside))
+        parts = (rate[:length] for length in range(len(rate) + 1))
+        untrained = (part for part in parts if not any(_is_in(path, part) for path in trained))
+        return next(untrained, rate)
 
     def _follow(self, jaxpr: Any, leaves: list[Any]) -> tuple[list[int], set[int]]:
         from jax.interpreters.partial_eval import dce_jaxpr

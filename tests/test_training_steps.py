@@ -822,6 +822,9 @@ SCHEDULED = {
     "by a chain": lambda rate: optax.chain(
         optax.scale_by_adam(), optax.scale_by_schedule(lambda step: -rate / (1 + step))
     ),
+    "beside what keeps updates": lambda rate: optax.chain(
+        optax.adam(optax.linear_schedule(0.0, rate, 1000)), KEEPS
+    ),
     "injected": lambda rate: optax_clr.inject_schedules(optax.adam)(
         learning_rate=optax_clr.triangular_schedule(rate / 4, rate, 20)
     ),
@@ -894,10 +897,17 @@ OWN = optax.GradientTransformation(
     lambda params: {"largest": jnp.abs(params)},
     lambda updates, state, params=None: (updates, state),
 )
+KEEPS = optax.GradientTransformation(
+    lambda params: {"norm": jnp.zeros(())},
+    lambda updates, state, params=None: (updates, {"norm": optax.tree.norm(updates)}),
+)
 INJECTED = optax_clr.inject_schedules(optax.sgd)(learning_rate=jnp.float32(0), momentum=0.9)
 WARMED_UP = {
     "in order": optax.chain(INJECTED, WARM_UP),
     "beside one's own": optax.chain(OWN, INJECTED, WARM_UP),
+    "and one's own that keeps updates": optax.chain(
+        optax.scale_by_adam(), KEEPS, INJECTED, WARM_UP
+    ),
     "by name": optax.named_chain(("sgd", INJECTED), ("warm-up", WARM_UP)),
     "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.chain(INJECTED, WARM_UP)),
     "in the same factory": optax_clr.inject_schedules(
