@@ -31,14 +31,13 @@ def steps_per_update(closed: Any, state: Any, optimizer: SweptOptimizer) -> int:
     # Also of nnx.split, whose entries have the names of the fields.
     leaves = jax.tree_util.tree_leaves_with_path(state)
     paths = [tuple(map(key_name, path)) for path, _ in leaves]
-    is_swept = [optimizer.may_have(path) for path, _ in leaves]
     is_place = [
-        swept and _is_place_in_period(path, paths)
-        for swept, path in zip(is_swept, paths, strict=True)
+        _is_place_in_period(names, paths) and optimizer.may_have(path)
+        for (path, _), names in zip(leaves, paths, strict=True)
     ]
     is_counter = [
-        place or (swept and "gradient_step" in path)
-        for place, swept, path in zip(is_place, is_swept, paths, strict=True)
+        place or ("gradient_step" in names and optimizer.may_have(path))
+        for place, (path, _), names in zip(is_place, leaves, paths, strict=True)
     ]
     if not any(is_place):
         return 1

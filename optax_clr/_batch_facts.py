@@ -17,7 +17,7 @@ from optax_clr._jaxprs import equations, inputs_of
 
 
 class BatchFacts(NamedTuple):
-    """Those of them that are of its batches."""
+    """What the engine has to know of the batches: those of ``StepFacts`` of these names."""
 
     batch_size: int | None
     is_one_batch: bool = False

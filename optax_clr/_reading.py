@@ -36,6 +36,7 @@ from optax_clr._valley import (
     MIN_ROWS,
     Rows,
     Scale,
+    after_last,
     average_of,
     centred,
     highest,
@@ -56,6 +57,8 @@ _PEAK = 1.758
 # higher. A longer test of a model that is slow to begin moves the lower end of the valley little,
 # and the centre would move up by the root of the length.
 _HIGHEST = 0.7
+# So many rows without a loss at the end of one curve may be missing from it.
+_LONGEST_GAP = 3
 # Of 1/2 to 1/50 those from 1/4 to 1/10 do equally well there. Smith, 1506.01186, section 3.3, has a
 # third or a quarter.
 _BASE_OF_PEAK = 1 / 4
@@ -206,11 +209,8 @@ def find_valley(reading: Reading) -> tuple[Valley, list[str]]:
     return reading.valley, [text for is_doubted, text in doubts if is_doubted]
 
 
-_LONGEST_GAP = 3  # rows
-
-
 def checked(curve: Curve) -> Curve:
-    """Return the curve as arrays, all of NumPy if none is of JAX, if they have one shape."""
+    """Return the curve, with all of it of NumPy if no column is of JAX, if they have one shape."""
     _check_shapes(curve.learning_rates, curve.losses)
     if not np.size(curve.losses):
         raise ValueError(
@@ -222,19 +222,7 @@ def checked(curve: Curve) -> Curve:
             f"equivalent_steps must have the shape of losses, {np.shape(curve.losses)}, got "
             f"{np.shape(curve.equivalent_steps)}."
         )
-    names = ("learning_rates", "losses", "equivalent_steps")
-    rates, losses, steps = (floats(name, getattr(curve, name)) for name in names)
-    if isinstance(steps, np.ndarray) and (wrong := steps[steps <= 0]).size:
-        raise ValueError(
-            f"equivalent_steps must be positive, or NaN after the last row, got {wrong[0]}."
-        )
-    if isinstance(steps, np.ndarray) and isinstance(losses, np.ndarray):
-        is_row = np.isfinite(losses) & (np.asarray(rates) > 0)
-        if (missing := steps[is_row & ~np.isfinite(steps)]).size:
-            raise ValueError(
-                f"equivalent_steps must be finite where there are a rate and a loss, got "
-                f"{missing[0]}."
-            )
+    _check_steps(curve)
     numpy = numpy_of(curve)
     diverged, ran_out = (numpy.asarray(end, bool) for end in (curve.diverged, curve.ran_out))
     factor = numpy.asarray(curve.factor, np.float32)
@@ -243,7 +231,25 @@ def checked(curve: Curve) -> Curve:
         raise ValueError(
             f"optimizer_factor must be positive and finite, got {shown(curve.factor)}."
         )
-    return Curve(rates, losses, steps, diverged, ran_out, factor)
+    return curve._replace(diverged=diverged, ran_out=ran_out, factor=factor)
+
+
+def _check_steps(curve: Curve) -> None:
+    """Raise for steps that cannot be, as far as they, and the rows, are known."""
+    steps = curve.equivalent_steps
+    if not isinstance(steps, np.ndarray):
+        return
+    if (wrong := steps[steps <= 0]).size:
+        raise ValueError(
+            f"equivalent_steps must be positive, or NaN after the last row, got {wrong[0]}."
+        )
+    if numpy_of(curve) is jnp:
+        return
+    is_row = np.isfinite(curve.losses) & (curve.learning_rates > 0)
+    if (missing := steps[is_row & ~np.isfinite(steps)]).size:
+        raise ValueError(
+            f"equivalent_steps must be finite where there are a rate and a loss, got {missing[0]}."
+        )
 
 
 def floats(name: str, column: Any) -> Array:
@@ -385,10 +391,8 @@ def _has_risen(curve: Array, depth: Array, half: Array) -> Array:
 
 def _ends_before(curve: Array, valid: Array) -> Array:
     """Return whether one curve ends before others do, by more than a gap at the end."""
-    numpy = numpy_of(curve)
-    row = np.arange(curve.shape[0], dtype=np.int32)
-    last = numpy.max(row, initial=-1, where=numpy.isfinite(curve) & valid)
-    return (valid & (row > last)).sum() > _LONGEST_GAP
+    known = numpy_of(curve).isfinite(curve) & valid
+    return (valid & after_last(known)).sum() > _LONGEST_GAP
 
 
 def _losses_read(rows: Rows, curve: Array, scale: Scale) -> Array:

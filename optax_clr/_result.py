@@ -329,6 +329,7 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
         with np.errstate(all="ignore"):
             sizes = abs(rates)
             steps = numpy_of(rates).nancumsum(sizes, axis=-1) / sizes
+    steps = _reading.floats("equivalent_steps", steps)
     losses = _reading.floats("losses", held_out if np.size(held_out) else result.losses)
     curve = _reading.Curve(
         rates,

@@ -32,30 +32,27 @@ class SweptOptimizer:
         """
         self._takes_rate = takes_rate
         self._nodes = {path: node for path, node in walk(state) if _is_of_optax(node)}
+        self._bits = {path: _FIRST_STATE << place for place, path in enumerate(self._nodes)}
         leaves = jax.tree_util.tree_leaves_with_path(state)
         of_new_state, self._on_the_way = self._follow(jaxpr, leaves)
         self._kinds = dict(zip([path for path, _ in leaves], of_new_state, strict=True))
         self._rates = [
             path for path, kinds in self._kinds.items() if kinds & _VALUE and _is_rate(path)
         ]
-        self._outside = {
-            path: kinds for path, kinds in self._kinds.items() if not self._around(path)
-        }
+        outside = [path for path in self._kinds if not self._around(path)]
         if takes_rate:  # the state is that of lr_range_test, (params, state of the optimizer)
             own = [(jax.tree_util.SequenceKey(1),)]
         else:
-            own = list(map(self._optimizer_around, self._rates))
+            moved = list(filter(self._is_moved, outside))
+            own = [_largest_without(moved, rate) for rate in self._rates]
         # Nor is the state of a transformation of the caller's outside, in a chain with the rate.
-        for part in own:
-            self._outside = {
-                path: kinds for path, kinds in self._outside.items() if not _is_in(path, part)
-            }
-        self._trained = set(filter(self._is_trained, self._outside))
+        outside = [path for path in outside if not any(_is_in(path, part) for part in own)]
+        self._trained = set(filter(self._is_moved, outside))
         # Of the states that reach anything outside.
         self._trains = {
-            path: self._is_just_what_is_trained(path, moved)
-            for path, bit in zip(self._nodes, self._bits(), strict=True)
-            if (moved := {leaf for leaf, kinds in self._outside.items() if kinds & bit})
+            path: self._is_just_what_is_trained(path, reached)
+            for path, bit in self._bits.items()
+            if (reached := {leaf for leaf in outside if self._kinds[leaf] & bit})
         }
         # Where there is no rate to go by, and the state may keep something of each update, too.
         if not (self.has_rate or any(self._trains.values())):
@@ -92,16 +89,9 @@ class SweptOptimizer:
         within = [trains for node, trains in self._trains.items() if _is_in(node, path)]
         return not within or any(within)
 
-    def _is_trained(self, path: Path) -> bool:
+    def _is_moved(self, path: Path) -> bool:
         both = _VALUE | _OTHER
-        return self._outside[path] & both == both
-
-    def _optimizer_around(self, rate: Path) -> Path:
-        """Return the largest part of the state that has a rate and nothing that is trained."""
-        trained = list(filter(self._is_trained, self._outside))
-        parts = (rate[:length] for length in range(len(rate) + 1))
-        untrained = (part for part in parts if not any(_is_in(path, part) for path in trained))
-        return next(untrained, rate)
+        return self._kinds[path] & both == both
 
     def _follow(self, jaxpr: Any, leaves: list[Any]) -> tuple[list[int], set[int]]:
         from jax.interpreters.partial_eval import dce_jaxpr
@@ -109,12 +99,11 @@ class SweptOptimizer:
         is_state = [place < len(leaves) for place in range(len(jaxpr.outvars))]
         # Without what is only recorded, such as the rates of two optimizers.
         jaxpr, _ = dce_jaxpr(jaxpr, is_state, instantiate=True)
-        bits = dict(zip(self._nodes, self._bits(), strict=True))
-        of_state = [self._kind_of(path, leaf, bits) for path, leaf in leaves]
+        of_state = [self._kind_of(path, leaf) for path, leaf in leaves]
         of_batch = [_OTHER] * (len(jaxpr.invars) - len(leaves) - 1)
         return sources(jaxpr, [*of_state, *of_batch, _VALUE])
 
-    def _kind_of(self, path: Path, leaf: Any, bits: dict[Path, int]) -> int:
+    def _kind_of(self, path: Path, leaf: Any) -> int:
         around = self._around(path)
         if not around:
             return _OTHER
@@ -122,28 +111,38 @@ class SweptOptimizer:
         is_count = leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
         # Not a count of the optimizer into which a schedule is injected.
         if is_count and injected and key_name(path[len(injected[-1])]) != "inner_state":
-            return bits[around[-1]] | _COUNT
-        return bits[around[-1]] | _OTHER
-
-    def _bits(self) -> Iterator[int]:
-        return (_FIRST_STATE << place for place in range(len(self._nodes)))
+            return self._bits[around[-1]] | _COUNT
+        return self._bits[around[-1]] | _OTHER
 
     def _around(self, path: Path) -> list[Path]:
         """Return the states of Optax that a path is in, or is the path of, outermost first."""
-        parts = (path[:length] for length in range(len(path) + 1))
-        return [part for part in parts if part in self._nodes]
+        return [part for part in _parts_around(path) if part in self._nodes]
 
-    def _is_just_what_is_trained(self, path: Path, moved: set[Path]) -> bool:
-        # A part of it, where that much is known to be one optimizer.
+    def _is_just_what_is_trained(self, path: Path, reached: set[Path]) -> bool:
+        if not self._trained:
+            return True
         around = self._around(path)
-        is_part = any(_is_in(rate, node) for node in around for rate in self._rates)
-        if self._takes_rate or is_part or not self._trained:
-            return moved <= self._trained or not self._trained
-        return moved == self._trained
+        # A part of it, where that much is known to be one optimizer.
+        if self._takes_rate or any(_is_in(rate, node) for node in around for rate in self._rates):
+            return reached <= self._trained
+        return reached == self._trained
 
 
 def _is_of_optax(node: Any) -> bool:
     return isinstance(node, tuple) and is_of_optax(type(node)) and bool(jax.tree.leaves(node))
+
+
+def _parts_around(path: Path) -> list[Path]:
+    """Return the whole tree, and each part of it that has a path, down to that itself."""
+    return [path[:length] for length in range(len(path) + 1)]
+
+
+def _largest_without(moved: list[Path], path: Path) -> Path:
+    """Return the largest part around a path that has none of what is moved."""
+    parts = (
+        part for part in _parts_around(path) if not any(_is_in(other, part) for other in moved)
+    )
+    return next(parts, path)
 
 
 def _is_in(path: Path, node: Path) -> bool:

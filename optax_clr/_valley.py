@@ -146,9 +146,7 @@ class Scale(NamedTuple):
         """
         numpy = numpy_of(curve)
         finite = valid & numpy.isfinite(curve)
-        row = np.arange(curve.shape[0], dtype=np.int32)
-        last = numpy.max(row, initial=-1, where=finite)
-        has_ended = (row > last) & (finite.sum() >= MIN_ROWS) & numpy.logical_not(ran_out)
+        has_ended = after_last(finite) & (finite.sum() >= MIN_ROWS) & numpy.logical_not(ran_out)
         height = numpy.where(finite, numpy.minimum(curve, self.ceiling), 0) - self.lowest
         height = numpy.arcsinh(height / self.unit)
         depth = numpy.clip(height / numpy.where(self.whole > 0, self.whole, 1) - 1, -2, 1)
@@ -197,6 +195,12 @@ def first_rows(known: Array) -> Array:
     numpy = numpy_of(known)
     num_first = numpy.maximum(3, known.sum() // _PART_BEFORE)
     return known & (numpy.cumsum(known) <= num_first)
+
+
+def after_last(known: Array) -> Array:
+    """Return which rows come after the last one that is known."""
+    row = np.arange(known.shape[0], dtype=np.int32)
+    return row > numpy_of(known).max(row, initial=-1, where=known)
 
 
 def last_rows(valid: Array) -> Array:

@@ -1140,7 +1140,7 @@ def test_a_second_optimizer_counts_for_nothing(other, order):
 @pytest.mark.parametrize("direction", ["before", "after"])
 def test_what_is_kept_of_an_update_hides_no_optimizer(direction):
     """Its norm before the rate is applied, which the rate does not reach, or after it."""
-    optimizer = optax.chain(optax.scale_by_lion())
+    optimizer = optax.scale_by_lion()
 
     def step_fn(state, batch, rate):
         params, inner, _ = state
