@@ -91,11 +91,13 @@ class Measurement:
         return {"loss": np.float32(self.task.train(rates))}
 
 
-def versions():
+def versions(size):
     names = ("jax", "optax", "flax", "numpy")
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    # The data are the source of this Python's standard library.
-    return f"{packages}, Python {platform.python_version()}, {jax.devices()[0].device_kind}"
+    # The data are the source of this Python's standard library, as much as is installed of it.
+    source, _ = EXAMPLE.read_source(size.corpus)
+    python = f"Python {platform.python_version()}, {len(source):,} bytes of its source"
+    return f"{packages}, {python}, {jax.devices()[0].device_kind}"
 
 
 def store(file, known):
@@ -112,7 +114,8 @@ def key_of(kind, length, variant):
 def measure(plan, minutes, known):
     """Measure what is not known yet, and stop before a cell that would take too long."""
     end = time.perf_counter() + 60 * minutes
-    if known.setdefault("versions", np.array(versions())) != versions():
+    now = versions(plan.size)
+    if known.setdefault("versions", np.array(now)) != now:
         raise SystemExit(f"{plan.file} was made with {known['versions']}: move it away first.")
     stored = {key.rpartition("/")[0] for key in known}
     tests = itertools.product(["test"], plan.test_lengths, plan.seeds)
