@@ -60,8 +60,11 @@ class Loop:
       makes_batches: whether a function makes the batches.
       steps_per_value: training steps in a row.
       rows_per_chunk: rows that are trained before they are judged.
-      unroll: steps that are compiled one after the other, in each turn of a loop over steps.
+      unrolls_rows: whether the steps of a row are compiled one after the other, and not as a loop.
       keeps_state: whether the state after the last row is wanted, and not one of padding.
+      steps_per_update: steps that the optimizer takes for one update; only these move the params.
+      batch_size: of the result, as is ``optimizer_factor``; None where it is not known.
+      optimizer_factor: see ``RangeTestResult``.
     """
 
     start: Callable[..., PyTree]
@@ -70,8 +73,11 @@ class Loop:
     makes_batches: bool
     steps_per_value: int
     rows_per_chunk: int
-    unroll: int
+    unrolls_rows: bool
     keeps_state: bool
+    steps_per_update: int
+    batch_size: int | None
+    optimizer_factor: float
 
     def whole(
         self,
@@ -153,6 +159,7 @@ class Loop:
 
         losses, smoothed_losses, metrics, held_out_losses = jax.tree.map(mask, rows)
         sizes = jnp.abs(values)
+        updates_per_value = self.steps_per_value / self.steps_per_update
         return RangeTestResult(
             learning_rates=mask(values),
             losses=losses,
@@ -160,8 +167,10 @@ class Loop:
             num_valid=num_valid,
             metrics=metrics,
             held_out_losses=held_out_losses,
-            equivalent_steps=mask(self.steps_per_value * jnp.cumsum(sizes) / sizes),
+            equivalent_steps=mask(updates_per_value * jnp.cumsum(sizes) / sizes),
             ended_by=ended_by,
+            batch_size=() if self.batch_size is None else jnp.int32(self.batch_size),
+            optimizer_factor=jnp.float32(self.optimizer_factor),
         )
 
     def _train_chunk(
@@ -196,7 +205,7 @@ class Loop:
             state, entry = turn(state, first)
             return state, jax.tree.map(lambda leaf: leaf[None], entry)
         rows = first + jnp.arange(size, dtype=jnp.int32)
-        return lax.scan(turn, state, rows, unroll=min(self.unroll, size))
+        return lax.scan(turn, state, rows)
 
     def _train_row(self, state: PyTree, batches: PyTree, value: jax.Array) -> tuple[PyTree, Any]:
         """Train the steps of one row, which has the means of their losses and metrics."""
@@ -206,8 +215,7 @@ class Loop:
             )
             return trained
         train = lambda state, batch: self.train(state, batch, value)
-        unroll = min(self.unroll, self.steps_per_value)
-        state, outputs = lax.scan(train, state, batches, unroll=unroll)
+        state, outputs = lax.scan(train, state, batches, unroll=self.unrolls_rows)
         return state, jax.tree.map(lambda leaf: leaf.mean(0), outputs)
 
     def _row_batches(self, batches: PyTree, row: jax.Array) -> PyTree:

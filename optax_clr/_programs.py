@@ -154,11 +154,16 @@ def programs_of(step: Step, batch_fn: Function | None, arguments: PyTree) -> Ite
     if kept.programs.num_traces > num_traces:  # tracing may have changed what they refer to
         kept = kept._replace(seen=look(functions))
         kept.seen_of.pop(structure, None)
-    if structure not in kept.seen_of:
-        kept.seen_of[structure] = look(carried)
-    seen = [*kept.seen, *kept.seen_of.get(structure, [])]
-    if kept.watches and len(seen) <= MOST_OBJECTS and not any(each.is_tracer for each in seen):
+    elif structure in kept.seen_of:
         _kept[key] = kept
+        return
+    seen_of = kept.seen_of[structure] = look(carried)
+    if kept.watches and _can_be_seen_again([*kept.seen, *seen_of]):
+        _kept[key] = kept
+
+
+def _can_be_seen_again(seen: list[Seen]) -> bool:
+    return len(seen) <= MOST_OBJECTS and not any(each.is_tracer for each in seen)
 
 
 def _new(step: Step, functions: tuple[Function, ...], key: Any) -> _Kept:

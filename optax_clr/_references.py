@@ -27,6 +27,7 @@ Function = Callable[..., Any]
 # The graph of a Flax module has 2,000 for each layer of a transformer.
 MOST_OBJECTS = 100_000
 _ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes, type(None), np.generic)
+_ATOMIC = frozenset(_ATOMS)
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _MAPPINGS = (dict, types.MappingProxyType)
 _BUILT_IN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)  # as those of a dictionary
@@ -144,7 +145,7 @@ def _referred_to(functions: tuple[Any, ...]) -> list[Any]:
     while waiting and len(found) <= MOST_OBJECTS:
         value = waiting.pop()
         found.append(value)
-        if type(value) in _ATOMS or id(value) in met:
+        if type(value) in _ATOMIC or id(value) in met:
             continue
         met.add(id(value))
         if isinstance(value, type):
@@ -283,10 +284,14 @@ def _imported(name: str, function: types.FunctionType) -> list[str]:
 
     Of what it takes from them each is looked for by its own name.
     """
-    package = function.__globals__.get("__package__") or ""
-    parents = itertools.accumulate(package.split("."), "{}.{}".format)
-    known = [name, *(f"{parent}.{name}" for parent in parents)]
+    known = _full_names(name, function.__globals__.get("__package__") or "")
     return [each for each in known if each in sys.modules and _is_own(each)]
+
+
+@functools.lru_cache(maxsize=10_000)
+def _full_names(name: str, package: str) -> list[str]:
+    parents = itertools.accumulate(package.split("."), "{}.{}".format)
+    return [name, *(f"{parent}.{name}" for parent in parents)]
 
 
 @functools.lru_cache(maxsize=1000)

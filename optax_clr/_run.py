@@ -42,13 +42,10 @@ class Device(NamedTuple):
 
     rows_per_chunk: int
     operations_per_chunk: float
-    unrolled_steps: int  # of steps that are so small that starting a kernel takes most of the time
 
 
-# Unrolling made the smallest network 1.2 times slower on a CPU, and 0.76 times as slow on an H100.
-_CPU = Device(rows_per_chunk=64, operations_per_chunk=4e9, unrolled_steps=1)
-_ACCELERATOR = Device(rows_per_chunk=128, operations_per_chunk=1e12, unrolled_steps=8)
-_OPERATIONS_OF_A_SMALL_STEP = 1e7
+_CPU = Device(rows_per_chunk=64, operations_per_chunk=4e9)
+_ACCELERATOR = Device(rows_per_chunk=128, operations_per_chunk=1e12)
 
 
 class Outcome(NamedTuple):
@@ -130,9 +127,11 @@ def run(
         loop = programs.loop(
             steps_per_value=steps_per_value,
             rows_per_chunk=size,
-            # Called row by row, the program has no loop at all.
-            unroll=steps_per_value if by_rows else _unrolled_steps(device, facts),
+            unrolls_rows=by_rows,  # called row by row, the program has no loop at all
             keeps_state=keeps_state,
+            steps_per_update=facts.steps_per_update,
+            batch_size=facts.batch_size,
+            optimizer_factor=facts.optimizer_factor,
         )
         chunk_rule = for_chunks(rule, size)
         if from_python:
@@ -147,13 +146,6 @@ def run(
             if device is _CPU and _has_host_arrays((initial, batches.arrays, held_out)):
                 # The program reads the caller's own memory, which may be written to after this.
                 result, state = jax.block_until_ready((result, state))  # type: ignore[no-untyped-call]
-        if facts.steps_per_update > 1:  # only updates move the params
-            steps = result.equivalent_steps / facts.steps_per_update
-            result = result._replace(equivalent_steps=steps)
-        result = result._replace(
-            batch_size=() if facts.batch_size is None else jnp.int32(facts.batch_size),
-            optimizer_factor=jnp.float32(facts.optimizer_factor),
-        )
         return Outcome(result, state, programs.evaluate, facts, ended_early, stopped_by)
 
 
@@ -186,10 +178,6 @@ def _check_some_update(facts: StepFacts, num_steps: int) -> None:
             f"num_steps={num_steps} must be at least the {facts.steps_per_update} steps that the "
             "optimizer takes for one update, or no rate is ever used."
         )
-
-
-def _unrolled_steps(device: Device, facts: StepFacts) -> int:
-    return device.unrolled_steps if facts.num_operations < _OPERATIONS_OF_A_SMALL_STEP else 1
 
 
 def look_ahead(

@@ -78,8 +78,8 @@ def minimum(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
 
     Examples:
       >>> rates = jnp.array([0.001, 0.01, 0.1, 1.0])
-      >>> print(minimum(rates, jnp.array([2.0, 1.9, 0.5, 0.7])))
-      0.01
+      >>> print(f"{minimum(rates, jnp.array([2.0, 1.9, 0.5, 0.7])):.3f}")
+      0.010
 
     References:
       fastai, ``minimum`` in ``callback/schedule.py``.

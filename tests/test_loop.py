@@ -50,7 +50,7 @@ def test_every_loop_but_the_outer_one_has_a_known_length(steps_per_value):
             functools.partial(whole, steps_per_value=steps_per_value), PARAMS, (INPUTS, TARGETS)
         )
     )
-    # Rows of a chunk, and steps of a row where there are several: an unrolled loop is none.
+    # Rows of a chunk, and steps of a row where there are several.
     assert counts.count(None) == 1
     assert 16 <= max(count for count in counts if count is not None) <= 128
 
