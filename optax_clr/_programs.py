@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import is_traced
+from optax_clr._arguments import is_inside_program
 from optax_clr._arrays import varying_axes
 from optax_clr._batch_facts import batch_facts_of, batch_of
 from optax_clr._documentation import see
@@ -67,7 +66,7 @@ class Programs:
     def facts(self, initial: PyTree, batch: PyTree, values: ArrayLike, num_steps: int) -> StepFacts:
         """Trace the step, and return what it shows of itself."""
         arguments = initial, batch, values
-        is_inside = is_traced(jnp.zeros(()))  # another program, where no batch can be looked at
+        is_inside = is_inside_program()  # where no batch can be looked at
         of_arguments = jax.tree.structure(arguments), *map(_type_of, jax.tree.leaves(arguments))
         key = num_steps, is_inside, *of_arguments
         if key not in self._facts:

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._arguments import is_traced
+from optax_clr._arguments import any_traced, is_inside_program, is_traced
 from optax_clr._batches import Batches
 from optax_clr._documentation import see
 from optax_clr._loop import Inputs, Rows
@@ -206,8 +205,7 @@ def _runs_by_rows(facts: StepFacts, arrays: PyTree) -> bool:
 
 def _is_inside(facts: StepFacts, arrays: PyTree) -> bool:
     """Whether the test is inside a transformation, such as jax.jit, of the caller."""
-    leaves = [*jax.tree.leaves(arrays), jnp.zeros(())]
-    return facts.closes_over_tracers or any(map(is_traced, leaves))
+    return facts.closes_over_tracers or any_traced(arrays) or is_inside_program()
 
 
 def _platform(arrays: PyTree) -> str:
