@@ -41,6 +41,14 @@ def test_the_tables_about_optimizers_are_made_from_what_is_stored(study, name):
     assert pages.filled(text, name, sections) == text
 
 
+@pytest.mark.parametrize("size", ["gpu", "small"])
+def test_the_tables_of_the_language_model_are_made_from_what_is_stored(study, size):
+    language_model = study("language_model")
+    plan = language_model.PLANS[size]
+    text = (DOCS / "study" / "README.md").read_text()
+    assert "\n".join(language_model.report(plan, dict(np.load(plan.file)))) in text
+
+
 def test_a_measurement_of_the_language_model_stops_in_time_and_goes_on_later(
     study, monkeypatch, tmp_path
 ):

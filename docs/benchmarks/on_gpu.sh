@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a range test costs on one GPU, and whether it works there, in at most eight minutes:
+# What a range test costs on one GPU, and whether it works there, in at most eleven minutes:
 #     bash docs/benchmarks/on_gpu.sh [RESULT]      # the table is printed, and written to RESULT
 # Needs the package with its extras "dev" and "examples", and a JAX that finds the GPU; nothing is
 # downloaded. PyTorch and its finders are compared where they are installed, with CUDA.
@@ -46,7 +46,5 @@ END
     part "PyTorch's finders on the same GPU (c)" 90 python docs/benchmarks/range_test.py c --quick
   fi
   part "an example, as it is written" 60 python examples/digits.py
-  part "the core of the tests" 150 python -m pytest --quiet -p no:cacheprovider \
-    tests/test_loop.py tests/test_range_test.py tests/test_streams.py tests/test_grid_test.py \
-    tests/test_modes.py tests/test_schedules.py tests/test_cycles.py
+  part "the tests" 300 python -m pytest --quiet -n 8 -p no:cacheprovider
 } | tee "$result"

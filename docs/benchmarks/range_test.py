@@ -107,6 +107,12 @@ class Task:
             num_steps=self.num_steps, stop_factor=float("inf"),
         )  # fmt: skip
 
+    def jitted(self):
+        """Return the range test inside a program, which leaves out what Python does before it."""
+        run = self.range_test()
+        program = jax.jit(lambda batches, params: run(batches, params))
+        return lambda: program(self.batches, self.params)
+
     def scan(self):
         """Return the same steps and no more, in a scan."""
         program = jax.jit(
@@ -163,7 +169,11 @@ def against_scan(num_rounds):
             if network == "cnn" and jax.default_backend() == "cpu":
                 continue  # a scan of convolutions is ten times slower there: see section b
             task = Task(network, optimizer)
-            contenders = {"bare scan": task.scan(), "range test": task.range_test()}
+            contenders = {
+                "bare scan": task.scan(),
+                "range test": task.range_test(),
+                "range test, jitted": task.jitted(),
+            }
             compare(f"{network}, {optimizer}", contenders, num_rounds)
 
 

@@ -29,6 +29,7 @@ import numpy as np
 import optax_clr
 
 FOLDER = pathlib.Path(__file__).parent
+FASTAI = (optax_clr.peer_rules.valley, optax_clr.peer_rules.minimum)
 HELD_OUT_BATCHES = 4  # of those to validate on, which are then not validated on
 
 
@@ -193,6 +194,22 @@ def cells_of_readings(readings, peaks, grid):
     return cells
 
 
+def table_of_peers(plan, known, grid):
+    """Return what fastai's rules read from the training losses, as the peak of one cycle."""
+    names = ("rate", *(f"{length:,}: its loss over best" for length in grid))
+    lines = [row("range test", "rule", *names), "|---" * (2 + len(names)) + "|"]
+    for length, rule in itertools.product(plan.test_lengths, FASTAI):
+        stored = [f"test/{length}/{seed}/" for seed in plan.seeds]
+        tests = [result_of(known, name) for name in stored if f"{name}losses" in known]
+        if not tests:
+            continue
+        rates = np.array([float(rule(test.learning_rates, test.losses)) for test in tests])
+        over = [loss_at(rates, plan.peaks, losses) / np.nanmin(losses) for losses in grid.values()]
+        cells = [listed(ratios, ".3f") for ratios in over]
+        lines += [row(f"{length:,} updates", rule.__name__, listed(rates, ".2g"), *cells)]
+    return lines
+
+
 def report(plan, known):
     """Return the tables in Markdown, of what was measured so far."""
     grid = grid_of(plan, known)
@@ -214,6 +231,7 @@ def report(plan, known):
                 readings = [read(result, grid) for result in results]
                 cells = cells_of_readings(readings, plan.peaks, grid)
                 lines += [row(f"{length:,} updates", source, *cells)]
+    lines += ["", *table_of_peers(plan, known, grid)]
     return [*lines, "", "By seed. - : refused, diverged, not measured, or outside of the grid."]
 
 
