@@ -6,6 +6,7 @@ import collections
 import contextlib
 import contextvars
 import functools
+import inspect
 import itertools
 import pathlib
 import sys
@@ -27,7 +28,7 @@ Function = Callable[..., Any]
 # The graph of a Flax module has 2,000 for each layer of a transformer.
 MOST_OBJECTS = 100_000
 _ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes, type(None), np.generic)
-_ATOMIC = frozenset(_ATOMS)
+_LEAVES = frozenset((*_ATOMS, types.CodeType))
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _MAPPINGS = (dict, types.MappingProxyType)
 _BUILT_IN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)  # as those of a dictionary
@@ -43,7 +44,7 @@ _METHODS = (types.FunctionType, property, staticmethod, classmethod)
 # One of a class that is derived from these may have attributes too.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
 # What nobody changes, or where nothing can be seen.
-_OPAQUE = (np.generic, jax.Array, np.ndarray, types.CodeType)
+_OPAQUE = (types.CodeType, np.generic, np.ndarray, jax.Array, inspect.Signature)
 
 
 class Seen(NamedTuple):
@@ -134,8 +135,8 @@ def _referred_to(functions: tuple[Any, ...]) -> list[Any]:
     Classes and modules of installed packages are not looked into, but their objects are; arrays are
     not. Of a class or a module those attributes count that some function names, and of a class what
     others may call: its operators, and all it defines where it is derived from an installed one. Of
-    an installed package's functions only what they carry with them counts, such as the function
-    that ``jax.vmap`` was given.
+    functions that installed packages have made only what they carry with them counts, such as the
+    function that ``jax.vmap`` was given, and of those that stand in a module of theirs nothing.
     """
     waiting: list[Any] = list(functions)[::-1]
     found: list[Any] = []
@@ -145,7 +146,7 @@ def _referred_to(functions: tuple[Any, ...]) -> list[Any]:
     while waiting and len(found) <= MOST_OBJECTS:
         value = waiting.pop()
         found.append(value)
-        if type(value) in _ATOMIC or id(value) in met:
+        if type(value) in _LEAVES or id(value) in met:
             continue
         met.add(id(value))
         if isinstance(value, type):
@@ -158,6 +159,8 @@ def _referred_to(functions: tuple[Any, ...]) -> list[Any]:
             if _is_own(value.__name__):
                 owners.append(value)
                 waiting += _named(value, names)
+        elif _is_installed(value):
+            continue
         elif isinstance(value, types.FunctionType):
             waiting += _carried_by(value)
             # By its globals, since what functools.wraps has made has the name of another module.
@@ -267,31 +270,38 @@ def _carried_by(function: types.FunctionType) -> list[Any]:
 def _globals_of(function: types.FunctionType) -> list[Any]:
     """Return the globals that a function names, and what it imports."""
     values: list[Any] = []
-    names = _names(function.__code__)
+    names, variables = _names(function.__code__), function.__globals__
     for name in names:
-        if name in function.__globals__:
-            found = function.__globals__[name]
-            values.append(found)
-            if isinstance(found, types.ModuleType) and not _is_own(found.__name__):
-                values += [vars(found)[each] for each in names if each in vars(found)]
-        for imported in _imported(name, function):
-            values.append(sys.modules[imported])
+        if name in variables:
+            found = variables[name]
+            values += [found, *_of_installed_modules(found, names)]
+    modules = _modules_by(names, variables.get("__package__") or "")
+    known = [each for each in modules if each in sys.modules and _is_own(each)]
+    return values + [sys.modules[each] for each in known]
+
+
+def _of_installed_modules(value: Any, names: tuple[str, ...]) -> list[Any]:
+    """Return what names find in an installed module, and in modules that they find there."""
+    values: list[Any] = []
+    modules = [value]
+    for module in modules:  # more of which come meanwhile
+        if isinstance(module, types.ModuleType) and not _is_own(module.__name__):
+            found = [vars(module)[each] for each in names if each in vars(module)]
+            values += found
+            modules += [
+                each for each in found if type(each) is types.ModuleType and each not in modules
+            ]
     return values
 
 
-def _imported(name: str, function: types.FunctionType) -> list[str]:
-    """Return the modules of the caller that a function may import by a name, ``from .`` included.
+@functools.lru_cache(maxsize=1000)
+def _modules_by(names: tuple[str, ...], package: str) -> list[str]:
+    """Return what modules may be imported by names, ``from .`` included.
 
-    Of what it takes from them each is looked for by its own name.
+    Of what a function takes from them each is looked for by its own name.
     """
-    known = _full_names(name, function.__globals__.get("__package__") or "")
-    return [each for each in known if each in sys.modules and _is_own(each)]
-
-
-@functools.lru_cache(maxsize=10_000)
-def _full_names(name: str, package: str) -> list[str]:
-    parents = itertools.accumulate(package.split("."), "{}.{}".format)
-    return [name, *(f"{parent}.{name}" for parent in parents)]
+    parents = list(itertools.accumulate(package.split("."), "{}.{}".format))
+    return [each for name in names for each in (name, *(f"{parent}.{name}" for parent in parents))]
 
 
 @functools.lru_cache(maxsize=1000)
@@ -338,3 +348,22 @@ def _is_own(module: str | None) -> bool:
     if file is None:
         return module not in sys.builtin_module_names
     return not file.startswith(_STDLIB) and _INSTALLED.isdisjoint(pathlib.PurePath(file).parts)
+
+
+def _is_installed(value: Any) -> bool:
+    """Whether a module of an installed package has an object by its own name, as ``jax.nn.relu``.
+
+    One that the caller has put there may have taken the name, as by ``functools.wraps``.
+    """
+    if type(value) in _PLAIN:
+        return False
+    module, name = _attribute(value, "__module__"), _attribute(value, "__name__")
+    if not (isinstance(module, str) and isinstance(name, str)) or _is_own(module):
+        return False
+    if getattr(sys.modules.get(module), "__dict__", {}).get(name) is not value:
+        return False
+    while value is not None:
+        if isinstance(value, types.FunctionType) and _is_own(value.__globals__.get("__name__")):
+            return False
+        value = _attribute(value, "__wrapped__")
+    return True

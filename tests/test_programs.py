@@ -403,6 +403,27 @@ def test_whatever_a_function_reads_is_seen(function, owner, name, settings_modul
     assert first_loss(function) == pytest.approx(7.0, rel=1e-5)
 
 
+def by_an_installed_function(params, batch):
+    return jax.nn.relu(jnp.mean(batch @ params))
+
+
+@pytest.mark.parametrize("wrap", [lambda function: function, jax.jit])
+def test_what_stands_in_the_place_of_an_installed_function_is_seen(wrap, monkeypatch):
+    assert first_loss(by_an_installed_function) == pytest.approx(1.0, rel=1e-5)
+    scale = [3.0]
+
+    @wrap
+    @functools.wraps(jax.nn.relu)
+    def scaled(values, original=jax.nn.relu):
+        return scale[0] * original(values)
+
+    monkeypatch.setattr(jax.nn, "relu", scaled)
+    assert first_loss(by_an_installed_function) == pytest.approx(3.0, rel=1e-5)
+    scale[0] = 7.0
+    jax.clear_caches()  # of the inner jit, which does not see it
+    assert first_loss(by_an_installed_function) == pytest.approx(7.0, rel=1e-5)
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package of the user's, whose inner module has a global and a function."""
