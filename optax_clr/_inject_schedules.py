@@ -1,23 +1,20 @@
-"""Schedules inside an optimizer: which arguments of its factory vary, and a steady state."""
+"""Schedules inside an optimizer, whose state keeps its types and its buffers."""
 
 from __future__ import annotations
 
-import collections.abc
 import functools
 import inspect
 import itertools
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from optax_clr._arguments import function, native, shown
 from optax_clr._documentation import see
+from optax_clr._factory_arguments import parameters_of, varies
 from optax_clr._jaxprs import inputs_of
 from optax_clr._states import holds_array, injected_in, own_buffers
 
@@ -83,7 +80,7 @@ def inject_schedules(
             + see("optimizers/")
         )
     factory = function("factory", factory, form="of hyperparameters")
-    parameters = _parameters(factory)
+    parameters = parameters_of(factory)
     for parameter in parameters.values():
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             raise TypeError(
@@ -117,7 +114,7 @@ def inject_schedules(
         varying = {
             name
             for name, value in given.arguments.items()
-            if name not in static and _varies(parameters[name], value)
+            if name not in static and varies(parameters[name], value)
         }
         for name in varying:
             given.arguments[name] = _as_varying(given.arguments[name])
@@ -144,103 +141,6 @@ def _of_named(factory: Callable[..., Any]) -> Callable[..., Any]:
 
     build.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
     return build
-
-
-def _varies(parameter: inspect.Parameter, value: Any) -> bool:
-    """Whether an argument of a factory becomes a hyperparameter: a schedule or an array."""
-    if isinstance(value, optax.schedules.StatefulSchedule):
-        return True
-    if isinstance(value, (jax.Array, np.ndarray)):
-        is_float = jnp.issubdtype(value.dtype, jnp.inexact)
-        return is_float or (jnp.issubdtype(value.dtype, jnp.integer) and value.ndim == 0)
-    if isinstance(value, (tuple, list)) and _takes_schedule(parameter):
-        raise TypeError(
-            f"{parameter.name} must be a number, an array or a schedule, got {shown(value)}. To "
-            f"cycle between two bounds pass {parameter.name}=optax_clr.triangular_schedule("
-            f"*bounds, rise_steps=...). {see('schedules/')}"
-        )
-    # A class, such as jnp.float32, is a dtype.
-    if not callable(value) or isinstance(value, type) or _takes_another_function(parameter):
-        return False
-    problem = _problem_as_schedule(value)
-    if problem is None:
-        return True
-    if _gives_flags_or_labels(value):
-        return False
-    raise TypeError(
-        f"{parameter.name} must be a number, an array or a schedule (a traceable function from the "
-        f"step to a scalar), got {shown(value)}. If it is meant to be another kind of function, "
-        f"such as a mask, name it: inject_schedules(factory, static_args={parameter.name!r})."
-    ) from problem
-
-
-# Of annotations of trees and of several numbers.
-_CONTAINERS = {
-    *(tuple, list, dict, collections.abc.Iterable),
-    *(collections.abc.Mapping, collections.abc.Sequence),
-}
-
-
-def _takes_schedule(parameter: inspect.Parameter) -> bool:
-    kinds = _alternatives(parameter.annotation)
-    if any(typing.get_origin(kind) in _CONTAINERS for kind in kinds):
-        return False
-    is_number = float in kinds or jax.Array in kinds
-    is_of_a_step = any([int] in typing.get_args(kind) for kind in kinds)  # Callable[[int], float]
-    is_rate = parameter.name.endswith("learning_rate")
-    return is_rate or is_of_a_step or (is_number and _takes_function(parameter))
-
-
-def _takes_another_function(parameter: inspect.Parameter) -> bool:
-    """Whether the name or annotation of an argument shows that it takes another function."""
-    if "mask" in parameter.name:
-        return True
-    is_schedule = optax.Schedule in _alternatives(parameter.annotation)
-    return _takes_function(parameter) and not (is_schedule or _takes_schedule(parameter))
-
-
-def _takes_function(parameter: inspect.Parameter) -> bool:
-    # Without arguments, as Callable alone has none, an annotation says nothing.
-    return any(
-        typing.get_origin(kind) is collections.abc.Callable and typing.get_args(kind)
-        for kind in _alternatives(parameter.annotation)
-    )
-
-
-def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return what a factory takes, with annotations that are text read as what they name."""
-    try:
-        return inspect.signature(factory, eval_str=True).parameters
-    except Exception:  # of what is imported for type checkers alone, or anything else
-        return inspect.signature(factory).parameters
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    """Return the members of a union, nested ones too, or the annotation itself."""
-    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
-        return [annotation]
-    return [kind for member in typing.get_args(annotation) for kind in _alternatives(member)]
-
-
-def _problem_as_schedule(value: Callable[..., Any]) -> Exception | None:
-    """Return what keeps a function from being a schedule, or None."""
-    try:
-        result = jax.eval_shape(value, np.int32(0))
-    except Exception as error:  # the function may be anything, and raise anything
-        return error
-    is_array = isinstance(result, jax.ShapeDtypeStruct)
-    if is_array and result.shape == () and jnp.issubdtype(result.dtype, jnp.number):
-        return None
-    return TypeError(f"It maps a step to {shown(result)}.")
-
-
-def _gives_flags_or_labels(value: Callable[..., Any]) -> bool:
-    """Whether a function of params returns flags, as masks do, or labels, as partitions do."""
-    try:
-        leaves = jax.tree.leaves(value({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}))
-    except Exception:  # the function may be anything, and raise anything
-        return False
-    return bool(leaves) and all(isinstance(leaf, (bool, np.bool_, str)) for leaf in leaves)
 
 
 def _as_varying(value: Any) -> Any:
