@@ -26,6 +26,7 @@ from optax_clr._optimizer_factor import optimizer_factor
 from optax_clr._references import (
     MOST_OBJECTS,
     Function,
+    Names,
     Seen,
     carried_by,
     look,
@@ -143,20 +144,21 @@ def programs_of(step: Step, batch_fn: Function | None, arguments: PyTree) -> Ite
     key = type(step), step.has_aux, _kind_of_keys(), *map(_identity, functions)
     kept = _kept.pop(key, None)  # back when all has gone well
     structure, carried = jax.tree.structure(arguments), carried_by(arguments)
-    is_true = kept is not None and sees_the_same(functions, kept.seen)
+    names = Names()  # of functions also for what is carried: a loss names the methods of a model
+    is_true = kept is not None and sees_the_same(functions, kept.seen, names)
     if kept is not None and structure in kept.seen_of:
-        is_true = is_true and sees_the_same(carried, kept.seen_of[structure])
+        is_true = is_true and sees_the_same(carried, kept.seen_of[structure], names)
     if kept is None or not is_true:
         kept = _new(step, functions, key)
     num_traces = kept.programs.num_traces
     yield kept.programs
     if kept.programs.num_traces > num_traces:  # tracing may have changed what they refer to
-        kept = kept._replace(seen=look(functions))
+        kept = kept._replace(seen=look(functions, names))
         kept.seen_of.pop(structure, None)
     elif structure in kept.seen_of:
         _kept[key] = kept
         return
-    seen_of = kept.seen_of[structure] = look(carried)
+    seen_of = kept.seen_of[structure] = look(carried, names)
     if kept.watches and _can_be_seen_again([*kept.seen, *seen_of]):
         _kept[key] = kept
 

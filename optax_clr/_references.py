@@ -31,16 +31,22 @@ _ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes, type(None), n
 _LEAVES = frozenset((*_ATOMS, types.CodeType))
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _MAPPINGS = (dict, types.MappingProxyType)
+# Of these nothing can be seen but which they are, and they may hold what the function goes with.
+_HOLDERS: tuple[type, ...] = (
+    *(map, filter, zip, enumerate, reversed, super, BaseException),
+    *(type({}.keys()), type({}.values()), type({}.items())),
+)
 _BUILT_IN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)  # as those of a dictionary
 # Of these what is in them counts. A method is a new object at each look; of others there are no
 # weak references, and by a strong one a program could keep alive the function that it goes with.
 _CONTAINERS = (
-    *(list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial),
+    *(list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial, *_HOLDERS),
     *(types.SimpleNamespace, property, staticmethod, classmethod, types.MemberDescriptorType),
 )
 # With these a function may find attributes whose names do not stand in it.
 _BY_ANY_NAME = {"vars", "__dict__", "getattr", "dir", "attrgetter", "getmembers", "fields"}
-_METHODS = (types.FunctionType, property, staticmethod, classmethod)
+# These methods are called by JAX and by this library, of whatever class.
+_NAMES_OF_OTHERS = {"init", "update", "tree_flatten", "tree_unflatten"}
 # One of a class that is derived from these may have attributes too.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
 # What nobody changes, or where nothing can be seen.
@@ -60,9 +66,16 @@ class Seen(NamedTuple):
         return self.get is not None and is_traced(self.get())
 
 
-def look(functions: tuple[Any, ...]) -> list[Seen]:
+class Names(set[str]):
+    """The names by which functions that were looked at may find attributes."""
+
+    def __init__(self) -> None:
+        super().__init__(_NAMES_OF_OTHERS)
+
+
+def look(functions: tuple[Any, ...], names: Names) -> list[Seen]:
     """Return what functions, or what a pytree carries, refer to."""
-    return [_seen(value) for value in _referred_to(functions)]
+    return [_seen(value) for value in _referred_to(functions, names)]
 
 
 def _seen(value: Any) -> Seen:
@@ -80,9 +93,9 @@ def _seen(value: Any) -> Seen:
     return Seen(kind, lambda: value, isinstance(value, _ATOMS))
 
 
-def sees_the_same(functions: tuple[Any, ...], seen: list[Seen]) -> bool:
+def sees_the_same(functions: tuple[Any, ...], seen: list[Seen], names: Names) -> bool:
     """Return whether functions refer to what they did when it was seen."""
-    now = _referred_to(functions)
+    now = _referred_to(functions, names)
     for (kind, get, is_atom), value in zip(seen, now, strict=False):
         if type(value) is not kind():
             return False
@@ -129,19 +142,20 @@ def _nodes(structure: Any) -> Iterator[tuple[type, Any]]:
         yield from _nodes(child)
 
 
-def _referred_to(functions: tuple[Any, ...]) -> list[Any]:
+def _referred_to(functions: tuple[Any, ...], names: Names) -> list[Any]:
     """Return what functions see: variables, globals, attributes, entries, and what these see.
 
-    Classes and modules of installed packages are not looked into, but their objects are; arrays are
-    not. Of a class or a module those attributes count that some function names, and of a class what
-    others may call: its operators, and all it defines where it is derived from an installed one. Of
+    Classes of installed packages are not looked into, but their objects are; arrays are not. Of a
+    class or a module those attributes count that some function names, and of a class what others
+    may call: its operators, and all it defines where it is derived from an installed one. Of
     functions that installed packages have made only what they carry with them counts, such as the
     function that ``jax.vmap`` was given, and of those that stand in a module of theirs nothing.
+
+    ``names`` are those of functions that were looked at before; those of these are added.
     """
     waiting: list[Any] = list(functions)[::-1]
     found: list[Any] = []
     met: set[int] = set()
-    names: set[str] = set()
     owners: list[type | types.ModuleType] = []
     while waiting and len(found) <= MOST_OBJECTS:
         value = waiting.pop()
@@ -156,12 +170,11 @@ def _referred_to(functions: tuple[Any, ...]) -> list[Any]:
             else:  # such as that which flax.linen.remat makes of a class
                 waiting += [base for base in value.__mro__[1:] if _is_own(base.__module__)]
         elif isinstance(value, types.ModuleType):
-            if _is_own(value.__name__):
-                owners.append(value)
-                waiting += _named(value, names)
+            owners.append(value)
+            waiting += _named(value, names)
         elif _is_installed(value):
             continue
-        elif isinstance(value, types.FunctionType):
+        elif type(value) is types.FunctionType:  # not what says that it is one, as wrapt's do
             waiting += _carried_by(value)
             # By its globals, since what functools.wraps has made has the name of another module.
             if _is_own(value.__globals__.get("__name__")):
@@ -176,7 +189,9 @@ def _referred_to(functions: tuple[Any, ...]) -> list[Any]:
 
 def _named(owner: type | types.ModuleType, names: set[str]) -> list[Any]:
     attributes = vars(owner)
-    wanted = attributes if names & _BY_ANY_NAME else names & attributes.keys()
+    # By any name, but of modules only of the caller's: those of packages have too many.
+    has_all = names & _BY_ANY_NAME and (isinstance(owner, type) or _is_own(owner.__name__))
+    wanted = attributes if has_all else names & attributes.keys()
     return [attributes[name] for name in sorted(wanted)]
 
 
@@ -190,8 +205,15 @@ def _read_by_others(owner: type) -> list[Any]:
     return [
         value
         for name, value in vars(owner).items()
-        if (isinstance(value, _METHODS) if name.startswith("__") else is_read)
+        if (_is_method(value) if name.startswith("__") else is_read)
     ]
+
+
+def _is_method(value: Any) -> bool:
+    is_bound_to_objects = hasattr(type(value), "__get__")  # as functools.partialmethod is
+    return (callable(value) or is_bound_to_objects) and type(
+        value
+    ) is not types.GetSetDescriptorType
 
 
 def _parts(value: Any) -> list[Any]:
@@ -202,7 +224,8 @@ def _parts(value: Any) -> list[Any]:
     if kind in _PLAIN:
         return entries
     wrapped = _attribute(value, "__wrapped__")  # of jax.jit, staticmethod, classmethod
-    return [kind, wrapped, *entries, *_attributes(value)]
+    wrapper = _attribute(value, "_self_wrapper")  # of wrapt's decorators
+    return [kind, wrapped, wrapper, *entries, *_attributes(value)]
 
 
 def _entries(value: Any) -> list[Any]:
@@ -223,6 +246,8 @@ def _entries(value: Any) -> list[Any]:
         return [value()]
     if isinstance(value, contextvars.ContextVar):
         return [value.get(None)]
+    if isinstance(value, _HOLDERS):
+        return [id(value)]
     return []
 
 
@@ -269,29 +294,12 @@ def _carried_by(function: types.FunctionType) -> list[Any]:
 
 def _globals_of(function: types.FunctionType) -> list[Any]:
     """Return the globals that a function names, and what it imports."""
-    values: list[Any] = []
     names, variables = _names(function.__code__), function.__globals__
-    for name in names:
-        if name in variables:
-            found = variables[name]
-            values += [found, *_of_installed_modules(found, names)]
     modules = _modules_by(names, variables.get("__package__") or "")
-    known = [each for each in modules if each in sys.modules and _is_own(each)]
-    return values + [sys.modules[each] for each in known]
-
-
-def _of_installed_modules(value: Any, names: tuple[str, ...]) -> list[Any]:
-    """Return what names find in an installed module, and in modules that they find there."""
-    values: list[Any] = []
-    modules = [value]
-    for module in modules:  # more of which come meanwhile
-        if isinstance(module, types.ModuleType) and not _is_own(module.__name__):
-            found = [vars(module)[each] for each in names if each in vars(module)]
-            values += found
-            modules += [
-                each for each in found if type(each) is types.ModuleType and each not in modules
-            ]
-    return values
+    return [
+        *(variables[name] for name in names if name in variables),
+        *(sys.modules[name] for name in modules if name in sys.modules),
+    ]
 
 
 @functools.lru_cache(maxsize=1000)
@@ -335,14 +343,18 @@ def _slots(kind: type) -> list[tuple[int, str]]:
 _STDLIB = sysconfig.get_path("stdlib")
 # Also those of the user, of the system below a virtual environment, and of Debian.
 _INSTALLED = {"site-packages", "dist-packages"}
+# Nor where they are elsewhere, as by pip install --target: JAX alone has too many objects.
+_NEVER_OWN = {"optax_clr", "jax", "jaxlib", "numpy"}
 
 
 @functools.lru_cache(maxsize=1000)
 def _is_own(module: str | None) -> bool:
     """Whether a module is the caller's: a notebook, a script, and not an installed package."""
-    if module is None:  # of what exec was given no name for
+    # What exec was given no name for; and what is run, whose file may be that of what runs it, such
+    # as a profiler, a debugger, or Python's prompt.
+    if module is None or module == "__main__":
         return True
-    if module.partition(".")[0] == "optax_clr":
+    if module.partition(".")[0] in _NEVER_OWN:
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
@@ -355,7 +367,9 @@ def _is_installed(value: Any) -> bool:
 
     One that the caller has put there may have taken the name, as by ``functools.wraps``.
     """
-    if type(value) in _PLAIN:
+    if type(value) in _PLAIN or isinstance(value, functools.partial):
+        return False
+    if _is_own(type(value).__module__):
         return False
     module, name = _attribute(value, "__module__"), _attribute(value, "__name__")
     if not (isinstance(module, str) and isinstance(name, str)) or _is_own(module):

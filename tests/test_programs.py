@@ -233,6 +233,13 @@ class Holder:
     __slots__ = ("function", "scale")
 
 
+def holder_with_iterator():
+    holder = types.SimpleNamespace()
+    call = lambda batch: holder.function(batch)
+    holder.losses = map(call, ())
+    return holder
+
+
 def holder_with_property():
     class WithProperty:
         @property
@@ -246,7 +253,9 @@ def holder_with_property():
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 5), reason="this JAX keeps what a jit within a program closes over"
 )
-@pytest.mark.parametrize("make", [Holder, types.SimpleNamespace, holder_with_property])
+@pytest.mark.parametrize(
+    "make", [Holder, types.SimpleNamespace, holder_with_property, holder_with_iterator]
+)
 def test_programs_go_where_an_object_without_weak_references_has_the_function(make):
     holder, data = make(), jnp.ones(1000)
     reference = weakref.ref(data)
@@ -421,6 +430,118 @@ def test_what_stands_in_the_place_of_an_installed_function_is_seen(wrap, monkeyp
     assert first_loss(by_an_installed_function) == pytest.approx(3.0, rel=1e-5)
     scale[0] = 7.0
     jax.clear_caches()  # of the inner jit, which does not see it
+    assert first_loss(by_an_installed_function) == pytest.approx(7.0, rel=1e-5)
+
+
+class OwnDescent:
+    """An optimizer that has what is called of one, and is no class of Optax."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def init(self, params):
+        return ()
+
+    def update(self, gradients, state, params=None):
+        return jax.tree.map(lambda gradient: -SCALE * self.rate * gradient, gradients), state
+
+
+@jax.tree_util.register_pytree_node_class
+class OwnModel:
+    """A model that is a pytree, with a method that the loss names."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def predict(self, batch):
+        return SCALE * (batch @ self.weights)
+
+    def tree_flatten(self):
+        return (self.weights,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def test_what_is_called_of_an_optimizer_and_of_a_model_is_seen(monkeypatch):
+    loss_of_model = lambda model, batch: jnp.mean(model.predict(batch))
+    plain = lambda params, batch: jnp.mean(batch @ params)
+
+    def losses():
+        of_optimizer = optax_clr.lr_range_test(plain, PARAMS, OwnDescent, BATCHES, max_lr=0.1)
+        of_model = optax_clr.lr_range_test(
+            loss_of_model, OwnModel(PARAMS), optax.sgd, BATCHES, max_lr=0.1
+        )
+        return of_optimizer.losses[-1], of_model.losses[0]
+
+    before = losses()
+    monkeypatch.setitem(globals(), "SCALE", 10.0)
+    after = losses()
+    assert after[0] != before[0]
+    assert after[1] == pytest.approx(10 * before[1], rel=1e-5)
+
+
+class ByPartialMethod:
+    def loss(self, power, params, batch):
+        return SCALE**power * jnp.mean(batch @ params)
+
+    __call__ = functools.partialmethod(loss, 1)
+
+
+class ByGenericMethod:
+    @functools.singledispatchmethod
+    def __call__(self, params, batch):
+        return SCALE * jnp.mean(batch @ params)
+
+
+@pytest.mark.parametrize("task", [ByPartialMethod(), ByGenericMethod()], ids=["partial", "generic"])
+def test_a_call_that_is_no_plain_method_is_seen(task, monkeypatch):
+    assert first_loss(task) == pytest.approx(1.0, rel=1e-5)
+    monkeypatch.setitem(globals(), "SCALE", 10.0)
+    assert first_loss(task) == pytest.approx(10.0, rel=1e-5)
+
+
+def by_a_module_inside(params, batch):
+    import optax
+
+    return optax.l2_loss(jnp.mean(batch @ params))
+
+
+def by_a_module_as_default(params, batch, library=optax):
+    return library.l2_loss(jnp.mean(batch @ params))
+
+
+by_a_module_of_an_object = functools.partial(
+    lambda holder, params, batch: holder.library.l2_loss(jnp.mean(batch @ params)),
+    types.SimpleNamespace(library=optax),
+)
+
+
+@pytest.mark.parametrize(
+    "function", [by_a_module_inside, by_a_module_as_default, by_a_module_of_an_object]
+)
+def test_a_function_of_a_package_that_is_replaced_is_seen_wherever_the_package_is(
+    function, monkeypatch
+):
+    before = first_loss(function)
+    original = optax.l2_loss
+    monkeypatch.setattr(optax, "l2_loss", lambda values: 10 * original(values))
+    assert first_loss(function) == pytest.approx(10 * before, rel=1e-5)
+
+
+def test_a_call_of_an_object_in_the_place_of_an_installed_function_is_seen(monkeypatch):
+    scale = [1.0]
+    original = jax.nn.relu
+    monkeypatch.setattr(
+        jax.nn,
+        "relu",
+        functools.update_wrapper(
+            functools.partial(lambda scale, values: scale[0] * original(values), scale), original
+        ),
+    )
+    assert first_loss(by_an_installed_function) == pytest.approx(1.0, rel=1e-5)
+    scale[0] = 7.0
     assert first_loss(by_an_installed_function) == pytest.approx(7.0, rel=1e-5)
 
 
@@ -631,6 +752,15 @@ def test_packages_of_users_and_of_the_system_are_installed_ones(path, is_own, mo
     _references._is_own.cache_clear()
     assert _references._is_own(module.__name__) == is_own
     _references._is_own.cache_clear()
+
+
+def test_what_is_run_is_own_whatever_runs_it(monkeypatch):
+    """Profilers, debuggers and Python's prompt have a file of their own in its place."""
+    main = types.ModuleType("__main__")
+    main.__file__ = functools.__file__
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    _references._is_own.cache_clear()
+    assert _references._is_own("__main__")
 
 
 def test_weights_of_a_module_that_are_changed_in_place_are_seen():
