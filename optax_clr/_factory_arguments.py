@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr._arguments import shown
+from optax_clr._arguments import is_real_dtype, shown
 from optax_clr._documentation import see
 
 
@@ -100,8 +100,8 @@ def _problem_as_schedule(value: Callable[..., Any]) -> Exception | None:
         result = jax.eval_shape(value, np.int32(0))
     except Exception as error:  # the function may be anything, and raise anything
         return error
-    is_array = isinstance(result, jax.ShapeDtypeStruct)
-    if is_array and result.shape == () and jnp.issubdtype(result.dtype, jnp.number):
+    is_scalar = isinstance(result, jax.ShapeDtypeStruct) and result.shape == ()
+    if is_scalar and is_real_dtype(result.dtype):
         return None
     return TypeError(f"It maps a step to {shown(result)}.")
 

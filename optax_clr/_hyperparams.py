@@ -45,7 +45,7 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
       everything is constant.
 
     Raises:
-      TypeError: if the state is one of shapes, as ``jax.eval_shape`` makes it.
+      TypeError: if the state is one of shapes, as ``jax.eval_shape`` makes it, or an optimizer.
       ValueError: if there is no such state, and a schedule was passed to Optax itself, which does
         not keep its value.
 
@@ -206,9 +206,8 @@ def _like(old: Any, value: Any, name: str) -> Any:
         return old
     array = jnp.asarray(old)
     if np.shape(value) not in ((), array.shape):
-        raise ValueError(
-            f"{name} must have shape {array.shape} or (), got an array of shape {np.shape(value)}."
-        )
+        wanted = f"have shape {array.shape} or ()" if array.shape else "be a scalar"
+        raise ValueError(f"{name} must {wanted}, got an array of shape {np.shape(value)}.")
     _check_fits(name, value, array.dtype)
     return in_place_of(old, jnp.broadcast_to(jnp.asarray(value, array.dtype), array.shape))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -29,10 +29,10 @@ def inject_schedules(
 
     This is a thin layer over ``optax.inject_hyperparams``. Only what varies becomes a
     hyperparameter, that is schedules and arrays of numbers, and it is kept in float32 whatever the
-    dtype of the params. Numbers, dtypes, flags, names and tuples stay constants of the program.
-    So a float32 run of Adam, AdamW, Lion or SGD with a scheduled learning rate is bit-identical to
-    one that passes the schedule to the factory, and Adam in a bfloat16 model keeps its b2 of
-    0.999, which bfloat16 would round to 1.
+    dtype of the params (in float64 if it is a JAX array of that). Numbers, dtypes, flags, names and
+    tuples stay constants of the program. So a float32 run of Adam, AdamW, Lion or SGD with a
+    scheduled learning rate is bit-identical to one that passes the schedule to the factory, and
+    Adam in a bfloat16 model keeps its b2 of 0.999, which bfloat16 would round to 1.
 
     The state keeps its dtypes from ``init`` on, also when a schedule drives the momentum of a
     bfloat16 model: it compiles once under ``jax.jit``, and can be the carry of a ``jax.lax.scan``.
@@ -51,9 +51,10 @@ def inject_schedules(
       state holds the values used in the last update; see [`get_hyperparams`][].
 
     Raises:
-      TypeError: if ``factory`` is not callable, or takes an argument by position only; when it is
-        called, if an argument is a function that is neither a schedule nor one of the above, bounds
-        where a schedule belongs, or one that the factory gathers in ``*args`` or ``**kwargs``.
+      TypeError: if ``factory`` is not callable or takes an argument by position only, or
+        ``static_args`` are no names; when it is called, if an argument is a function that is
+        neither a schedule nor one of the above, bounds where a schedule belongs, or one that the
+        factory gathers in ``*args`` or ``**kwargs``.
       ValueError: if ``static_args`` names an argument that the factory does not have; by ``init``,
         if a hyperparameter would stay at its first value, since the factory injects it once more,
         or reads it only there.
@@ -88,7 +89,7 @@ def inject_schedules(
                 f"{parameter.name} by position only. Wrap it: lambda learning_rate: factory("
                 "learning_rate)."
             )
-    static = {static_args} if isinstance(static_args, str) else set(static_args)
+    static = {static_args} if isinstance(static_args, str) else set(_names_in(static_args))
     if unknown := static - set(parameters):
         raise ValueError(
             f"static_args={sorted(unknown)} must be arguments of the factory, "
@@ -128,6 +129,15 @@ def inject_schedules(
         return _with_steady_state(inject(*given.args, **given.kwargs), make)
 
     return build
+
+
+def _names_in(static_args: Any) -> Sequence[str]:
+    names = list(static_args) if isinstance(static_args, Iterable) else [static_args]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"static_args must be names of arguments of the factory, got {shown(static_args)}."
+        )
+    return names
 
 
 def _of_named(factory: Callable[..., Any]) -> Callable[..., Any]:

@@ -46,8 +46,10 @@ def one_cycle_schedule(
       end_value: scalar at step ``total_steps - 1`` and after, may be traced; ``None`` means
         ``init_value / 1e4``.
       rise_fraction: fraction of the run that rises, a Python number from 0 (the peak is at step
-        0) to 1 (the peak is at the last step, and ``end_value`` comes after the run). At most 0.5
-        with ``three_phase``.
+        0) to 1 (the peak is at the last step, and ``end_value`` comes after the run). The peak is
+        at step ``rise_fraction * total_steps - 1``, as in torch: where that is below 0, as in a run
+        of three steps, there is no rise, and the fall has begun. With ``three_phase``
+        ``rise_fraction`` is at most 0.5, and no step has the peak where its own is not above 0.
       wave: pure function from heights to heights, both in [0, 1], where 1 is the peak, or
         ``init_value`` in the third phase: ``waves.cosine``, ``waves.linear``, ``waves.welch`` or
         your own.

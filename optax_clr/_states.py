@@ -24,7 +24,12 @@ RESTORE = "Restore it with its types: checkpointer.restore(path, optimizer.init(
 
 
 def check_arrays(state: Any) -> None:
-    """Raise if a state has shapes in the place of arrays."""
+    """Raise if a state has shapes in the place of arrays, or is what makes one."""
+    if isinstance(state, optax.GradientTransformation):
+        raise TypeError(
+            "state must be what the optimizer's init(params) returned, or its update after that, "
+            "got the optimizer."
+        )
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
         raise TypeError(
             "state must hold arrays, got shapes, as jax.eval_shape returns them. To have the "

@@ -343,6 +343,8 @@ HYPERPARAMS = {
             Wrong({"factory": optax.adam(0.1)}, TypeError, "factory .* already built. Write"),
             Wrong({"static_args": "gian"}, ValueError, r"static_args=\['gian'\] must be arguments"),
             # Functions that are no schedules, and nothing else that is known.
+            Wrong({"static_args": 3}, TypeError, "static_args must be names .* got 3"),
+            Wrong({"learning_rate": lambda step: 1j * step}, TypeError, "learning_rate must be a"),
             Wrong({"gain": lambda step: step["out"]}, TypeError, "gain .* static_args='gain'"),
             Wrong({"gain": lambda step: step[None]}, TypeError, "gain .* static_args='gain'"),
             Wrong({"gain": print}, TypeError, "gain must be .* static_args='gain'"),
@@ -363,6 +365,7 @@ HYPERPARAMS = {
         {"state": SCHEDULED},
         wrong=(
             Wrong({"state": optax.sgd(SCHEDULE).init(PARAMS)}, ValueError, "inject_schedules"),
+            Wrong({"state": optax.sgd(SCHEDULE)}, TypeError, r"init\(params\).* got the optimizer"),
             OF_SHAPES,
         ),
     ),
@@ -385,7 +388,7 @@ HYPERPARAMS = {
             Wrong(
                 {"values": {"momentum": jnp.ones(2)}},
                 ValueError,
-                r"momentum must have shape \(\) or \(\), got .*\(2,",
+                r"momentum must be a scalar, got .*\(2,",
             ),
             Wrong({"values": {"momentum": "0.1"}}, TypeError, "momentum must be .* got '0.1'"),
             Wrong({"values": {"momentum": np.ma.masked}}, ValueError, f"momentum {UNMASKED}"),

@@ -473,7 +473,7 @@ def test_what_is_called_of_an_optimizer_and_of_a_model_is_seen(monkeypatch):
         of_model = optax_clr.lr_range_test(
             loss_of_model, OwnModel(PARAMS), optax.sgd, BATCHES, max_lr=0.1
         )
-        return of_optimizer.losses[-1], of_model.losses[0]
+        return float(of_optimizer.losses[-1]), float(of_model.losses[0])
 
     before = losses()
     monkeypatch.setitem(globals(), "SCALE", 10.0)
