@@ -188,10 +188,12 @@ def _referred_to(functions: tuple[Any, ...], names: Names) -> list[Any]:
 
 
 def _named(owner: type | types.ModuleType, names: set[str]) -> list[Any]:
+    """Return what names find in a class or a module; of a package's, what may be called."""
     attributes = vars(owner)
-    # By any name, but of modules only of the caller's: those of packages have too many.
-    has_all = names & _BY_ANY_NAME and (isinstance(owner, type) or _is_own(owner.__name__))
-    wanted = attributes if has_all else names & attributes.keys()
+    if isinstance(owner, types.ModuleType) and not _is_own(owner.__name__):
+        found = [attributes[name] for name in sorted(names & attributes.keys())]
+        return [each for each in found if callable(each) or isinstance(each, types.ModuleType)]
+    wanted = attributes if names & _BY_ANY_NAME else names & attributes.keys()
     return [attributes[name] for name in sorted(wanted)]
 
 
@@ -210,10 +212,9 @@ def _read_by_others(owner: type) -> list[Any]:
 
 
 def _is_method(value: Any) -> bool:
-    is_bound_to_objects = hasattr(type(value), "__get__")  # as functools.partialmethod is
-    return (callable(value) or is_bound_to_objects) and type(
-        value
-    ) is not types.GetSetDescriptorType
+    kind = type(value)
+    is_bound_to_objects = hasattr(kind, "__get__")  # as functools.partialmethod is
+    return (callable(value) or is_bound_to_objects) and kind is not types.GetSetDescriptorType
 
 
 def _parts(value: Any) -> list[Any]:
@@ -296,10 +297,11 @@ def _globals_of(function: types.FunctionType) -> list[Any]:
     """Return the globals that a function names, and what it imports."""
     names, variables = _names(function.__code__), function.__globals__
     modules = _modules_by(names, variables.get("__package__") or "")
-    return [
-        *(variables[name] for name in names if name in variables),
-        *(sys.modules[name] for name in modules if name in sys.modules),
-    ]
+    values = [variables[name] for name in names if name in variables]
+    values += [sys.modules[name] for name in modules if name in sys.modules]
+    # Also what is no function of a package: by the name of another function it may be anything.
+    attributes = [vars(value) for value in values if isinstance(value, types.ModuleType)]
+    return values + [each[name] for each in attributes for name in names if name in each]
 
 
 @functools.lru_cache(maxsize=1000)
@@ -345,6 +347,7 @@ _STDLIB = sysconfig.get_path("stdlib")
 _INSTALLED = {"site-packages", "dist-packages"}
 # Nor where they are elsewhere, as by pip install --target: JAX alone has too many objects.
 _NEVER_OWN = {"optax_clr", "jax", "jaxlib", "numpy"}
+_MOST_WRAPPERS = 20
 
 
 @functools.lru_cache(maxsize=1000)
@@ -376,8 +379,10 @@ def _is_installed(value: Any) -> bool:
         return False
     if getattr(sys.modules.get(module), "__dict__", {}).get(name) is not value:
         return False
-    while value is not None:
+    for _ in range(_MOST_WRAPPERS):
         if isinstance(value, types.FunctionType) and _is_own(value.__globals__.get("__name__")):
             return False
         value = _attribute(value, "__wrapped__")
-    return True
+        if value is None:
+            return True
+    return False
