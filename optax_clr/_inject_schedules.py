@@ -89,7 +89,7 @@ def inject_schedules(
                 f"{parameter.name} by position only. Wrap it: lambda learning_rate: factory("
                 "learning_rate)."
             )
-    static = {static_args} if isinstance(static_args, str) else set(_names_in(static_args))
+    static = _names_in(static_args)
     if unknown := static - set(parameters):
         raise ValueError(
             f"static_args={sorted(unknown)} must be arguments of the factory, "
@@ -131,8 +131,9 @@ def inject_schedules(
     return build
 
 
-def _names_in(static_args: Any) -> Sequence[str]:
-    names = list(static_args) if isinstance(static_args, Iterable) else [static_args]
+def _names_in(static_args: Any) -> set[str]:
+    is_one = isinstance(static_args, str) or not isinstance(static_args, Iterable)
+    names = {static_args} if is_one else set(static_args)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"static_args must be names of arguments of the factory, got {shown(static_args)}."

@@ -26,8 +26,8 @@ from optax_clr._optimizer_factor import optimizer_factor
 from optax_clr._references import (
     MOST_OBJECTS,
     Function,
-    Names,
     Seen,
+    Sight,
     carried_by,
     look,
     sees_the_same,
@@ -126,8 +126,8 @@ def _type_of(leaf: Any) -> Any:
 
 class _Kept(NamedTuple):
     programs: Programs
-    seen: list[Seen]  # what the functions referred to when they were traced
-    seen_of: dict[Any, list[Seen]]  # and what the arguments carried, by their structure
+    sight: Sight  # what the functions referred to when they were traced
+    sight_of: dict[Any, Sight]  # and what the arguments carried, by their structure
     watches: list[Any]  # that remove this entry when one of the functions is gone
 
 
@@ -144,22 +144,22 @@ def programs_of(step: Step, batch_fn: Function | None, arguments: PyTree) -> Ite
     key = type(step), step.has_aux, _kind_of_keys(), *map(_identity, functions)
     kept = _kept.pop(key, None)  # back when all has gone well
     structure, carried = jax.tree.structure(arguments), carried_by(arguments)
-    names = Names()  # of functions also for what is carried: a loss names the methods of a model
-    is_true = kept is not None and sees_the_same(functions, kept.seen, names)
-    if kept is not None and structure in kept.seen_of:
-        is_true = is_true and sees_the_same(carried, kept.seen_of[structure], names)
+    # By the names of the functions too: a loss names the methods of a model that it is given.
+    is_true = kept is not None and sees_the_same(functions, kept.sight)
+    if kept is not None and structure in kept.sight_of:
+        is_true = is_true and sees_the_same(carried, kept.sight_of[structure], kept.sight.names)
     if kept is None or not is_true:
         kept = _new(step, functions, key)
     num_traces = kept.programs.num_traces
     yield kept.programs
     if kept.programs.num_traces > num_traces:  # tracing may have changed what they refer to
-        kept = kept._replace(seen=look(functions, names))
-        kept.seen_of.pop(structure, None)
-    elif structure in kept.seen_of:
+        kept = kept._replace(sight=look(functions))
+        kept.sight_of.pop(structure, None)
+    elif structure in kept.sight_of:
         _kept[key] = kept
         return
-    seen_of = kept.seen_of[structure] = look(carried, names)
-    if kept.watches and _can_be_seen_again([*kept.seen, *seen_of]):
+    sight = kept.sight_of[structure] = look(carried, kept.sight.names)
+    if kept.watches and _can_be_seen_again([*kept.sight.seen, *sight.seen]):
         _kept[key] = kept
 
 
@@ -182,7 +182,7 @@ def _new(step: Step, functions: tuple[Function, ...], key: Any) -> _Kept:
     count = len(step.functions)
     batch_fn = functions[count] if len(functions) > count else None
     programs = Programs(step.with_functions(functions[:count]), batch_fn)
-    return _Kept(programs, [], {}, watches)
+    return _Kept(programs, Sight([], frozenset()), {}, watches)
 
 
 class _Borrowed:

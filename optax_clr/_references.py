@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +46,7 @@ _CONTAINERS = (
 # With these a function may find attributes whose names do not stand in it.
 _BY_ANY_NAME = {"vars", "__dict__", "getattr", "dir", "attrgetter", "getmembers", "fields"}
 # These methods are called by JAX and by this library, of whatever class.
-_NAMES_OF_OTHERS = {"init", "update", "tree_flatten", "tree_unflatten"}
+_NAMES_OF_OTHERS = frozenset({"init", "update", "tree_flatten", "tree_unflatten"})
 # One of a class that is derived from these may have attributes too.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
 # What nobody changes, or where nothing can be seen.
@@ -66,16 +66,17 @@ class Seen(NamedTuple):
         return self.get is not None and is_traced(self.get())
 
 
-class Names(set[str]):
-    """The names by which functions that were looked at may find attributes."""
+class Sight(NamedTuple):
+    """What functions, or what a pytree carries, referred to."""
 
-    def __init__(self) -> None:
-        super().__init__(_NAMES_OF_OTHERS)
+    seen: list[Seen]
+    names: frozenset[str]  # of their attributes, by which functions may find those of other objects
 
 
-def look(functions: tuple[Any, ...], names: Names) -> list[Seen]:
-    """Return what functions, or what a pytree carries, refer to."""
-    return [_seen(value) for value in _referred_to(functions, names)]
+def look(values: tuple[Any, ...], names: frozenset[str] = _NAMES_OF_OTHERS) -> Sight:
+    """Return what functions, or what a pytree carries, refer to, by names that are known."""
+    found, names = _referred_to(values, names)
+    return Sight([_seen(value) for value in found], names)
 
 
 def _seen(value: Any) -> Seen:
@@ -93,16 +94,18 @@ def _seen(value: Any) -> Seen:
     return Seen(kind, lambda: value, isinstance(value, _ATOMS))
 
 
-def sees_the_same(functions: tuple[Any, ...], seen: list[Seen], names: Names) -> bool:
-    """Return whether functions refer to what they did when it was seen."""
-    now = _referred_to(functions, names)
+def sees_the_same(
+    values: tuple[Any, ...], then: Sight, names: frozenset[str] = _NAMES_OF_OTHERS
+) -> bool:
+    """Return whether functions, or what a pytree carries, refer to what they did then."""
+    seen, (now, _) = then.seen, _referred_to(values, names)
     for (kind, get, is_atom), value in zip(seen, now, strict=False):
         if type(value) is not kind():
             return False
         if get is None:
             continue
-        then = get()
-        if then is not value and not (is_atom and _is_equal(then, value)):
+        before = get()
+        if before is not value and not (is_atom and _is_equal(before, value)):
             return False
     return len(seen) == len(now)
 
@@ -142,7 +145,9 @@ def _nodes(structure: Any) -> Iterator[tuple[type, Any]]:
         yield from _nodes(child)
 
 
-def _referred_to(functions: tuple[Any, ...], names: Names) -> list[Any]:
+def _referred_to(
+    values: tuple[Any, ...], names: frozenset[str]
+) -> tuple[list[Any], frozenset[str]]:
     """Return what functions see: variables, globals, attributes, entries, and what these see.
 
     Classes of installed packages are not looked into, but their objects are; arrays are not. Of a
@@ -151,9 +156,9 @@ def _referred_to(functions: tuple[Any, ...], names: Names) -> list[Any]:
     functions that installed packages have made only what they carry with them counts, such as the
     function that ``jax.vmap`` was given, and of those that stand in a module of theirs nothing.
 
-    ``names`` are those of functions that were looked at before; those of these are added.
+    Returned with it are ``names``, those that are known before, and those of these functions.
     """
-    waiting: list[Any] = list(functions)[::-1]
+    waiting: list[Any] = list(values)[::-1]
     found: list[Any] = []
     met: set[int] = set()
     owners: list[type | types.ModuleType] = []
@@ -184,13 +189,13 @@ def _referred_to(functions: tuple[Any, ...], names: Names) -> list[Any]:
                 waiting += [part for each in owners for part in _named(each, new_names)]
         else:
             waiting += _parts(value)
-    return found
+    return found, names
 
 
-def _named(owner: type | types.ModuleType, names: set[str]) -> list[Any]:
+def _named(owner: type | types.ModuleType, names: Set[str]) -> list[Any]:
     """Return what names find in a class or a module; of a package's, what may be called."""
     attributes = vars(owner)
-    if isinstance(owner, types.ModuleType) and not _is_own(owner.__name__):
+    if _is_package(owner):
         found = [attributes[name] for name in sorted(names & attributes.keys())]
         return [each for each in found if callable(each) or isinstance(each, types.ModuleType)]
     wanted = attributes if names & _BY_ANY_NAME else names & attributes.keys()
@@ -299,9 +304,9 @@ def _globals_of(function: types.FunctionType) -> list[Any]:
     modules = _modules_by(names, variables.get("__package__") or "")
     values = [variables[name] for name in names if name in variables]
     values += [sys.modules[name] for name in modules if name in sys.modules]
-    # Also what is no function of a package: by the name of another function it may be anything.
-    attributes = [vars(value) for value in values if isinstance(value, types.ModuleType)]
-    return values + [each[name] for each in attributes for name in names if name in each]
+    # Of a package also what is no function: by the name of another function it may be anything.
+    packages = [vars(value) for value in values if _is_package(value)]
+    return values + [package[name] for package in packages for name in names if name in package]
 
 
 @functools.lru_cache(maxsize=1000)
@@ -351,18 +356,24 @@ _MOST_WRAPPERS = 20
 
 
 @functools.lru_cache(maxsize=1000)
-def _is_own(module: str | None) -> bool:
+def _is_own(module: Any) -> bool:
     """Whether a module is the caller's: a notebook, a script, and not an installed package."""
     # What exec was given no name for; and what is run, whose file may be that of what runs it, such
     # as a profiler, a debugger, or Python's prompt.
     if module is None or module == "__main__":
         return True
-    if module.partition(".")[0] in _NEVER_OWN:
+    # Of some classes of C the name of the module is a descriptor.
+    if not isinstance(module, str) or module.partition(".")[0] in _NEVER_OWN:
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
         return module not in sys.builtin_module_names
     return not file.startswith(_STDLIB) and _INSTALLED.isdisjoint(pathlib.PurePath(file).parts)
+
+
+def _is_package(value: Any) -> bool:
+    """Whether a value is a module, and not the caller's."""
+    return isinstance(value, types.ModuleType) and not _is_own(value.__name__)
 
 
 def _is_installed(value: Any) -> bool:

@@ -191,6 +191,32 @@ def test_the_same_call_compiles_nothing(caplog):
     assert "Compiling" not in caplog.text
 
 
+class Chained:
+    """Methods that name one another, and a module: each is found by the names of those before."""
+
+    scale = 1.0
+
+    def last(self, values):
+        return jnp.mean(values)
+
+    def first(self, values):
+        return self.scale * self.last(values)
+
+    def loss(self, params, batch):
+        return self.first(batch @ params)
+
+
+def test_tests_of_other_lengths_in_turn_compile_nothing(caplog):
+    task = Chained()
+    run = lambda num_steps: optax_clr.lr_range_test(
+        task.loss, PARAMS, optax.sgd, BATCHES, num_steps=num_steps, max_lr=0.1
+    )
+    run(11), run(12)
+    with jax.log_compiles(True):
+        run(11), run(12)
+    assert "Compiling" not in caplog.text
+
+
 def closure_over(data):
     return lambda params, batch: jnp.mean(batch @ params) + data.sum() * 0
 
@@ -513,8 +539,8 @@ def by_a_module_as_default(params, batch, library=optax):
 
 
 by_a_module_of_an_object = functools.partial(
-    lambda holder, params, batch: holder.library.l2_loss(jnp.mean(batch @ params)),
-    types.SimpleNamespace(library=optax),
+    lambda holder, params, batch: holder.losses.l2_loss(jnp.mean(batch @ params)),
+    types.SimpleNamespace(losses=optax),
 )
 
 

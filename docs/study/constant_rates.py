@@ -20,12 +20,10 @@ import functools
 import importlib.metadata
 import pathlib
 import sys
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from record_curves import HELD_OUT_SIZE, PART_STEPS
 from suggestions import (
     ALL_TASKS,
@@ -37,8 +35,11 @@ from suggestions import (
     USES,
     default_rate,
     factor_of,
+    reading,
     recorded,
+    refused,
     regret,
+    training_step,
 )
 
 import optax_clr
@@ -56,13 +57,7 @@ def train_part(task, state, batches, rates, held_out):
     """Return the state, the losses ``[PART_STEPS, rate]`` and the held-out losses ``[rate]``."""
 
     def step(state, batch):
-        def one(params, optimizer_state, rate):
-            loss, gradients = jax.value_and_grad(task.loss_fn)(params, batch)
-            optimizer = task.make_optimizer(rate)
-            updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-            return (optax.apply_updates(params, updates), optimizer_state), loss
-
-        return jax.vmap(one)(*state, rates)
+        return jax.vmap(training_step(task), in_axes=(0, None, 0))(state, batch, rates)
 
     state, losses = jax.lax.scan(step, state, batches)
     return state, losses, jax.vmap(lambda params: task.loss_fn(params, held_out))(state[0])
@@ -87,12 +82,8 @@ def train(task, seed, rates):
 
 def suggestion(result, task):
     """Return the suggestion; where there is none its user takes the default rate."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optax_clr.RangeTestWarning)
-        try:
-            return result.suggest()
-        except optax_clr.RangeTestError:
-            return default_rate(task)
+    found, _ = reading(result)
+    return default_rate(task) if refused(found) else found.constant
 
 
 @functools.cache

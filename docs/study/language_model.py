@@ -145,6 +145,12 @@ def result_of(known, name):
     return optax_clr.RangeTestResult(**fields)
 
 
+def tests_of(plan, known, length):
+    """Return the results of the tests of a length that are known."""
+    names = [f"test/{length}/{seed}/" for seed in plan.seeds]
+    return [result_of(known, name) for name in names if f"{name}losses" in known]
+
+
 def read(result, lengths):
     """Return ``suggest()``, the peak of one cycle, whether in doubt, and the peaks of WSD."""
     wsd = EXAMPLE.warmup_stable_decay
@@ -199,8 +205,7 @@ def table_of_peers(plan, known, grid):
     names = ("rate", *(f"{length:,}: its loss over best" for length in grid))
     lines = [row("range test", "rule", *names), "|---" * (2 + len(names)) + "|"]
     for length, rule in itertools.product(plan.test_lengths, FASTAI):
-        stored = [f"test/{length}/{seed}/" for seed in plan.seeds]
-        tests = [result_of(known, name) for name in stored if f"{name}losses" in known]
+        tests = tests_of(plan, known, length)
         if not tests:
             continue
         rates = np.array([float(rule(test.learning_rates, test.losses)) for test in tests])
@@ -223,8 +228,7 @@ def report(plan, known):
         head += [f"{length:,}: {name}" for name in names]
     lines += ["", row(*head), "|---" * len(head) + "|"]
     for length in plan.test_lengths:
-        names = [f"test/{length}/{seed}/" for seed in plan.seeds]
-        by_held_out = [result_of(known, name) for name in names if f"{name}losses" in known]
+        by_held_out = tests_of(plan, known, length)
         by_training = [result._replace(held_out_losses=()) for result in by_held_out]
         for source, results in (("training loss", by_training), ("held-out batch", by_held_out)):
             if results:
