@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
 import contextvars
 import functools
 import inspect
 import itertools
+import os
 import pathlib
 import sys
 import sysconfig
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -31,6 +34,9 @@ _ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes, type(None), n
 _LEAVES = frozenset((*_ATOMS, types.CodeType))
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _MAPPINGS = (dict, types.MappingProxyType)
+# Anyone may write into these. Of one that is larger, as data are, only which it is is looked at.
+_BUFFERS = (np.ndarray, bytearray, array.array)
+_MOST_BYTES = 2**20
 # Of these nothing can be seen but which they are, and they may hold what the function goes with.
 _HOLDERS: tuple[type, ...] = (
     *(map, filter, zip, enumerate, reversed, super, BaseException),
@@ -50,7 +56,7 @@ _NAMES_OF_OTHERS = frozenset({"init", "update", "tree_flatten", "tree_unflatten"
 # One of a class that is derived from these may have attributes too.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
 # What nobody changes, or where nothing can be seen.
-_OPAQUE = (types.CodeType, np.generic, np.ndarray, jax.Array, inspect.Signature)
+_OPAQUE = (types.CodeType, np.generic, jax.Array, inspect.Signature)
 
 
 class Seen(NamedTuple):
@@ -150,11 +156,12 @@ def _referred_to(
 ) -> tuple[list[Any], frozenset[str]]:
     """Return what functions see: variables, globals, attributes, entries, and what these see.
 
-    Classes of installed packages are not looked into, but their objects are; arrays are not. Of a
-    class or a module those attributes count that some function names, and of a class what others
-    may call: its operators, and all it defines where it is derived from an installed one. Of
-    functions that installed packages have made only what they carry with them counts, such as the
-    function that ``jax.vmap`` was given, and of those that stand in a module of theirs nothing.
+    Classes of installed packages are not looked into, but their objects are; JAX's arrays are not,
+    since they do not change. Of a class or a module those attributes count that some function
+    names, and of a class what others may call: its operators, and all it defines where it is
+    derived from an installed one. Of functions that installed packages have made only what they
+    carry with them counts, such as the function that ``jax.vmap`` was given, and of those that
+    stand in a module of theirs nothing.
 
     Returned with it are ``names``, those that are known before, and those of these functions.
     """
@@ -172,6 +179,7 @@ def _referred_to(
             if _is_own(value.__module__):
                 owners.append(value)
                 waiting += [*value.__bases__, *_read_by_others(value), *_named(value, names)]
+                waiting += [type(value)]  # a metaclass may have what a class has not
             else:  # such as that which flax.linen.remat makes of a class
                 waiting += [base for base in value.__mro__[1:] if _is_own(base.__module__)]
         elif isinstance(value, types.ModuleType):
@@ -252,9 +260,23 @@ def _entries(value: Any) -> list[Any]:
         return [value()]
     if isinstance(value, contextvars.ContextVar):
         return [value.get(None)]
+    if isinstance(value, threading.local):
+        return _items(vars(value))  # those of this thread
+    if isinstance(value, _BUFFERS):
+        return _numbers(value)
     if isinstance(value, _HOLDERS):
         return [id(value)]
     return []
+
+
+def _numbers(buffer: Any) -> list[Any]:
+    """Return what stands for the numbers in a buffer; of an array of objects, these."""
+    numbers = buffer if isinstance(buffer, np.ndarray) else memoryview(buffer)
+    if numbers.nbytes > _MOST_BYTES:
+        return []
+    if isinstance(buffer, np.ndarray) and buffer.dtype.hasobject:
+        return [buffer.tolist()]
+    return [str(numbers.shape), hash(numbers.tobytes())]
 
 
 def _attributes(value: Any) -> list[Any]:
@@ -301,9 +323,13 @@ def _carried_by(function: types.FunctionType) -> list[Any]:
 def _globals_of(function: types.FunctionType) -> list[Any]:
     """Return the globals that a function names, and what it imports."""
     names, variables = _names(function.__code__), function.__globals__
+    if "globals" in names:
+        return list(variables.values())
     modules = _modules_by(names, variables.get("__package__") or "")
     values = [variables[name] for name in names if name in variables]
     values += [sys.modules[name] for name in modules if name in sys.modules]
+    if "getenv" in names:
+        values.append(os.environ)
     # Of a package also what is no function: by the name of another function it may be anything.
     packages = [vars(value) for value in values if _is_package(value)]
     return values + [package[name] for package in packages for name in names if name in package]

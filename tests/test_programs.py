@@ -1,5 +1,6 @@
 """Compiled programs that are kept: while what they were made from is the same, and no longer."""
 
+import array
 import collections
 import contextlib
 import contextvars
@@ -9,7 +10,9 @@ import functools
 import gc
 import importlib
 import math
+import os
 import sys
+import threading
 import types
 import weakref
 from typing import NamedTuple
@@ -896,6 +899,70 @@ def context_variable():
     return variable.get, lambda _: variable.set(7.0)
 
 
+def variable_of_a_thread():
+    local = threading.local()
+    local.scale = 1.0
+    return (lambda: local.scale), lambda _: setattr(local, "scale", 7.0)
+
+
+def written_into(numbers):
+    """Numbers of Python or NumPy, of which the first is 1 and shall be 7."""
+    return (lambda: float(numbers[0])), lambda _: numbers.__setitem__(0, 7)
+
+
+def numpy_array():
+    return written_into(np.ones((3, 2))[:, 0])
+
+
+def numpy_array_of_objects():
+    return written_into(np.array([1.0, None], object))
+
+
+def numpy_array_of_bfloat16():
+    return written_into(np.ones(2, jnp.bfloat16))
+
+
+def numpy_scalar_array():
+    scale = np.array(1.0)
+    return (lambda: float(scale)), lambda _: scale.__setitem__((), 7.0)
+
+
+def array_of_python():
+    return written_into(array.array("d", [1.0, 2.0]))
+
+
+def bytes_that_change():
+    return written_into(bytearray(b"\1"))
+
+
+def lengthened_bytes():
+    numbers = bytearray()
+    return (lambda: 1.0 + len(numbers)), lambda _: numbers.extend(b"123456")
+
+
+def globals_by_their_names():
+    return (lambda: globals()["SCALE"]), lambda monkeypatch: monkeypatch.setitem(
+        globals(), "SCALE", 7.0
+    )
+
+
+def variable_of_the_environment():
+    read = lambda: float(os.getenv("SCALE", "1"))
+    return read, lambda monkeypatch: monkeypatch.setenv("SCALE", "7")
+
+
+def property_of_a_class():
+    class Meta(type):
+        @property
+        def scale(cls):
+            return SCALE
+
+    class Scaled(metaclass=Meta):
+        pass
+
+    return (lambda: Scaled.scale), lambda monkeypatch: monkeypatch.setitem(globals(), "SCALE", 7.0)
+
+
 def edited_function():
     """As IPython's autoreload leaves a function whose file has been edited."""
 
@@ -977,6 +1044,17 @@ def schedule_of_a_schedule():
     [
         installed_slots,
         context_variable,
+        variable_of_a_thread,
+        numpy_array,
+        numpy_array_of_objects,
+        numpy_array_of_bfloat16,
+        numpy_scalar_array,
+        array_of_python,
+        bytes_that_change,
+        lengthened_bytes,
+        globals_by_their_names,
+        variable_of_the_environment,
+        property_of_a_class,
         edited_function,
         edited_default,
         edited_default_of_a_keyword,
