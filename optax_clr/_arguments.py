@@ -25,7 +25,11 @@ def is_traced(value: Any) -> bool:
 
 def any_traced(tree: Any) -> bool:
     """Whether a leaf of a pytree is traced."""
-    return any(map(is_traced, jax.tree.leaves(tree)))
+    try:
+        leaves = jax.tree.leaves(tree)
+    except ValueError:  # keys of a dict that have no order, which JAX does not take
+        return False
+    return any(map(is_traced, leaves))
 
 
 def is_inside_program() -> bool:
@@ -61,7 +65,10 @@ def shown(value: Any) -> str:
     """
     if any_traced(value):
         return "a traced value"
-    whole = " ".join(repr(value).split())
+    try:
+        whole = " ".join(repr(value).split())
+    except Exception:  # the error that this is a part of says more
+        return f"an object of {type(value).__name__}"
     return whole if len(whole) <= _MOST_CHARACTERS else f"{whole[:_MOST_CHARACTERS]}..."
 
 

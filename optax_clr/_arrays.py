@@ -64,6 +64,13 @@ def is_numeric(dtype: Any) -> bool:
     return not isinstance(dtype, np.dtype) or (dtype.kind not in "OSUMm" and not dtype.names)
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether an array is a key of random numbers, or more of them, typed or not."""
+    is_typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    # Those of threefry have two numbers, those of rbg four.
+    return is_typed or (leaf.dtype == np.uint32 and leaf.shape[-1:] in ((2,), (4,)))
+
+
 def has_axes_in_its_type(leaf: Any) -> bool:
     """Whether axes of a mesh are in the type of an array, such as those of shard_map."""
     return is_traced(leaf) or (isinstance(leaf, jax.Array) and explicit_sharding(leaf) is not None)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clr._arguments import is_traced
-from optax_clr._arrays import is_opaque
+from optax_clr._arrays import is_key, is_opaque
 from optax_clr._documentation import see
 from optax_clr._jaxprs import equations, inputs_of
 
@@ -140,19 +140,13 @@ def num_examples(batch: Any) -> int | None:
     That has a scalar, its label, or is two rows of different lengths, as of features and a one-hot
     label.
     """
-    arrays = [leaf for leaf in jax.tree.leaves(batch) if not _is_key(leaf)]
+    arrays = [leaf for leaf in jax.tree.leaves(batch) if not is_key(leaf)]
     others = [leaf for leaf in arrays if leaf.shape]
     lengths = {leaf.shape[0] for leaf in others}
     has_label = any(_may_be_label(leaf, others) for leaf in arrays if not leaf.shape)
     if has_label or _is_row_and_one_hot(arrays):
         return 0
     return lengths.pop() if len(lengths) == 1 else None
-
-
-def _is_key(leaf: Any) -> bool:
-    """Whether a leaf is a key of random numbers, or an array of them, typed or not."""
-    is_typed = not isinstance(leaf.dtype, np.dtype)
-    return is_typed or (leaf.dtype == np.uint32 and leaf.shape[-1:] == (2,))
 
 
 def _is_row_and_one_hot(arrays: list[Any]) -> bool:

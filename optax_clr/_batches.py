@@ -85,6 +85,12 @@ def check_num_steps(
         sized = not callable(batches) and not is_stream(batches)
         available = _batch_length(batches) if sized else default
         num_steps = available - available % steps_per_value
+        if num_steps < 2 * steps_per_value:
+            raise ValueError(
+                f"num_steps must be given: of {available} steps, which are taken without it, "
+                f"steps_per_value={steps_per_value} makes less than two rates. Pass num_steps="
+                f"{2 * steps_per_value} or more, with as many batches."
+            )
     num_steps = whole_number("num_steps", num_steps, minimum=0)
     if num_steps < 2 * steps_per_value or num_steps % steps_per_value:
         raise ValueError(

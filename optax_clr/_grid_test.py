@@ -14,15 +14,15 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import whole_number
-from optax_clr._batch_facts import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE
 from optax_clr._batches import check_num_steps, hold_batches
 from optax_clr._checks import check_params, held_out_batch, optimizer_step, spaced
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
-from optax_clr._reading import EndedBy, RangeTestWarning
+from optax_clr._reading import EndedBy
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, look_ahead, run
 from optax_clr._step import PyTree
+from optax_clr._step_facts import remarks_on
 from optax_clr._stop_rule import StopRule
 
 _DEFAULT_NUM_STEPS = 50
@@ -91,7 +91,8 @@ def lr_grid_test(
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
         in length or shape, the loss is not a scalar, or the optimizer ignores its rate.
       RangeTestWarning: a warning, if every step trains on the same batch, or the last ones do,
-        where a function indexes beyond the end of the data; or on a single example, where
+        where a function indexes beyond the end of the data; if the optimizer has a schedule or a
+        scale of its own beside the rate; or if each step trains on a single example, where
         ``num_steps`` is not given.
 
     Examples:
@@ -120,12 +121,8 @@ def lr_grid_test(
     source = hold_batches(batches, num_steps)
 
     facts, by_rows = look_ahead(step, source, params, jnp.full(num_steps, rates[0]), held_out)
-    if facts.is_one_batch:
-        warnings.warn(ONE_BATCH, RangeTestWarning, stacklevel=3)
-    if facts.repeats_last_batch:
-        warnings.warn(LAST_BATCH_AGAIN, RangeTestWarning, stacklevel=3)
-    if counts_batches and facts.batch_size == 0:
-        warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
+    for remark in remarks_on(facts, counts_batches):
+        warnings.warn(remark, stacklevel=3)
 
     def train_at(rate: jax.Array) -> tuple[Outcome, _Row]:
         outcome = run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -98,20 +98,7 @@ def inject_schedules(
 
     @functools.wraps(factory)
     def build(*args: Any, **hyperparams: Any) -> optax.GradientTransformationExtraArgs:
-        try:
-            given = inspect.signature(factory).bind(*args, **hyperparams)
-        except TypeError as error:
-            raise TypeError(
-                f"factory must be given its own arguments, {', '.join(parameters)}, got "
-                f"{', '.join([*map(shown, args), *hyperparams])}: {error}."
-            ) from None
-        for name, value in given.arguments.items():
-            if parameters[name].kind in _GATHERED:
-                raise TypeError(
-                    f"factory must name each argument that it is given, got {shown(value)} for its "
-                    f"{parameters[name]}. Add these to its signature."
-                )
-            given.arguments[name] = native(name, value)
+        given = _bound(factory, parameters, args, hyperparams)
         varying = {
             name
             for name, value in given.arguments.items()
@@ -129,6 +116,30 @@ def inject_schedules(
         return _with_steady_state(inject(*given.args, **given.kwargs), make)
 
     return build
+
+
+def _bound(
+    factory: Callable[..., Any],
+    parameters: Mapping[str, inspect.Parameter],
+    args: tuple[Any, ...],
+    hyperparams: dict[str, Any],
+) -> inspect.BoundArguments:
+    """Return what a factory is given by the names of its arguments, with arrays as JAX's."""
+    try:
+        given = inspect.signature(factory).bind(*args, **hyperparams)
+    except TypeError as error:
+        raise TypeError(
+            f"factory must be given its own arguments, {', '.join(parameters)}, got "
+            f"{', '.join([*map(shown, args), *hyperparams])}: {error}."
+        ) from None
+    for name, value in given.arguments.items():
+        if parameters[name].kind in _GATHERED:
+            raise TypeError(
+                f"factory must name each argument that it is given, got {shown(value)} for its "
+                f"{parameters[name]}. Add these to its signature."
+            )
+        given.arguments[name] = native(name, value)
+    return given
 
 
 def _names_in(static_args: Any) -> set[str]:
@@ -202,35 +213,38 @@ def _check_trains_with_them(make: Callable[..., Any], state: Any, params: Any) -
         kept_inside = lambda given: _injected_values(make(**given).init(params))
         if kept := _names_read(kept_inside, hyperparams):
             raise ValueError(
-                f"factory must not inject {' and '.join(kept)} once more: what it makes would keep "
-                "the first value in a state of its own, and train with it at every step. Leave out "
+                f"factory must not inject {' and '.join(sorted(kept))} once more: the state of the "
+                "inner one would keep the first value, and train with it at every step. Leave out "
                 "the inner inject_schedules, or optax.inject_hyperparams, or give the schedule to "
                 f"that one alone. {see('optimizers/')}"
             )
     if not state.hyperparams_states:
         return
-    starting = _names_read(lambda given: make(**given).init(params), hyperparams)
-    scheduled = state.hyperparams_states.keys() & starting
+    at_start = _names_read(lambda given: make(**given).init(params), hyperparams)
+    scheduled = state.hyperparams_states.keys() & (at_start or set())
     if not scheduled:
         return
-    try:
-        update = lambda given: make(**given).update(params, state.inner_state, params)
-        ignored = sorted(scheduled - set(_names_read(update, hyperparams)))
-    except Exception:  # it may need more than is known here
-        return
-    if ignored:
+    update = lambda given: make(**given).update(params, state.inner_state, params)
+    in_updates = _names_read(update, hyperparams)
+    if in_updates is not None and (ignored := sorted(scheduled - in_updates)):
         raise ValueError(
             f"{' and '.join(ignored)} must be a number: the optimizer reads it once, when its "
             "state is made, and a schedule would stay at its first value."
         )
 
 
-def _names_read(function: Callable[..., Any], hyperparams: dict[str, Any]) -> list[str]:
-    """Return the hyperparameters that arrays in what a function returns are computed from."""
+def _names_read(function: Callable[..., Any], hyperparams: dict[str, Any]) -> set[str] | None:
+    """Return the hyperparameters that arrays in what a function returns are computed from.
+
+    None if it cannot be traced by itself: it may need more than is known here.
+    """
     arrays = lambda given: [leaf for leaf in jax.tree.leaves(function(given)) if holds_array(leaf)]
-    jaxpr = jax.make_jaxpr(arrays)(hyperparams).jaxpr
+    try:
+        jaxpr = jax.make_jaxpr(arrays)(hyperparams).jaxpr
+    except Exception:
+        return None
     needed = inputs_of(jaxpr, [True] * len(jaxpr.outvars))
-    return list(itertools.compress(sorted(hyperparams), needed))
+    return set(itertools.compress(sorted(hyperparams), needed))
 
 
 def _injected_values(state: Any) -> list[Any]:

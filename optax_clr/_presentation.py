@@ -38,7 +38,7 @@ def summary(result: Any, curve: Curve) -> str:
     lines = [
         f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
         f"{_end(result, num_rows, num_curves)}{_batches(batch_sizes)}.",
-        f"{name}: {np.nanmean(first):.3g} at first; {_lowest(averages)}.",
+        f"{name}: {np.nanmean(first):.3g} at first; {_lowest(averages, losses)}.",
     ]
     try:
         valley, doubts = _reading.find_valley(reading)
@@ -87,9 +87,12 @@ def _batches(sizes: set[int]) -> str:
     return f"; batches of {max(sizes) or 'a single example'}"
 
 
-def _lowest(averages: np.ndarray) -> str:
+def _lowest(averages: np.ndarray, losses: np.ndarray) -> str:
     known = averages[np.isfinite(averages)]
-    return f"its average {known.min():.3g} at the lowest" if known.size else "no average"
+    if not known.size:
+        return "no average"
+    # By rounding it may lie below all losses, and below 0.
+    return f"its average {max(known.min(), np.nanmin(losses)):.3g} at the lowest"
 
 
 def draw(result: Any, curve: Curve, ax: Axes, rules: Sequence[Rule]) -> Axes:

@@ -11,7 +11,6 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import function, whole_number
-from optax_clr._batch_facts import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE
 from optax_clr._batches import check_num_steps, open_batches
 from optax_clr._checks import (
     check_arrays,
@@ -24,11 +23,10 @@ from optax_clr._checks import (
 )
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
-from optax_clr._other_rates import OTHER_RATE
-from optax_clr._reading import RangeTestWarning
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, run
 from optax_clr._step import FunctionStep, PyTree, StepFn
+from optax_clr._step_facts import remarks_on
 
 
 @undisturbed()
@@ -130,7 +128,7 @@ def range_test(
     outcome = run(
         step, source, state, values, rule, steps_per_value=steps_per_value, progress=progress
     )
-    for remark in _remarks(outcome):
+    for remark in _remarks(outcome, counts_batches=False):
         warnings.warn(remark, stacklevel=3)
     return outcome.result
 
@@ -234,23 +232,16 @@ def lr_range_test(
         held_out=held_out,
         progress=progress,
     )
-    for remark in _remarks(outcome):
+    for remark in _remarks(outcome, counts_batches):
         warnings.warn(remark, stacklevel=3)
-    if counts_batches and outcome.facts.batch_size == 0:
-        warnings.warn(ONE_EXAMPLE, RangeTestWarning, stacklevel=3)
     return outcome.result
 
 
-def _remarks(outcome: Outcome) -> Iterator[Warning]:
-    """Yield what there is to say of a test, whatever its curve looks like."""
-    if outcome.ended_early:
+def _remarks(outcome: Outcome, counts_batches: bool) -> Iterator[Warning]:
+    # Of Ctrl-C also where no row is missing, since it came with the last: nobody else hears of it.
+    if outcome.ended_early or isinstance(outcome.stopped_by, KeyboardInterrupt):
         yield RuntimeWarning(_early_end(outcome))
-    if outcome.facts.is_one_batch:
-        yield RangeTestWarning(ONE_BATCH)
-    if outcome.facts.repeats_last_batch:
-        yield RangeTestWarning(LAST_BATCH_AGAIN)
-    if outcome.facts.trains_at_other_rates:
-        yield RangeTestWarning(OTHER_RATE)
+    yield from remarks_on(outcome.facts, counts_batches)
 
 
 def _early_end(outcome: Outcome) -> str:

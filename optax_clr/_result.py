@@ -367,8 +367,14 @@ def _check_entries(result: RangeTestResult) -> None:
     """Raise unless there is one entry, or one for each curve, of what is said of a test."""
     leading = np.shape(result.losses)[:-1]
     for name in ("num_valid", "ended_by", "optimizer_factor"):
-        shape = np.shape(getattr(result, name))
-        if shape not in ((), leading) and math.prod(shape):
+        entries = getattr(result, name)
+        if name == "num_valid" and not hasattr(entries, "dtype") and not isinstance(entries, int):
+            raise TypeError(
+                f"num_valid must be an integer, or one for each curve, got {shown(entries)}."
+            )
+        shape = np.shape(entries)
+        is_left_out = name != "num_valid" and not math.prod(shape)
+        if shape not in ((), leading) and not is_left_out:
             raise ValueError(
                 f"{name} must have one entry for each curve, {leading}, got the shape {shape}. "
                 "Stack results along a new axis: jax.tree.map(lambda *leaves: jnp.stack(leaves), "

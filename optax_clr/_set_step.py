@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clr._arguments import INT32_MAX, as_step, is_traced, shown
+from optax_clr._arrays import is_key
 from optax_clr._documentation import see
 from optax_clr._states import (
     Path,
@@ -223,8 +224,7 @@ def _is_counter(leaf: Any) -> bool:
     """Whether a leaf is an integer, with a leading axis under vmap, and not an old-style key."""
     if not holds_array(leaf):
         return isinstance(leaf, int) and not isinstance(leaf, bool)
-    is_key = leaf.dtype == np.uint32 and leaf.shape[-1:] in ((2,), (4,))
-    return jnp.issubdtype(leaf.dtype, jnp.integer) and not is_key
+    return jnp.issubdtype(leaf.dtype, jnp.integer) and not is_key(leaf)
 
 
 def _text(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 from optax_clr._accumulation import steps_per_update
 from optax_clr._arguments import is_traced
 from optax_clr._arrays import varying_axes
-from optax_clr._batch_facts import BatchFacts
+from optax_clr._batch_facts import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE, BatchFacts
 from optax_clr._jaxprs import equations, inputs_of, num_operations
-from optax_clr._other_rates import trains_at_other_rates
+from optax_clr._other_rates import OTHER_RATE, trains_at_other_rates
+from optax_clr._reading import RangeTestWarning
 from optax_clr._swept_optimizer import SweptOptimizer
 
 
@@ -65,6 +67,21 @@ def facts_of(
         trains_at_other_rates=trains_at_other_rates(optimizer),
         optimizer_factor=optimizer_factor,
     )
+
+
+def remarks_on(facts: StepFacts, counts_batches: bool) -> Iterator[Warning]:
+    """Yield what there is to say of a test, whatever its curve looks like.
+
+    ``counts_batches`` is whether the number of its steps is that of the entries of the batches.
+    """
+    if facts.is_one_batch:
+        yield RangeTestWarning(ONE_BATCH)
+    if facts.repeats_last_batch:
+        yield RangeTestWarning(LAST_BATCH_AGAIN)
+    if facts.trains_at_other_rates:
+        yield RangeTestWarning(OTHER_RATE)
+    if counts_batches and facts.batch_size == 0:
+        yield RangeTestWarning(ONE_EXAMPLE)
 
 
 _COLLECTIVES = {

@@ -70,7 +70,8 @@ def warm_restarts_schedule(
     """
     peak_value = real_scalar("peak_value", peak_value)
     base_value = real_scalar("base_value", base_value)
-    decay = Exponential(real_scalar("peak_decay", peak_decay, positive=True))
+    peak_decay = real_scalar("peak_decay", peak_decay, positive=True)
+    decay = Exponential(peak_decay)
     constant_peak = known_float(peak_decay) == 1
     if not constant_peak:
         _check_decaying_peak(known_float(peak_value), known_float(base_value))

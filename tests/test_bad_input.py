@@ -895,6 +895,11 @@ RANGE_TESTS = {
                 ValueError,
                 "num_steps=12 must be a multiple of steps_per_value=5",
             ),
+            Wrong(
+                {"num_steps": None, "steps_per_value": 7},
+                ValueError,
+                "num_steps must be given: of 12 steps, .* Pass num_steps=14 or more",
+            ),
         ),
     ),
     "lr_range_test inside jax.jit": Entry(
@@ -984,6 +989,16 @@ READINGS = {
                     {"result": RESULT._replace(losses=MASKED)},
                     ValueError,
                     "losses must have no masked entries",
+                ),
+                Wrong(
+                    {"result": RESULT._replace(num_valid=())},
+                    TypeError,
+                    r"num_valid must be an integer, or one for each curve, got \(\)",
+                ),
+                Wrong(
+                    {"result": RESULT._replace(num_valid=np.ones(0, int))},
+                    ValueError,
+                    r"num_valid must have one entry for each curve, \(\), got the shape \(0,\)",
                 ),
             ),
         )
@@ -1227,3 +1242,22 @@ def test_another_archive_is_refused_and_a_pickle_in_one_is_not_run(tmp_path, sav
         with pytest.raises((TypeError, ValueError), match=message):
             saved[1](other.read_bytes())
     assert not (tmp_path / "was_run").exists()
+
+
+class WithoutWords:
+    def __repr__(self):
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("value", [{1: 2, "a": 3}, WithoutWords()], ids=["unordered keys", "repr"])
+def test_the_error_is_of_the_argument_whatever_its_value(value):
+    state = optax_clr.inject_schedules(optax.sgd)(jnp.float32(0.1)).init(PARAMS)
+    calls = {
+        "steps": lambda: Cycles(value),
+        "peak_value": lambda: optax_clr.triangular_schedule(0.0, value, 2),
+        "step": lambda: optax_clr.triangular_schedule(0.0, 1.0, 2)(value),
+        "learning_rate": lambda: optax_clr.set_hyperparams(state, learning_rate=value),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name}(=| must)"):
+            call()

@@ -142,6 +142,17 @@ def test_what_injects_inside_would_keep_the_first_value(factory, rate):
         jax.jit(optimizer.init)(some_params())
 
 
+def test_what_a_factory_asks_of_a_number_is_no_error():
+    """As with optax.inject_hyperparams, which makes a state of what is known."""
+
+    def factory(learning_rate, decay):
+        sgd = optax.sgd(learning_rate)
+        return optax.chain(optax.add_decayed_weights(decay), sgd) if decay else sgd
+
+    state = inject(factory)(RATE, decay=jnp.float32(0.1)).init(some_params())
+    assert_hyperparams(state, learning_rate=RATE(0), decay=0.1)
+
+
 @pytest.mark.parametrize(
     ("factory", "name"),
     [
@@ -671,9 +682,31 @@ def test_the_ends_of_integers_are_set(dtype, value):
     assert_hyperparams(optax_clr.set_hyperparams(state, k=value), k=value)
 
 
+@pytest.mark.parametrize("number", [Foreign, lambda value: np.array(value, ">f4")])
+def test_numbers_of_other_libraries_and_byte_orders_make_schedules(number):
+    schedules = {
+        optax_clr.triangular_schedule(number(0.125), number(0.5), 4): {0: 0.125, 4: 0.5},
+        optax_clr.exp_range_schedule(0.0, 1.0, 2, gamma=number(0.5)): {2: 0.25},
+        optax_clr.cyclical_schedule(
+            0.0, 1.0, 2, envelope=optax_clr.envelopes.exponential(number(0.5))
+        ): {2: 0.25},
+        optax_clr.warm_restarts_schedule(
+            number(1.0), 2, base_value=number(0.0), peak_decay=number(0.5)
+        ): {0: 1.0, 2: 0.5},
+        optax_clr.warm_restarts_schedule(1.0, 2, peak_decay=number(1.0)): {2: 1.0},
+        optax_clr.one_cycle_schedule(
+            number(1.0), 11, init_value=number(0.5), end_value=number(0.25)
+        ): {0: 0.5, 10: 0.25},
+        optax_clr.warmup_stable_decay_schedule(
+            number(1.0), 10, warmup_steps=2, decay_steps=2, end_value=number(0.25)
+        ): {4: 1.0, 10: 0.25},
+    }
+    for schedule, values in schedules.items():
+        for step, value in values.items():
+            assert schedule(step) == value
+
+
 def test_numbers_of_other_libraries_are_taken():
-    schedule = optax_clr.triangular_schedule(0.1, Foreign(0.5), 4)
-    assert schedule(4) == 0.5
     optimizer = inject(optax.sgd)(learning_rate=Foreign(0.25))
     state = optimizer.init(jnp.ones(2))
     assert_hyperparams(state, learning_rate=0.25)

@@ -74,6 +74,15 @@ def test_the_program_for_a_gpu_reads_no_condition_inside_a_chunk():
         assert set(re.findall(r"stablehlo\.(\w+)", condition)) <= {"constant", "compare", "return"}
 
 
+def test_the_program_for_a_gpu_asks_nothing_of_the_host():
+    exported = export.export(jax.jit(lambda *a: whole(*a)[:4]), platforms=["cuda"])(
+        PARAMS, (INPUTS, TARGETS)
+    )
+    text = exported.mlir_module()
+    assert "stablehlo.while" in text
+    assert not re.findall(r"callback|infeed|outfeed|stablehlo\.(?:send|recv)", text)
+
+
 @pytest.mark.parametrize("num_rows", [2, 63, 64, 65, 127, 128, 129, 300, 997])
 def test_rows_of_any_number_are_those_of_a_plain_loop(num_rows):
     """The last chunk may have rows that only fill it, which nothing shows."""

@@ -755,6 +755,12 @@ def test_the_summary_is_of_the_losses_that_are_read():
     assert "suggest()" in result.summary()
 
 
+def test_no_average_is_shown_below_every_loss():
+    """By rounding it may come out below 0, which no squared error is."""
+    losses = np.where(np.arange(300) < 100, 3.1, 1e-9)
+    assert "its average 1e-09 at the lowest" in result_of(losses).summary()
+
+
 def test_a_result_without_rows_shows_its_fields():
     empty = jax.tree.map(lambda leaf: leaf[:0], result_of(valley())._replace(num_valid=()))
     assert repr(empty).startswith("RangeTestResult(learning_rates=")

@@ -18,6 +18,7 @@ import pytest
 
 import optax_clr
 from optax_clr._loop import Loop
+from optax_clr._reading import EndedBy
 from optax_clr._streams import StreamedBatches, _put, aligned
 
 _begin = Loop.begin
@@ -532,6 +533,20 @@ def test_ctrl_c_leaves_the_rows_so_far():
 
     with pytest.warns(RuntimeWarning, match="after 40 of 60 rows.*interrupted"):
         assert_first_rows(run(read()), 40)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
+def test_ctrl_c_is_heard_where_no_row_is_missing():
+    losses = [*np.linspace(2, 1, 20), math.nan, math.nan, math.nan, 1.0]
+
+    def read():
+        yield from np.float32(losses)
+        signal.raise_signal(signal.SIGINT)
+
+    step_fn = lambda state, batch, value: (state, batch + 0 * value)
+    with pytest.warns(RuntimeWarning, match="after 20 of 50 rows.*interrupted"):
+        result = optax_clr.range_test(step_fn, 0.0, read(), np.ones(50))
+    assert result.ended_by == EndedBy.DIVERGENCE
 
 
 class InterruptedBetweenBatches:

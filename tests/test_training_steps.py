@@ -816,6 +816,16 @@ def test_a_single_example_with_a_one_hot_label_leaves_a_doubt():
     assert len(caught) == 1
 
 
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+def test_a_key_beside_each_batch_is_no_example(kind):
+    with jax.default_prng_impl(kind):
+        keys = jax.vmap(jax.random.PRNGKey)(np.arange(20))
+    batches = jnp.asarray(ROWS[:160]).reshape(20, 8, 3), keys
+    loss_fn = lambda params, batch: jnp.mean((batch[0] @ params - 1) ** 2)
+    result = optax_clr.lr_range_test(loss_fn, jnp.zeros(3), optax.sgd, batches, max_lr=1e-3)
+    assert result.batch_size == 8  # warnings are errors here
+
+
 SCHEDULED = {
     "adam": lambda rate: optax.adam(optax_clr.one_cycle_schedule(rate, 2000)),
     "sgd": lambda rate: optax.sgd(optax.linear_schedule(0.0, rate, 1000)),
@@ -874,6 +884,16 @@ def run_on_two_params(optimizer):
 def test_an_optimizer_with_a_schedule_of_its_own_leaves_a_doubt(optimizer):
     with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own, or") as caught:
         run_on_two_params(optimizer)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_so_does_one_in_a_grid_test():
+    batches = jnp.asarray(ROWS).reshape(50, 8, 3)
+    loss_fn = lambda params, rows: jnp.mean((rows @ params - 1) ** 2)
+    optimizer = lambda rate: optax.chain(optax.sgd(rate), WARM_UP)
+    with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own, or") as caught:
+        optax_clr.lr_grid_test(loss_fn, jnp.zeros(3), optimizer, batches, num_values=2)
     assert caught[0].filename == __file__
 
 
