@@ -172,8 +172,8 @@ def native(name: str, value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         if np.ma.is_masked(value):  # what is under the mask would be taken for data
             raise ValueError(
-                f"{name} must have no masked entries, which no device knows; got {shown(value)}. "
-                "Fill them: array.filled(value)."
+                f"{name} must have no masked entries, which JAX does not support; got "
+                f"{shown(value)}. Fill them: array.filled(value)."
             )
         value = np.asarray(value) if isinstance(value, np.ma.MaskedArray) else value
         return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))

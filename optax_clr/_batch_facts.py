@@ -94,8 +94,8 @@ def makes_one_batch(closed: Any) -> bool:
 
 LAST_BATCH_AGAIN = (
     "the last steps trained on the same batch: batches is a function, and indexes beyond the end "
-    "of an array, where JAX takes its last entry. Begin again there, rows[step % len(rows)], or "
-    f"pass as many num_steps as there are batches. {see('range-test/#batches')}"
+    "of an array, where JAX takes its last entry. Wrap around, rows[step % len(rows)], or set "
+    f"num_steps to the number of batches. {see('range-test/#batches')}"
 )
 
 

@@ -115,8 +115,8 @@ def _batch_length(batches: PyTree) -> int:
             raise TypeError(f"batches must be {_FORM}; {name} is {describe(leaf)}.{remedy}")
         if not is_numeric(leaf.dtype):
             raise TypeError(
-                f"batches must be {_FORM}; {name} has dtype {leaf.dtype}, which no device knows. "
-                "Encode it as numbers, or leave it out."
+                f"batches must be {_FORM}; {name} has dtype {leaf.dtype}, which JAX does not "
+                "support. Encode it as numbers, or leave it out."
             )
         if len(leaf.shape) == 0:
             raise ValueError(f"batches must be {_FORM}; {name} is a scalar.")

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from optax_clr._arguments import (
     float_dtype,
     function,
+    is_real_dtype,
     is_traced,
     known_float,
     native,
@@ -144,7 +145,7 @@ def held_out_batch(held_out: PyTree) -> PyTree:
 
 def checked_values(values: ArrayLike) -> jax.Array | np.ndarray:
     array = values if isinstance(values, jax.Array) else np.asarray(native("values", values))
-    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+    if not is_real_dtype(array.dtype):
         remedy = " Of a schedule pass schedule(jnp.arange(n))." if callable(values) else ""
         raise TypeError(f"values must be real numbers, got {shown(values)}.{remedy}")
     if array.ndim != 1 or not array.shape[0]:
@@ -163,7 +164,10 @@ def _check_held(numbers: np.ndarray, dtype: Any, values: ArrayLike) -> None:
     with np.errstate(over="ignore", under="ignore"):
         held = numbers.astype(dtype)
     if not (np.isfinite(held) & ((held != 0) | (numbers == 0))).all():
-        raise ValueError(f"values must be finite, and such as {dtype} holds; got {shown(values)}.")
+        raise ValueError(
+            f"values must be finite, and neither overflow nor become 0 in {dtype}; got "
+            f"{shown(values)}."
+        )
 
 
 def spaced(min_lr: Any, max_lr: Any, num_values: int, spacing: str) -> jax.Array | np.ndarray:

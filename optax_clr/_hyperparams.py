@@ -17,7 +17,7 @@ from optax_clr._states import (
     RESTORE,
     Injected,
     Path,
-    check_arrays,
+    check_state,
     in_place_of,
     injected_in,
     is_trainer,
@@ -57,7 +57,7 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
       >>> get_hyperparams(optimizer.init(jnp.zeros(3)))
       {'learning_rate': Array(0.1, dtype=float32)}
     """
-    check_arrays(state)
+    check_state(state)
     state = _state_of(state)
     found = [
         (path, name, value)
@@ -100,7 +100,7 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
       >>> get_hyperparams(state)
       {'learning_rate': Array(0.05, dtype=float32)}
     """
-    check_arrays(state)
+    check_state(state)
     optimizer_state = _state_of(state)
     values = {name: native(name, value) for name, value in values.items()}
     for name, value in values.items():

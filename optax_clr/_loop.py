@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
     num_rows: Any
 
 
-class Rows(NamedTuple):
+class Columns(NamedTuple):
     """The columns of the result that are recorded, ``[n, ...]``."""
 
     losses: jax.Array
@@ -111,7 +111,7 @@ class Loop:
         values: jax.Array,
         rule: ChunkRule,
         held_out: PyTree,
-    ) -> tuple[Trained, Rows]:
+    ) -> tuple[Trained, Columns]:
         """Train rows chunk by chunk, until all lanes have diverged; return what is after them.
 
         There is room for as many rows as there are values; there may be fewer, by whole chunks
@@ -120,24 +120,26 @@ class Loop:
         size = self.rows_per_chunk
         num_chunks = -(-values.shape[0] // size)
 
-        def train_chunk(trained: Trained, first: ArrayLike) -> tuple[Trained, Rows]:
+        def train_chunk(trained: Trained, first: ArrayLike) -> tuple[Trained, Columns]:
             first = jnp.asarray(first)
             state, entries = self._train_chunk(trained.state, first, inputs, values, held_out)
             num_recorded = jnp.clip(inputs.num_rows - first, 0, size)
             losses, metrics, held_out_losses = entries
             watch, smoothed = watch_rows(trained.watch, losses, num_recorded, rule)
-            return Trained(state, watch), Rows(losses, smoothed, metrics, held_out_losses)
+            return Trained(state, watch), Columns(losses, smoothed, metrics, held_out_losses)
 
         if num_chunks == 1:
             trained, rows = train_chunk(trained, np.int32(0))
             return trained, _first_rows(rows, values.shape[0])
 
-        def goes_on(carry: tuple[jax.Array, Trained, Rows]) -> jax.Array:
+        def goes_on(carry: tuple[jax.Array, Trained, Columns]) -> jax.Array:
             first, trained, _ = carry
             alive: jax.Array = any_lane(trained.watch.alive)
             return jnp.logical_and(alive, first < inputs.num_rows)
 
-        def train_next(carry: tuple[jax.Array, Trained, Rows]) -> tuple[jax.Array, Trained, Rows]:
+        def train_next(
+            carry: tuple[jax.Array, Trained, Columns],
+        ) -> tuple[jax.Array, Trained, Columns]:
             first, trained, rows = carry
             trained, chunk = train_chunk(trained, first)
             put = lambda column, part: lax.dynamic_update_slice_in_dim(column, part, first, 0)
@@ -148,7 +150,7 @@ class Loop:
         return trained, _first_rows(rows, values.shape[0])
 
     def finish(
-        self, values: jax.Array, rows: Rows, num_valid: jax.Array, ended_by: jax.Array
+        self, values: jax.Array, rows: Columns, num_valid: jax.Array, ended_by: jax.Array
     ) -> RangeTestResult:
         """Return the result, with NaN for all rows that are not data."""
         recorded = jnp.arange(values.shape[0], dtype=jnp.int32) < num_valid
@@ -186,7 +188,7 @@ class Loop:
         last = inputs.num_rows - 1
 
         def train_row(state: PyTree, row: jax.Array) -> tuple[PyTree, Any]:
-            # Rows that only fill the last chunk are the last row again, and not recorded.
+            # Columns that only fill the last chunk are the last row again, and not recorded.
             row = jnp.minimum(row, last)
             value = lax.dynamic_index_in_dim(values, row, keepdims=False)
             batches = self._row_batches(inputs.batches, inputs.first + row)
@@ -234,11 +236,11 @@ class Loop:
 
     def _empty_rows(
         self, trained: Trained, length: int, batches: PyTree, values: jax.Array, held_out: PyTree
-    ) -> Rows:
+    ) -> Columns:
         loss, metrics = self._entry_shapes(trained.state, batches, values)
         column = lambda entry: jnp.broadcast_to(jnp.full_like(entry, 0), (length, *entry.shape))
         held_out_losses = () if held_out is None else loss
-        rows: Rows = jax.tree.map(column, Rows(loss, loss, metrics, held_out_losses))
+        rows: Columns = jax.tree.map(column, Columns(loss, loss, metrics, held_out_losses))
         return rows
 
 
@@ -247,7 +249,7 @@ def with_step_types(state: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
 
 
-def _first_rows(rows: Rows, length: int) -> Rows:
+def _first_rows(rows: Columns, length: int) -> Columns:
     return jax.tree.map(lambda column: column[:length], rows)  # type: ignore[no-any-return]
 
 

@@ -8,10 +8,10 @@ from optax_clr._documentation import see
 from optax_clr._swept_optimizer import SweptOptimizer
 
 OTHER_RATE = (
-    "the optimizer has a schedule of its own, or a scale such as that of a plateau or a line "
-    "search: the result has the rates that it was given, and not those that it trained with. Leave "
-    "that out of the test, lambda rate: optax.adam(rate), and give a schedule the peak that is "
-    f"read, result.peak_for(schedule, num_steps). {see('range-test/#the-optimizer')}"
+    "the optimizer has a schedule of its own, or a scale such as that of a plateau rule or a line "
+    "search, so the rates in the result are not those that it trained with. Test without it, "
+    "lambda rate: optax.adam(rate), and give the schedule the peak that is read, "
+    f"result.peak_for(schedule, num_steps). {see('range-test/#the-optimizer')}"
 )
 _SEARCHING = (
     optax.ScaleByBacktrackingLinesearchState,

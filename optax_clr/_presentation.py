@@ -38,7 +38,7 @@ def summary(result: Any, curve: Curve) -> str:
     lines = [
         f"Range test: {curves}, learning rate {np.nanmin(rates):.3g} to {np.nanmax(rates):.3g}, "
         f"{_end(result, num_rows, num_curves)}{_batches(batch_sizes)}.",
-        f"{name}: {np.nanmean(first):.3g} at first; {_lowest(averages, losses)}.",
+        f"{name}: starts at {np.nanmean(first):.3g}; {_lowest(averages, losses)}.",
     ]
     try:
         valley, doubts = _reading.find_valley(reading)
@@ -51,7 +51,7 @@ def summary(result: Any, curve: Curve) -> str:
         f"one_cycle_peak()  {_reading.one_cycle_peak(valley):.3g}  the peak of one cycle",
     ]
     if (factor := float(np.mean(curve.factor))) != 1:
-        lines.append(f"These are {factor:.3g} times those of Adam or momentum: optimizer_factor.")
+        lines.append(f"These include a factor of {factor:.3g} for the kind of optimizer.")
     if spread := _reading.spread(curve):
         lines.append(f"suggest() of the single curves: {spread[0]:.3g} to {spread[1]:.3g}.")
     if batch_sizes == {0}:
@@ -90,9 +90,9 @@ def _batches(sizes: set[int]) -> str:
 def _lowest(averages: np.ndarray, losses: np.ndarray) -> str:
     known = averages[np.isfinite(averages)]
     if not known.size:
-        return "no average"
+        return "it has no average"
     # By rounding it may lie below all losses, and below 0.
-    return f"its average {max(known.min(), np.nanmin(losses)):.3g} at the lowest"
+    return f"its average falls to {max(known.min(), np.nanmin(losses)):.3g}"
 
 
 def draw(result: Any, curve: Curve, ax: Axes, rules: Sequence[Rule]) -> Axes:

@@ -54,14 +54,15 @@ def range_test(
 
     $$s_i - \min_j s_j > \text{stop\_factor} \cdot \max(\text{fall}, 4 \, \text{noise})$$
 
-    and the last three losses are as high. The fall is that of $s$ to its minimum; the noise
-    is measured on moves downward, of which a divergence has none. One bad batch does not end a
-    test: a loss that is not finite is a gap. A constant in the loss, or a factor, changes nothing.
+    and each of the last three losses is above $\min_j s_j$ by as much. The fall is that of $s$ to
+    its minimum; the noise is measured on moves downward, of which a divergence has none. One bad
+    batch does not end a test: a loss that is not finite is a gap. A constant in the loss, or a
+    factor, changes nothing.
 
     The rows are trained in chunks of at most 64, on an accelerator 128, and the rule looks at a
     chunk when it is trained: what is left of the chunk in which the loss diverges is trained, but
-    not in the result. Under ``jax.vmap`` the runs go in step: the test ends with the last
-    of them, and runs that have diverged train on with the others.
+    not in the result. Under ``jax.vmap`` all runs advance together: the test ends
+    with the last of them, and runs that have diverged train on with the others.
 
     A compiled program is kept while ``step_fn`` lives, and is used again while what the function
     refers to is the same; otherwise the step is traced again.
@@ -104,6 +105,9 @@ def range_test(
         in length or shape, the loss is not a scalar, the step changes the shape of its state, its
         loss does not depend on the value, or ``optax.MultiSteps`` does not fit ``steps_per_value``.
       ImportError: if ``progress`` is asked for and tqdm is not installed.
+      RangeTestWarning: a warning, if every step trained on the same batch, or the last ones did,
+        where a function indexes beyond the end of the data; or if an optimizer in the state has a
+        schedule of its own.
 
     Examples:
       >>> def step_fn(position, batch, rate):  # gradient descent on position**2 / 2, noisy
@@ -189,10 +193,12 @@ def lr_range_test(
 
     Raises:
       TypeError: if a function is missing or returns something else, the optimizer is one already
-        built, or the params are not real floats.
+        built, the params are not real floats, or a stream or a bar is asked for inside ``jax.jit``
+        or ``jax.vmap``.
       ValueError: if an argument is out of range or empty, the batches are too few or do not agree
-        in length or shape, the loss is not a scalar, or the optimizer ignores its rate or
-        keeps the first one in its state.
+        in length or shape, the loss is not a scalar, the optimizer ignores its rate or keeps the
+        first one in its state, or ``optax.MultiSteps`` does not fit ``steps_per_value``.
+      ImportError: if ``progress`` is asked for and tqdm is not installed.
       RangeTestWarning: a warning, if every step trained on the same batch, or the last ones did,
         where a function indexes beyond the end of the data; if the optimizer has a schedule of its
         own; or if a step trained on a single example, where ``num_steps`` was not given.

@@ -17,7 +17,7 @@ import numpy as np
 from optax_clr._arguments import any_traced, is_inside_program, is_traced
 from optax_clr._batches import Batches
 from optax_clr._documentation import see
-from optax_clr._loop import Inputs, Rows
+from optax_clr._loop import Columns, Inputs
 from optax_clr._programs import CompiledLoop, programs_of
 from optax_clr._reading import EndedBy
 from optax_clr._result import RangeTestResult
@@ -107,16 +107,7 @@ def run(
                 "it cannot be inside jax.jit or jax.vmap. Pass stacked batches or a function step "
                 f"-> batch, and progress=False. {see('range-test/#batches')}"
             )
-        # A grid test keeps the state, and trains at one rate throughout.
-        if keeps_state:
-            trains_with_value = facts.reads_value or facts.keeps_first_value
-            _check_some_update(facts, values.shape[0])
-        else:
-            trains_with_value = facts.reads_value and not facts.keeps_first_value
-            _check_whole_updates(facts, steps_per_value)
-        if not trains_with_value:
-            raise ValueError(step.unread_value if facts.reads_state else step.unread_state)
-        _check_one_loss(facts)
+        _check_step(step, facts, values.shape[0], steps_per_value, keeps_state)
         device = _CPU if _platform(arrays) == "cpu" else _ACCELERATOR
         size = 1
         if not by_rows:
@@ -134,9 +125,15 @@ def run(
         )
         chunk_rule = for_chunks(rule, size)
         if from_python:
-            room = 1 if by_rows else batches.most_rows // size * size
             driver = _Driver(
-                loop, batches, values, chunk_rule, held_out, steps_per_value, size, room
+                loop=loop,
+                batches=batches,
+                values=values,
+                rule=chunk_rule,
+                held_out=held_out,
+                steps_per_value=steps_per_value,
+                size=size,
+                room=1 if by_rows else batches.most_rows // size * size,
             )
             result, state, stopped_by, ended_early = driver.run(initial, progress)
         else:
@@ -152,12 +149,28 @@ def _has_host_arrays(arrays: PyTree) -> bool:
     return any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(arrays))
 
 
+def _check_step(
+    step: Step, facts: StepFacts, num_rows: int, steps_per_value: int, keeps_state: bool
+) -> None:
+    """Raise unless the step trains with each value, and every loss is of a value."""
+    # A grid test keeps the state, and trains at one rate throughout.
+    if keeps_state:
+        trains_with_value = facts.reads_value or facts.keeps_first_value
+        _check_some_update(facts, num_rows)
+    else:
+        trains_with_value = facts.reads_value and not facts.keeps_first_value
+        _check_whole_updates(facts, steps_per_value)
+    if not trains_with_value:
+        raise ValueError(step.unread_value if facts.reads_state else step.unread_state)
+    _check_one_loss(facts)
+
+
 def _check_whole_updates(facts: StepFacts, steps_per_value: int) -> None:
     if steps_per_value % facts.steps_per_update:
         raise ValueError(
             f"steps_per_value={steps_per_value} must be a multiple of the "
-            f"{facts.steps_per_update} steps that the optimizer takes for one update, or the loss "
-            "of a row is not that of its value. Pass steps_per_value="
+            f"{facts.steps_per_update} steps that the optimizer takes for one update, so that each "
+            "loss belongs to its own value. Pass steps_per_value="
             f"{facts.steps_per_update}. {see('training-steps/')}"
         )
 
@@ -252,7 +265,7 @@ class _Driver(NamedTuple):
             inputs: Inputs | None = first
             trained = self.loop.begin(initial, first.batches, self.values)
             values = np.asarray(jax.device_get(self.values))
-            outputs: list[tuple[int, Rows]] = []
+            outputs: list[tuple[int, Columns]] = []
             num_done, num_valid, alive = 0, 0, True
             stopped_by: BaseException | None = None
             wanted = self.size
@@ -304,7 +317,7 @@ class _Driver(NamedTuple):
         return max(1, int(paced) // self.size) * self.size
 
 
-def _joined(outputs: list[tuple[int, Rows]], num_rows: int) -> Rows:
+def _joined(outputs: list[tuple[int, Columns]], num_rows: int) -> Columns:
     """Return the rows of all calls, and room for those that are missing."""
 
     def join(*columns: jax.Array) -> np.ndarray:

@@ -13,8 +13,8 @@ from optax_clr._arrays import is_key
 from optax_clr._documentation import see
 from optax_clr._states import (
     Path,
-    check_arrays,
     check_rebuildable,
+    check_state,
     children,
     holds_array,
     in_place_of,
@@ -126,7 +126,7 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
     count = as_step(step)
     if count.shape != () or (not is_traced(step) and int(step) < 0):
         raise ValueError(f"step must be a scalar of at least 0, got {shown(step)}.")
-    check_arrays(state)
+    check_state(state)
     if is_trainer(state):
         check_rebuildable(state)
     move = _Move(count)

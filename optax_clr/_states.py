@@ -23,7 +23,7 @@ RESTORE = "Restore it with its types: checkpointer.restore(path, optimizer.init(
 )
 
 
-def check_arrays(state: Any) -> None:
+def check_state(state: Any) -> None:
     """Raise if a state has shapes in the place of arrays, or is what makes one."""
     if isinstance(state, optax.GradientTransformation):
         raise TypeError(

@@ -68,7 +68,7 @@ _NO_SCALARS = [NAN, INF, -INF], [
 ]  # fmt: skip
 
 
-UNMASKED = "must have no masked entries, which no device knows; got masked"
+UNMASKED = "must have no masked entries, which JAX does not support; got masked"
 
 
 def has_default_none(function, name):
@@ -529,7 +529,7 @@ HELD_BATCHES = (
     Wrong({"batches": {"a": jnp.ones(())}}, ValueError, rf"{FORM}.* batches\['a'\] is a scalar"),
     Wrong({"batches": 5}, TypeError, f"{FORM}.* batches is int"),
     Wrong({"batches": MASKED}, ValueError, f"batches {UNMASKED}"),
-    Wrong({"batches": STRUCTURED}, TypeError, f"{FORM}.* has dtype .* no device knows"),
+    Wrong({"batches": STRUCTURED}, TypeError, f"{FORM}.* has dtype .* JAX does not support"),
     Wrong(
         {"batches": {**BATCHES, "targets": TARGETS[:-1]}},
         ValueError,
@@ -783,7 +783,7 @@ RANGE_TESTS = {
             Wrong({"values": np.ones(0)}, ValueError, "values must be .* not empty"),
             Wrong({"values": np.array([0.1, NAN])}, ValueError, "values must be finite"),
             *(
-                Wrong({"values": np.array([0.1, size])}, ValueError, "such as float32 holds; got")
+                Wrong({"values": np.array([0.1, size])}, ValueError, "become 0 in float32; got")
                 for size in (1e300, -1e39, 1e-60)
             ),
             Wrong({"values": np.array([1j, 2j])}, TypeError, "values must be real"),

@@ -941,9 +941,9 @@ def lengthened_bytes():
 
 
 def globals_by_their_names():
-    return (lambda: globals()["SCALE"]), lambda monkeypatch: monkeypatch.setitem(
-        globals(), "SCALE", 7.0
-    )
+    names = {"scale": 1.0, "__name__": "page"}
+    exec("def read(): return globals()['scale']", names)
+    return names["read"], lambda _: names.update(scale=7.0)
 
 
 def variable_of_the_environment():

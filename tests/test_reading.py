@@ -751,14 +751,14 @@ def test_the_summary_of_a_curve_that_cannot_be_read_says_why(problem):
 
 def test_the_summary_is_of_the_losses_that_are_read():
     result = result_of(np.full(300, np.nan))._replace(held_out_losses=valley())
-    assert "Held-out loss: 2 at first; its average 1." in result.summary()
+    assert "Held-out loss: starts at 2; its average falls to 1." in result.summary()
     assert "suggest()" in result.summary()
 
 
 def test_no_average_is_shown_below_every_loss():
     """By rounding it may come out below 0, which no squared error is."""
     losses = np.where(np.arange(300) < 100, 3.1, 1e-9)
-    assert "its average 1e-09 at the lowest" in result_of(losses).summary()
+    assert "its average falls to 1e-09." in result_of(losses).summary()
 
 
 def test_a_result_without_rows_shows_its_fields():

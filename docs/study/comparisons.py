@@ -85,7 +85,7 @@ class Comparison(NamedTuple):
             return "as good as"
         if self.high < 0 or self.low > 0:
             return "better than" if self.high < 0 else "worse than"
-        return "not told from"
+        return "not distinguishable from"
 
     def as_ratio(self, mark=""):
         """Return the ratio of losses with its interval, as the tables have it."""
