@@ -37,6 +37,23 @@ def as_array(name: str, value: Any) -> jax.Array | np.ndarray:
     return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
+def check_not_donated(name: str, tree: Any) -> None:
+    """Raise if the memory of an array was given to a compiled program."""
+    if not any(map(_is_deleted, jax.tree.leaves(tree))):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if _is_deleted(leaf):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} must still be there, but was donated to a "
+                "compiled program (donate_argnums), or deleted. Pass what that program returned, "
+                "or test before it runs."
+            )
+
+
+def _is_deleted(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not is_traced(leaf) and leaf.is_deleted()
+
+
 def numpy_of(tree: Any) -> Any:
     """Return jax.numpy where there is an array of JAX; otherwise NumPy, which compiles nothing."""
     return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else np

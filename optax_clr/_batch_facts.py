@@ -129,7 +129,8 @@ def repeats_last_batch(closed: Any, num_steps: int) -> bool:
 
 ONE_EXAMPLE = (
     "each step trained on a single example: an entry of the batches has no axis of examples. Where "
-    "the batches are a whole data set, cut it into batches first, [steps, examples, ...]. "
+    "the batches are a whole data set, cut it into batches first, [steps, examples, ...]; where an "
+    "entry is many numbers that are examples, give each an axis, [steps, examples, 1]. "
     + see("range-test/#batches")
 )
 
@@ -153,7 +154,8 @@ def _is_row_and_one_hot(arrays: list[Any]) -> bool:
     if [len(leaf.shape) for leaf in arrays] != [1, 1]:
         return False
     is_words = all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in arrays)
-    return arrays[0].shape != arrays[1].shape and not is_words
+    is_longer = min(leaf.shape[0] for leaf in arrays) > 1  # one point of a boundary is no label
+    return arrays[0].shape != arrays[1].shape and is_longer and not is_words
 
 
 def _may_be_label(scalar: Any, others: list[Any]) -> bool:

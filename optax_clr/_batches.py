@@ -15,6 +15,7 @@ from optax_clr._arrays import (
     OPEN_IT,
     ShapeDtype,
     as_array,
+    check_not_donated,
     has_axes_in_its_type,
     is_array,
     is_numeric,
@@ -103,6 +104,7 @@ def check_num_steps(
 def _batch_length(batches: PyTree) -> int:
     """Return the length of the leading axis that all the leaves share."""
     _refuse_lists(batches)
+    check_not_donated("batches", batches)
     lengths: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
         name = f"batches{jax.tree_util.keystr(path)}"

@@ -24,7 +24,7 @@ from optax_clr._arguments import (
     real_scalar,
     shown,
 )
-from optax_clr._arrays import as_array, is_array, is_numeric
+from optax_clr._arrays import as_array, check_not_donated, is_array, is_numeric
 from optax_clr._batches import is_stream
 from optax_clr._documentation import see
 from optax_clr._states import is_param, is_variable
@@ -92,11 +92,18 @@ def check_arrays(name: str, tree: PyTree) -> None:
             f"{name} must have at least one array, got the empty pytree {shown(tree)}."
         )
     _check_is_tree(name, tree)
+    check_not_donated(name, tree)
     if all(isinstance(leaf, jax.Array) for leaf in leaves):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         part = f"{name}{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, _ARRAYS):
+            if _is_of_nnx(leaf):  # no pytree in older Flax
+                raise TypeError(
+                    f"{part} must be an array, got the nnx module {describe(leaf)}. Pass what "
+                    "nnx.split(model, nnx.Param, ...) gives, and merge it in the loss or the step: "
+                    "whole modules need Flax 0.12. " + see("training-steps/#nnx")
+                )
             raise TypeError(
                 f"{part} must be an array, got {describe(leaf)}. "
                 "Leave what is not one out, or close over it; if there are arrays in it, register "
@@ -110,6 +117,10 @@ def check_arrays(name: str, tree: PyTree) -> None:
                 f"{part} must be an array of numbers as the device has them, got dtype "
                 f"{leaf.dtype}. Convert it: array.astype(numpy.float32)."
             )
+
+
+def _is_of_nnx(value: Any) -> bool:
+    return any(base.__module__.startswith("flax.nnx") for base in type(value).__mro__)
 
 
 def _check_is_tree(name: str, tree: PyTree) -> None:

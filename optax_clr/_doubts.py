@@ -65,8 +65,8 @@ _FEW_STEPS = 8.0
 READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED, _SUDDEN, _FEW, _ENDED = range(9)
 PROBLEMS = (
     "",
-    f"too few points: a curve needs at least {MIN_ROWS} rows with a finite loss at a positive "
-    f"rate. Test with more steps. {see('reading/#too-few-steps')}",
+    f"too few points: a curve needs at least {MIN_ROWS} rows with a finite loss, at positive rates "
+    f"that differ. Test with more steps. {see('reading/#too-few-steps')}",
     f"the loss diverged at once: fewer than {MIN_ROWS} rows are finite. Begin at a smaller rate "
     "(min_lr); a loss that is NaN at any rate has another cause. "
     f"{see('reading/#too-high-a-start')}",
@@ -211,8 +211,12 @@ def problem_of(rows: Rows, lowest_rate: Array, clarity: Clarity, diverged: Array
     instead = numpy.where((clarity.of_many > 1) & ~among_first, _FEW, _NEVER_FELL)
     instead = numpy.where(~diverged & ~valid[-1], _ENDED, instead)
     problem = numpy.where(never_fell, numpy.where(is_sudden, _SUDDEN, instead), problem)
-    few = _DIVERGED if num_rows >= MIN_ROWS else _TOO_FEW
-    problem = numpy.where(valid.sum() < MIN_ROWS, few, problem)
+    # Of finite losses, too few may be at a positive rate, or all at the same one.
+    num_finite = numpy.isfinite(rows.curves).any(0).sum()
+    has_few = (num_finite >= MIN_ROWS) | (num_rows < MIN_ROWS)
+    few = numpy.where(has_few, _TOO_FEW, _DIVERGED)
+    is_sweep = rows.grid[-1] > rows.grid[0]
+    problem = numpy.where((valid.sum() >= MIN_ROWS) & is_sweep, problem, few)
     return numpy.where(rows.mixed, _MIXED, problem)
 
 

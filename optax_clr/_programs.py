@@ -37,6 +37,7 @@ from optax_clr._step_facts import StepFacts, facts_of
 from optax_clr._swept_optimizer import SweptOptimizer
 
 _CONFIG: Any = jax.config
+_NEEDS_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
 
 class CompiledLoop:
@@ -114,6 +115,11 @@ def _train(
             "The leading axis of batches that are arrays counts the steps. "
             + see("range-test/#batches")
         )
+        if isinstance(error, _NEEDS_VALUES):
+            error.add_note(
+                "The loss, and a step, are traced, so that nothing in them has a value: write them "
+                "with jax.numpy, without float(), .item(), numpy, or an if that asks for a value."
+            )
         raise
 
 

@@ -152,7 +152,8 @@ class OptimizerStep:
             "optimizer must train with the learning rate that it is given; "
             f"{shown(self.optimizer)} does not read it, or keeps the first one in its state, as "
             "optax.inject_hyperparams does. Pass optax.adamw itself, or lambda rate: "
-            f"optax.adamw(rate, weight_decay=0.1). {see('first-test/')}"
+            "optax.adamw(rate, weight_decay=0.1); one that reads its rate once, as optax.rprop, is "
+            f"tested by lr_grid_test. {see('first-test/')}"
         )
 
     @property
@@ -283,10 +284,16 @@ def shape_in_words(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else describe(leaf)
 
 
+_MOST_NAMED = 20  # arrays in a message
+
+
 def shapes_in_words(tree: PyTree) -> str:
     """Return the arrays of a pytree by their paths; a tree of words its classes may refuse."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    words = [f"{jax.tree_util.keystr(path)} {shape_in_words(leaf)}" for path, leaf in leaves]
+    named = leaves[:_MOST_NAMED]
+    words = [f"{jax.tree_util.keystr(path)} {shape_in_words(leaf)}" for path, leaf in named]
+    if len(leaves) > len(named):
+        words.append(f"and {len(leaves) - len(named)} more")
     return ", ".join(words).strip() or "of no arrays"
 
 
@@ -379,7 +386,25 @@ def _structural_difference(old: PyTree, new: PyTree) -> str:
         for path in paths:
             if path not in others:
                 return f"it has {verb} state{path}"
-    return (
-        "its leaves have the same names, but a container is of another type or has another static "
-        f"part: {jax.tree.structure(old)} became {jax.tree.structure(new)}"
-    )
+    return f"its leaves have the same names, but {_other_node(old, new)}"
+
+
+def _other_node(old: PyTree, new: PyTree) -> str:
+    """Return, in words, the first container that is of another type, or has another static part."""
+    waiting: list[Any] = [(jax.tree.structure(old), jax.tree.structure(new))]
+    while waiting:
+        before, after = waiting.pop(0)
+        one, other = before.node_data(), after.node_data()
+        if one == other:
+            waiting += zip(before.children(), after.children(), strict=False)
+        elif one is None or other is None or one[0] is not other[0]:
+            kinds = [data[0].__name__ if data else "a leaf" for data in (one, other)]
+            return f"{kinds[0]} became {kinds[1]}"
+        else:
+            kind = one[0].__name__
+            return (
+                f"a {kind} has another static part, such as the tx of a TrainState: make it once, "
+                "outside of the step; a rate is set by set_hyperparams(state, learning_rate=value) "
+                f"({shown(one[1])} became {shown(other[1])})"
+            )
+    return "a container is another"

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 from matplotlib.figure import Figure
 
 import optax_clr
@@ -845,7 +846,7 @@ RANGE_TESTS = {
             Wrong(
                 returns(lambda s, b, v: (collections.OrderedDict(s), ONE)),
                 ValueError,
-                "step_fn .* a container is of another type",
+                "step_fn .* its leaves have the same names, but .* became ",
             ),
             Wrong(
                 returns(lambda s, b, v: ({**s, "out": s["out"] * 1j}, ONE)),
@@ -1261,3 +1262,71 @@ def test_the_error_is_of_the_argument_whatever_its_value(value):
     for name, call in calls.items():
         with pytest.raises(TypeError, match=f"{name}(=| must)"):
             call()
+
+
+@pytest.mark.parametrize("name", ["params", "batches", "held_out"])
+def test_what_was_donated_is_named(name):
+    given = {
+        "params": {"w": jnp.ones(3)},
+        "batches": {"rows": jnp.ones((8, 4, 3))},
+        "held_out": {"rows": jnp.ones((4, 3))},
+    }
+    loss_fn = lambda params, batch: jnp.mean((batch["rows"] @ params["w"] - 1) ** 2)
+    test = functools.partial(optax_clr.lr_range_test, loss_fn, optimizer=optax.sgd, max_lr=1e-3)
+    test(**given)
+    jax.tree.leaves(given[name])[0].delete()
+    with pytest.raises(ValueError, match=rf"{name}\['(w|rows)'\] must still be there.*donated"):
+        test(**given)
+
+
+@pytest.mark.parametrize("ask", [float, np.asarray, bool, lambda loss: loss.item()])
+def test_a_loss_that_asks_for_a_value_is_told_that_it_is_traced(ask):
+    def loss_fn(params, batch):
+        loss = jnp.mean((batch @ params - 1) ** 2)
+        ask(loss)
+        return loss
+
+    with pytest.raises(Exception, match=r"[Tt]rac") as caught:
+        optax_clr.lr_range_test(loss_fn, jnp.ones(3), optax.sgd, jnp.ones((8, 4, 3)))
+    assert any("write them with jax.numpy" in note for note in caught.value.__notes__)
+
+
+def test_a_note_of_many_arrays_is_short():
+    pair = np.ones((32, 3)), np.ones(32)
+    batches = tuple(pair for _ in range(300))  # where a list is meant
+
+    def loss_fn(params, batch):
+        inputs, targets = batch
+        return jnp.mean((inputs @ params - targets) ** 2)
+
+    with pytest.raises(ValueError, match="too many values to unpack") as caught:
+        optax_clr.lr_range_test(loss_fn, jnp.ones(3), optax.sgd, batches)
+    assert "and 580 more. The leading axis" in caught.value.__notes__[0]
+    assert len(caught.value.__notes__[0]) < 1000
+
+
+def test_another_optimizer_in_a_train_state_is_named():
+    params = {"w": jnp.ones(3)}
+    state = TrainState.create(apply_fn=None, params=params, tx=optax.sgd(0.1))
+
+    def step_fn(state, batch, rate):
+        loss_of = lambda params: jnp.mean((batch @ params["w"] - 1) ** 2)
+        loss, gradients = jax.value_and_grad(loss_of)(state.params)
+        return state.replace(tx=optax.sgd(rate)).apply_gradients(grads=gradients), loss
+
+    message = "a TrainState has another static part, such as the tx .* set_hyperparams"
+    with pytest.raises(ValueError, match=message) as caught:
+        optax_clr.range_test(step_fn, state, jnp.ones((8, 4, 3)), np.geomspace(1e-3, 1e-2, 8))
+    assert len(str(caught.value)) < 1200
+
+
+def test_an_optimizer_that_reads_its_rate_once_is_told_of_the_grid_test():
+    arguments = (
+        lambda params, batch: jnp.mean((batch @ params - 1) ** 2),
+        jnp.ones(3),
+        optax.rprop,
+        jnp.ones((8, 4, 3)),
+    )
+    with pytest.raises(ValueError, match=r"optax\.rprop, is tested by lr_grid_test"):
+        optax_clr.lr_range_test(*arguments)
+    assert np.isfinite(optax_clr.lr_grid_test(*arguments, num_values=2).losses).all()

@@ -371,6 +371,9 @@ def test_a_seed_that_diverged_early_moves_the_answer_down():
 
 UNREADABLE = {
     "too few points": result_of([2.0, 1.5, 1.0]),
+    # Finite losses, but none at a rate that can stand on a logarithmic axis, or all at one rate.
+    "at positive rates that differ": result_of(valley(), rates=-np.geomspace(1e-5, 10, 300)),
+    "rates that differ. Test": result_of(valley(), rates=np.full(300, 0.1)),
     "diverged at once": result_of(valley(), num_valid=5),
     "diverged at once:": result_of(np.full(300, np.nan)),
     "never fell": result_of(np.linspace(1, 2, 300)),
@@ -767,6 +770,8 @@ def test_a_result_without_rows_shows_its_fields():
 
 
 def test_the_summary_says_where_it_ended():
+    unknown = result_of(valley(), num_valid=230)._replace(ended_by=())
+    assert "ended after 230 of them (diverged, or out of batches)" in unknown.summary()
     assert "ended after 230 of them" in result_of(valley(), num_valid=230).summary()
     assert "ended at the last rate" in result_of(valley()).summary()
     assert optax_clr.LRBounds._fields == ("base_value", "peak_value")

@@ -808,6 +808,14 @@ def test_a_step_may_stand_for_all_the_data():
         assert "a single example" not in result.summary()
 
 
+def test_a_point_beside_a_row_of_points_is_no_label():
+    """As those at the end of an interval, in a network for a differential equation."""
+    points = {"inside": jnp.linspace(0.0, 1.0, 1280).reshape(20, 64), "end": jnp.zeros((20, 1))}
+    loss_fn = lambda w, at: jnp.mean((w * at["inside"] - 1) ** 2) + jnp.mean((w * at["end"]) ** 2)
+    result = optax_clr.lr_range_test(loss_fn, jnp.ones(()), optax.sgd, points, max_lr=1e-3)
+    assert result.batch_size == ()  # warnings are errors here
+
+
 def test_a_single_example_with_a_one_hot_label_leaves_a_doubt():
     examples = jnp.asarray(ROWS[:60]), jax.nn.one_hot(np.arange(60) % 2, 2)
     loss_fn = lambda params, example: jnp.sum((example[0] @ params - example[1]) ** 2)

@@ -4,7 +4,8 @@
 
 The mean of the targets, or their linear part, is learned within a range test, and what matters
 after it. Tables and drawn prices with raw targets, whose mean is learned first; a smooth function
-of one number; a small network as the teacher; least squares with a condition of 10,000. For each:
+of one number; a small network as the teacher; least squares with a condition of 10,000; classes by
+raw columns, of which the largest are unlearned first. For each:
 what `suggest()` reads in tests of LENGTHS (the median of SEEDS), and the best rate of a grid, four
 to a decade, by the validation loss after NUM_STEPS steps at a constant rate, with how many times
 that loss is what the reading of 300 steps ends at.
@@ -33,7 +34,7 @@ RATES = np.logspace(-5, 2.25, 30)
 
 
 class Twofold(NamedTuple):
-    """A regression task: what a network of one output is trained on, and by what."""
+    """A task: what a network is trained on, numbers or classes, and by what."""
 
     inputs: Any
     targets: Any
@@ -43,7 +44,11 @@ class Twofold(NamedTuple):
 
     def loss_fn(self, params, batch):
         inputs, targets = batch
-        return jnp.mean((self.model.apply(params, inputs) - targets) ** 2)
+        outputs = self.model.apply(params, inputs)
+        if targets.ndim == 1:  # classes
+            losses = optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
+            return jnp.mean(losses)
+        return jnp.mean((outputs - targets) ** 2)
 
     def batches(self, seed, num_steps):
         rows = np.random.default_rng(seed).integers(0, len(self.inputs), (num_steps, BATCH_SIZE))
@@ -67,7 +72,8 @@ def of_function(function, draw, model, optimizer):
     parts = []
     for size in (20_000, 1000):
         inputs = draw(rng, size).astype(np.float32)
-        parts.append((inputs, np.asarray(function(inputs), np.float32)))
+        targets = np.asarray(function(inputs))
+        parts.append((inputs, targets.astype(np.float32 if targets.ndim > 1 else np.int32)))
     (inputs, targets), validation = parts
     return Twofold(inputs, targets, validation, model, optimizer)
 
@@ -94,10 +100,26 @@ def sums(inputs):
     return inputs @ (1 / np.geomspace(1, 0.01, inputs.shape[1]))[:, None] / 5
 
 
+COLUMNS = np.geomspace(1, 300, 20)
+
+
+def classes(inputs):
+    """Ten classes, by a smooth function of twenty columns."""
+    rng = np.random.default_rng(1)
+    hidden = np.tanh(inputs @ rng.normal(size=(20, 32)) / 2)
+    return (hidden @ rng.normal(size=(32, 10))).argmax(-1)
+
+
+def classes_of_raw_columns(inputs):
+    return classes(inputs / COLUMNS)
+
+
 def tasks():
     normal = lambda rng, size: rng.normal(size=(size, 10))
     uniform = lambda rng, size: rng.uniform(-1, 1, size=(size, 1))
     uneven = lambda rng, size: rng.normal(size=(size, 40)) * np.geomspace(1, 0.01, 40)
+    raw = lambda rng, size: rng.normal(size=(size, 20)) * COLUMNS
+    standard = lambda rng, size: rng.normal(size=(size, 20))
     return {
         "diamonds, price in cents, Adam": of_data(standardized(diamonds()), 100),
         "mileage, metres a litre, Adam": of_data(standardized(mileage()), 425),
@@ -108,6 +130,9 @@ def tasks():
         "sine, momentum": of_function(sine, uniform, MLP((64, 64, 1), nn.tanh), momentum),
         "teacher, momentum": of_function(teacher, normal, MLP((64, 1), nn.tanh), momentum),
         "least squares, momentum": of_function(sums, uneven, nn.Dense(1), momentum),
+        "raw columns, momentum": of_function(classes_of_raw_columns, raw, MLP((64, 10)), momentum),
+        "raw columns, Adam": of_function(classes_of_raw_columns, raw, MLP((64, 10)), optax.adam),
+        "scaled columns, momentum": of_function(classes, standard, MLP((64, 10)), momentum),
     }
 
 
