@@ -768,6 +768,20 @@ def test_an_index_beyond_the_end_leaves_a_doubt(test, batches):
     jax.jit(lambda: RANGE_TESTS[test](lambda step: rows[step]))()  # where nothing is known
 
 
+def test_the_host_is_not_asked_for_batches_that_are_not_trained_on():
+    """What is looked at beforehand, the first batches and the last, would be read from a disk."""
+    asked = []
+
+    def read(step):
+        asked.append(int(step))
+        return draw_by_numpy(step)
+
+    rows = jnp.asarray(ROWS[:40]).reshape(5, 8, 3)
+    batches = lambda step: 0 * rows[step] + jax.pure_callback(read, DRAWN, step)
+    jax.block_until_ready(RANGE_TESTS["range_test"](batches))
+    assert sorted(asked) == list(range(8))
+
+
 @jax.tree_util.register_pytree_node_class
 class Checked:
     """Rows that look at what they are made of, as JAX advises against."""
