@@ -764,6 +764,25 @@ def test_no_average_is_shown_below_every_loss():
     assert "its average falls to 1e-09." in result_of(losses).summary()
 
 
+def gaussian_averages(losses, rates, width=0.3):
+    """What is said of the averages: weighted by the distance in decades, at any rate."""
+    position = np.log10(rates)
+    grid = np.linspace(position[0], position[-1], 256)
+    weights = np.exp(-(((grid[:, None] - position) / width) ** 2) / 2)
+    return weights @ losses / weights.sum(1)
+
+
+@pytest.mark.parametrize(
+    "losses", [2 + 0.1 * np.random.default_rng(0).normal(size=300), np.linspace(1, 2, 300)]
+)
+def test_the_average_of_a_curve_that_does_not_fall_is_that_of_its_losses(losses):
+    rates = np.geomspace(1e-5, 10.0, 300)
+    lowest = gaussian_averages(losses, rates).min()
+    text = result_of(losses, rates).summary()
+    found = float(re.search(r"its average falls to ([\d.]+\d)", text)[1])
+    assert found == pytest.approx(lowest, rel=0.005)
+
+
 def test_a_result_without_rows_shows_its_fields():
     empty = jax.tree.map(lambda leaf: leaf[:0], result_of(valley())._replace(num_valid=()))
     assert repr(empty).startswith("RangeTestResult(learning_rates=")
