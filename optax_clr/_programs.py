@@ -120,6 +120,11 @@ def _train(
                 "The loss, and a step, are traced, so that nothing in them has a value: write them "
                 "with jax.numpy, without float(), .item(), numpy, or an if that asks for a value."
             )
+        if "trace level" in str(error):  # in the words of Flax
+            error.add_note(
+                "The loss, and a step, may change the model and the optimizer that they are given, "
+                f"and none outside. {see('training-steps/#nnx')}"
+            )
         raise
 
 

@@ -489,6 +489,21 @@ def test_a_row_has_whole_updates_of_accumulated_gradients(every, steps_per_value
         accumulating_test(form, every, **options)
 
 
+def test_a_model_outside_of_the_step_is_told_apart():
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+
+    def step_fn(state, batch, rate):
+        loss, gradients = nnx.value_and_grad(lambda model: jnp.mean(model(batch) ** 2))(model)
+        update_nnx(optimizer, model, jax.tree.map(lambda leaf: rate * leaf, gradients))
+        return state, loss
+
+    with pytest.raises(Exception, match="trace level|of the same name outside") as caught:
+        optax_clr.range_test(step_fn, jnp.zeros(()), jnp.ones((8, 4, 3)), np.geomspace(0.1, 1, 8))
+    if "trace level" in str(caught.value):  # in older Flax it is the value that is not read
+        assert any("and none outside" in note for note in caught.value.__notes__)
+
+
 def test_a_state_of_nnx_split_has_whole_updates_too():
     model = nnx.Linear(64, 10, rngs=nnx.Rngs(0))
     accumulated = optax.MultiSteps(optax.adam(1e-3), 4).gradient_transformation()
