@@ -135,6 +135,15 @@ def is_real_dtype(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.number) and not jnp.issubdtype(dtype, jnp.complexfloating)
 
 
+def traced_result(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return shapes and dtypes of what a function returns, whatever object it is.
+
+    Of one without weak references, as NumPy's functions and objects with slots are, JAX's own
+    caches would be left in a state that crashes Python.
+    """
+    return jax.eval_shape(lambda *traced: function(*traced), *arguments)
+
+
 def function(name: str, value: Any, *, form: str) -> Callable[..., Any]:
     """Return ``value`` if it can be called; ``form`` shows what is expected of it."""
     if not callable(value):

@@ -10,7 +10,7 @@ import optax
 
 from optax_clr._arguments import INT32_MAX, shown
 from optax_clr._cycles import Cycles
-from optax_clr._states import own_buffers, walk, was_restored
+from optax_clr._states import RESTORE, check_state, own_buffers, walk, was_restored
 
 PyTree = Any
 
@@ -125,6 +125,7 @@ def averaged_params(opt_state: PyTree) -> PyTree:
       >>> print(averaged_params(optimizer.init({"weight": jnp.ones(2)})))
       {'weight': Array([1., 1.], dtype=float32)}
     """
+    check_state(opt_state)
     states = [node for _, node in walk(opt_state) if isinstance(node, AveragingState)]
     dicts = [node for _, node in walk(opt_state) if was_restored(node, *AveragingState._fields)]
     averages = [node.average for node in states] + [node["average"] for node in dicts]
@@ -132,7 +133,7 @@ def averaged_params(opt_state: PyTree) -> PyTree:
         raise ValueError(
             "opt_state must contain the state of one average_at_cycle_ends, got "
             f"{len(averages)}. Put it last in optax.chain; if there are several, pass the part "
-            "that has one."
+            f"that has one; if it was restored from a checkpoint without its types: {RESTORE}"
         )
     return own_buffers(averages[0])
 

@@ -309,8 +309,9 @@ def _check_mult(mult: Any, num_cycles: int | None) -> float:
     allowed = "a positive Python number of at most 2**31 - 1"
     if isinstance(mult, bool) or not isinstance(mult, numbers.Real):
         raise TypeError(f"mult must be {allowed}, got {shown(mult)}.")
-    if not 0 < float(mult) <= INT32_MAX:
-        raise ValueError(f"mult must be {allowed}, got {mult!r}.")
+    number: Any = mult  # as it is, since an integer may be beyond all floats
+    if not 0 < number <= INT32_MAX:
+        raise ValueError(f"mult must be {allowed}, got {shown(mult)}.")
     # What is equal is the same: a table, or a program of jit, may be that of the other.
     factor = round(float(mult)) if float(mult).is_integer() else float(mult)
     if factor < 1 and num_cycles is None:

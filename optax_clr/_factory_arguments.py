@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr._arguments import is_real_dtype, shown
+from optax_clr._arguments import is_real_dtype, shown, traced_result
 from optax_clr._documentation import see
 
 
@@ -38,6 +38,14 @@ def varies(parameter: inspect.Parameter, value: Any) -> bool:
             f"{parameter.name} must be a number, an array or a schedule, got {shown(value)}. To "
             f"cycle between two bounds pass {parameter.name}=optax_clr.triangular_schedule("
             f"*bounds, rise_steps=...). {see('schedules/')}"
+        )
+    if isinstance(value, (str, dict)) and _takes_schedule(parameter):
+        remedy = "Pass one of its values."
+        if isinstance(value, str):  # as YAML reads 1e-3, without a point
+            remedy = f"Convert it: {parameter.name}=float(...)."
+        raise TypeError(
+            f"{parameter.name} must be a number, an array or a schedule, got {shown(value)}. "
+            + remedy
         )
     # A class, such as jnp.float32, is a dtype.
     if not callable(value) or isinstance(value, type) or _takes_another_function(parameter):
@@ -97,7 +105,7 @@ def _alternatives(annotation: Any) -> list[Any]:
 def _problem_as_schedule(value: Callable[..., Any]) -> Exception | None:
     """Return what keeps a function from being a schedule, or None."""
     try:
-        result = jax.eval_shape(value, np.int32(0))
+        result = traced_result(value, np.int32(0))
     except Exception as error:  # the function may be anything, and raise anything
         return error
     is_scalar = isinstance(result, jax.ShapeDtypeStruct) and result.shape == ()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clr import envelopes, waves
-from optax_clr._arguments import function, shown
+from optax_clr._arguments import function, shown, traced_result
 from optax_clr.envelopes import Envelope, Exponential
 from optax_clr.waves import Wave
 
@@ -48,11 +48,14 @@ def check_envelope(envelope: Any) -> Envelope:
 def _check_result(name: str, shape: Callable[..., Any], *arguments: np.ndarray) -> None:
     allowed = f"{name} must be a function of arrays, one number for each; {shown(shape)}"
     try:
-        result = jax.eval_shape(shape, *arguments)
+        result = traced_result(shape, *arguments)
     except Exception as error:
-        raise ValueError(f"{allowed} failed: {error}") from error
+        remedy = " Take it from jax.numpy." if isinstance(shape, np.ufunc) else ""
+        raise ValueError(f"{allowed} failed: {error}{remedy}") from error
     if not isinstance(result, jax.ShapeDtypeStruct) or result.shape not in ((), (2,)):
         raise ValueError(f"{allowed} maps arrays of shape (2,) to {result}.")
+    if jnp.issubdtype(result.dtype, jnp.complexfloating):
+        raise ValueError(f"{allowed} returns complex numbers.")
 
 
 def shaped(wave: Wave, height: jax.Array, depth: jax.Array) -> tuple[jax.Array, jax.Array]:

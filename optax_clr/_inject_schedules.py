@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_clr._arguments import function, native, shown
+from optax_clr._arguments import function, is_traced, native, shown
 from optax_clr._documentation import see
 from optax_clr._factory_arguments import parameters_of, varies
 from optax_clr._jaxprs import inputs_of
@@ -218,18 +218,24 @@ def _check_trains_with_them(make: Callable[..., Any], state: Any, params: Any) -
                 "the inner inject_schedules, or optax.inject_hyperparams, or give the schedule to "
                 f"that one alone. {see('optimizers/')}"
             )
-    if not state.hyperparams_states:
+    at_start = _names_read(lambda given: make(**given).init(params), hyperparams) or set()
+    # What is traced may be a lane of a sweep, which nobody sets later.
+    varying = {name for name in at_start if not is_traced(hyperparams[name])}
+    varying |= at_start & state.hyperparams_states.keys()
+    if not varying:
         return
-    at_start = _names_read(lambda given: make(**given).init(params), hyperparams)
-    scheduled = state.hyperparams_states.keys() & (at_start or set())
-    if not scheduled:
-        return
-    update = lambda given: make(**given).update(params, state.inner_state, params)
+    extras = {"value": jnp.float32(0), "grad": params, "value_fn": lambda params: jnp.float32(0)}
+
+    def update(given: dict[str, Any]) -> Any:
+        optimizer = optax.with_extra_args_support(make(**given))
+        return optimizer.update(params, state.inner_state, params, **extras)
+
     in_updates = _names_read(update, hyperparams)
-    if in_updates is not None and (ignored := sorted(scheduled - in_updates)):
+    if in_updates is not None and (ignored := sorted(varying - in_updates)):
         raise ValueError(
             f"{' and '.join(ignored)} must be a number: the optimizer reads it once, when its "
-            "state is made, and a schedule would stay at its first value."
+            "state is made. A schedule would stay at its first value, and what is set later be "
+            "ignored."
         )
 
 

@@ -61,7 +61,8 @@ def one_cycle_schedule(
       shape and float32 (float64 where the values are float64 arrays).
 
     Raises:
-      TypeError: if ``total_steps`` is not an integer or a value not a real number.
+      TypeError: if ``total_steps`` is not an integer, a value not a real number, or
+        ``three_phase`` not a flag.
       ValueError: if a value is not finite or ``rise_fraction`` leaves no room for its phases.
 
     Examples:
@@ -137,18 +138,21 @@ def _one_cycle_phases(
     values: tuple[ArrayLike, ArrayLike, ArrayLike],
     total_steps: int,
     rise_fraction: Any,
-    three_phase: bool,
+    three_phase: Any,
 ) -> Sequence[_Phase]:
     """Return the phases in order, without those that contain no step."""
+    if not isinstance(three_phase, bool):
+        raise TypeError(f"three_phase must be True or False, got {shown(three_phase)}.")
     most = 0.5 if three_phase else 1.0
     condition = " where three_phase=True" if three_phase else ""
     message = (
         f"rise_fraction must be a Python number from 0 to {most:g}{condition}, "
         f"got {shown(rise_fraction)}."
     )
-    if not isinstance(rise_fraction, numbers.Real):
+    if isinstance(rise_fraction, bool) or not isinstance(rise_fraction, numbers.Real):
         raise TypeError(message)
-    if not 0 <= float(rise_fraction) <= most:
+    fraction: Any = rise_fraction  # as it is, since an integer may be beyond all floats
+    if not 0 <= fraction <= most:
         raise ValueError(message)
     init_value, peak_value, end_value = values
     # At a fraction of 0 torch's formula would put the peak one step before the run.

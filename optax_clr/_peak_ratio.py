@@ -65,7 +65,9 @@ def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
     numpy: Any = jnp if is_traced(values) else np
     bound = _bound if num_steps < _MIN_STEPS else _bound_of_best_stop
     ratio = numpy.sqrt(constant / bound(numpy, _heights(numpy, values), counts))
-    return ratio if is_traced(values) else float(ratio)
+    if is_traced(values):
+        return jnp.where(_is_legal(values.min(), values.max()), ratio, jnp.nan)
+    return float(ratio)
 
 
 def _heights(numpy: Any, values: Any) -> Any:
@@ -108,9 +110,13 @@ def schedule_values(name: str, schedule: optax.Schedule, steps: Any) -> jax.Arra
     return values.astype(float_dtype(values))
 
 
+def _is_legal(lowest: Any, highest: Any) -> Any:
+    return (lowest > -_ROUNDING * highest) & (highest > 0) & (highest < math.inf)
+
+
 def _check(values: np.ndarray, num_steps: int) -> None:
     lowest, highest = values.min(), values.max()
-    if not (lowest > -_ROUNDING * highest and 0 < highest < math.inf):
+    if not _is_legal(lowest, highest):
         raise ValueError(
             "shape must be a schedule of finite values of which none is negative and one is above "
             f"0; over {num_steps} steps it has values from {lowest:g} to {highest:g}."

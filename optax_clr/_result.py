@@ -191,7 +191,7 @@ class RangeTestResult(NamedTuple):
 
         Returns:
           The highest rate of the schedule, a float; inside ``jax.jit`` or ``jax.vmap`` ``f32[]``,
-          and NaN if the curve cannot be read.
+          and NaN if the curve cannot be read, or the schedule has values that are refused outside.
 
         Raises:
           RangeTestError: if the curve cannot be read; the message says what to change. Inside

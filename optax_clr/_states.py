@@ -35,6 +35,39 @@ def check_state(state: Any) -> None:
             "state must hold arrays, got shapes, as jax.eval_shape returns them. To have the "
             "shapes of what comes of it, call this function inside jax.eval_shape."
         )
+    if _is_of_plain_tuples(state):
+        raise ValueError(
+            "state must have its types, got tuples and lists in the place of Optax's named tuples, "
+            f"as a checkpoint may give them back. {RESTORE}"
+        )
+
+
+def _is_of_plain_tuples(state: Any) -> bool:
+    """Whether a state is of tuples and lists in tuples and lists, with a count in one of them."""
+    if type(state) not in (tuple, list):
+        return False
+    waiting: list[Any] = [jax.tree.structure(state)]
+    while waiting:
+        node = waiting.pop()
+        data = node.node_data()
+        if data is not None and data[0] not in (tuple, list, dict, type(None)):
+            return False
+        waiting += node.children()
+    inner = [part for part in state if type(part) in (tuple, list)]
+    return any(_is_count(leaf) for part in inner for leaf in part) or _is_injected(state)
+
+
+def _is_injected(entries: Any) -> bool:
+    """Whether entries are those of the state of an optimizer with injected hyperparameters."""
+    if len(entries) != len(Injected._fields):
+        return False
+    count, values, driven, _ = entries
+    return _is_count(count) and isinstance(values, dict) and isinstance(driven, dict)
+
+
+def _is_count(leaf: Any) -> bool:
+    is_array = holds_array(leaf) and leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
+    return is_array or type(leaf) is int
 
 
 def own_buffers(tree: Any) -> Any:

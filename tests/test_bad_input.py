@@ -125,6 +125,7 @@ MULT = (
     ),
     *(Wrong({"mult": bad}, TypeError, f"mult must be .* got {bad!r}") for bad in (True, "2", None)),
     Wrong({"mult": TOO_LARGE}, ValueError, "mult must be .* at most .* got 2147483648"),
+    Wrong({"mult": 10**400}, ValueError, "mult must be .* at most .* got 1000"),
     Wrong(
         {"mult": 0.5, "num_cycles": None}, ValueError, "mult=0.5 .* give their number, num_cycles"
     ),
@@ -143,6 +144,8 @@ WAVE = (
     Wrong({"wave": lambda height: (height, height)}, ValueError, "wave must be"),
     Wrong({"wave": lambda height: "high"}, ValueError, "wave must be"),
     Wrong({"wave": math.sin}, ValueError, "wave must be .* failed"),
+    Wrong({"wave": np.sqrt}, ValueError, r"wave must be .* failed: [\s\S]*Take it from jax.numpy"),
+    Wrong({"wave": lambda height: 1j * height}, ValueError, "wave must .* returns complex numbers"),
     Wrong({"wave": lambda height: height if height < 1 else 1}, ValueError, "wave must .* failed"),
 )
 ENVELOPE = (
@@ -209,16 +212,19 @@ SCHEDULES = {
         values=("init_value", "peak_value", "end_value"),
         counts=("total_steps",),
         functions=("wave",),
-        anything=("three_phase",),
         wrong=(
             *WAVE,
+            *(
+                Wrong({"three_phase": bad}, TypeError, "three_phase must be True or False, got")
+                for bad in ("no", 1, None)
+            ),
             *(
                 Wrong({"rise_fraction": bad}, ValueError, f"rise_fraction must be .* got {bad}")
                 for bad in (1.1, -0.1, NAN, INF)
             ),
             *(
                 Wrong({"rise_fraction": bad}, TypeError, f"rise_fraction must be .* got {bad!r}")
-                for bad in ("0.3", None, 1j)
+                for bad in ("0.3", None, 1j, True)
             ),
             Wrong(
                 {"rise_fraction": 0.6, "three_phase": True},

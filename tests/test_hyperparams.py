@@ -1,7 +1,10 @@
 """Injected schedules: identical to Optax's own where it is right, right where it is not."""
 
+import dataclasses
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -165,8 +168,66 @@ def test_what_is_read_once_cannot_be_a_schedule(factory, name):
     others = {"learning_rate": 0.1} if factory is optax.adagrad else {}
     with pytest.raises(ValueError, match=f"{name} must be a number: .* stay at its first value"):
         inject(factory)(**others, **{name: RATE}).init(some_params())
-    # An array, which nobody expects to change by itself.
-    inject(factory)(**others, **{name: jnp.float32(0.1)}).init(some_params())
+    # Nor an array, which somebody may set later.
+    with pytest.raises(ValueError, match=f"{name} must be a number: .* be ignored"):
+        inject(factory)(**others, **{name: jnp.float32(0.1)}).init(some_params())
+    # But the lane of a sweep.
+    init = lambda value: inject(factory)(**others, **{name: value}).init(some_params())
+    assert jax.vmap(init)(jnp.array([0.1, 0.2])).hyperparams[name].shape == (2,)
+
+
+def test_what_is_read_once_is_seen_beside_what_needs_the_loss():
+    factory = lambda rate: optax.chain(optax.rprop(rate), optax.contrib.reduce_on_plateau())
+    with pytest.raises(ValueError, match=r"rate must be a number: .* stay at its first"):
+        inject(factory)(RATE).init(some_params())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Halved:
+    """A schedule of which there are no weak references."""
+
+    value: float
+
+    def __call__(self, step):
+        return self.value * 0.5**step
+
+
+def test_a_schedule_without_weak_references_is_one():
+    state = inject(optax.sgd)(Halved(0.1)).init(some_params())
+    assert_hyperparams(state, learning_rate=0.1)
+
+
+@pytest.mark.parametrize("value", ["1e-3", {"kernel": 0.1}])
+def test_text_and_dictionaries_are_no_rates(value):
+    """YAML reads 1e-3 as text."""
+    with pytest.raises(TypeError, match=r"learning_rate must be .* got ('1e-3'|{'kernel')"):
+        inject(optax.adamw)(learning_rate=value)
+
+
+NUMPY_FUNCTIONS = """
+import numpy as np, optax, optax_clr
+
+for _ in range(3):
+    for call in (
+        lambda: optax_clr.cyclical_schedule(0.1, 1.0, 3, wave=np.sqrt),
+        lambda: optax_clr.cyclical_schedule(0.1, 1.0, 3, envelope=np.add),
+        lambda: optax_clr.inject_schedules(optax.sgd)(np.sqrt),
+    ):
+        try:
+            call()
+        except (TypeError, ValueError) as error:
+            print(error)
+"""
+
+
+def test_a_function_of_numpy_is_refused_as_often_as_it_is_passed():
+    """JAX crashes Python where one without weak references is traced a second time."""
+    run = subprocess.run(
+        [sys.executable, "-c", NUMPY_FUNCTIONS], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("Take it from jax.numpy") == 6
+    assert run.stdout.count("learning_rate must be a number") == 3
 
 
 @pytest.mark.parametrize(
@@ -828,3 +889,37 @@ def test_what_flax_makes_of_a_state_is_read_as_well():
     assert optax_clr.get_hyperparams(restored) == optax_clr.get_hyperparams(state)
     _, optimizer = nnx_model_and_optimizer()
     assert_hyperparams(nnx.state(optimizer), learning_rate=RATE(0), b1=MOMENTUM(0))
+
+
+def as_plain(node):
+    """A state as a checkpoint may give it back, without its types."""
+    if isinstance(node, (tuple, list)):
+        return tuple(map(as_plain, node))
+    return {key: as_plain(part) for key, part in node.items()} if isinstance(node, dict) else node
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        inject(optax.sgd)(jnp.float32(0.1)),
+        inject(optax.adam)(RATE),
+        optax.chain(optax.clip(1.0), inject(optax.adam)(RATE)),
+        optax.chain(optax.adam(0.1), optax_clr.average_at_cycle_ends(optax_clr.Cycles(3))),
+    ],
+)
+def test_a_state_of_plain_tuples_is_refused(optimizer):
+    state = as_plain(optimizer.init(some_params()))
+    calls = (
+        optax_clr.get_hyperparams,
+        lambda state: optax_clr.set_hyperparams(state, learning_rate=0.1),
+        lambda state: optax_clr.set_step(state, 3),
+        optax_clr.averaged_params,
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="Restore it with its types"):
+            call(state)
+
+
+def test_a_state_of_ones_own_may_be_plain():
+    state = jnp.int32(3), some_params(), some_params()  # a count, and two averages of gradients
+    assert optax_clr.get_hyperparams(state) == {}

@@ -291,3 +291,21 @@ def test_one_cycle_and_bounds_are_cases_of_it():
     np.testing.assert_allclose(result.one_cycle_peak(), one_cycle, rtol=0.01)
     cycles = result.peak_for(optax_clr.triangular_schedule(0.25, 1.0, 125), 1000)
     np.testing.assert_allclose(result.bounds().peak_value, cycles, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        optax.linear_schedule(1.0, -1.0, 100),
+        lambda step: jnp.float32(-1) - step.astype(jnp.float32),
+        lambda step: jnp.zeros(()),
+        lambda step: jnp.where(step == 7, jnp.inf, 1.0),
+        lambda step: jnp.where(step == 7, jnp.nan, 1.0),
+    ],
+)
+@pytest.mark.parametrize("steps_of_one", [1, 1000])
+def test_what_is_refused_outside_of_a_program_is_nan_inside(shape, steps_of_one):
+    ratio = lambda: peak_ratio(lambda step: shape(step // steps_of_one), 100 * steps_of_one)
+    with pytest.raises(ValueError, match="shape must be a schedule of finite values"):
+        ratio()
+    assert np.isnan(jax.jit(ratio)())

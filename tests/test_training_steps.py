@@ -498,7 +498,7 @@ def test_a_model_outside_of_the_step_is_told_apart():
         update_nnx(optimizer, model, jax.tree.map(lambda leaf: rate * leaf, gradients))
         return state, loss
 
-    with pytest.raises(Exception, match="trace level|of the same name outside") as caught:
+    with pytest.raises(Exception, match=r"trace level|of the same name outside") as caught:
         optax_clr.range_test(step_fn, jnp.zeros(()), jnp.ones((8, 4, 3)), np.geomspace(0.1, 1, 8))
     if "trace level" in str(caught.value):  # in older Flax it is the value that is not read
         assert any("and none outside" in note for note in caught.value.__notes__)
