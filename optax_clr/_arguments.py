@@ -45,6 +45,13 @@ def explicit_sharding(array: Any) -> Any:
     return sharding if is_sharded else None
 
 
+def is_on_explicit_axes(array: Any) -> bool:
+    """Whether an array is on a mesh with Explicit axes, along which it need not be sharded."""
+    sharding = getattr(jax.typeof(array), "sharding", None) if hasattr(jax, "typeof") else None
+    kinds = getattr(getattr(sharding, "mesh", None), "axis_types", ())
+    return any(kind.name == "Explicit" for kind in kinds)
+
+
 def known_float(value: Any) -> float | None:
     """Return ``value`` as a Python float, or None where it is traced."""
     if is_traced(value):

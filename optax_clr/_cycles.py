@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import INT32_MAX, as_step, explicit_sharding, shown, whole_number
+from optax_clr._arguments import INT32_MAX, as_step, is_on_explicit_axes, shown, whole_number
 
 # ``total_steps`` sums cycles past the last step that can be counted one by one: at most so many.
 _MAX_UNREACHABLE = 2**20
@@ -270,10 +270,13 @@ def pick(column: np.ndarray, row: jax.Array) -> jax.Array:
 
 @jax.jit
 def _gather(column: jax.Array, row: jax.Array) -> jax.Array:
-    # For rows sharded over Explicit axes JAX must be told how to shard the entries.
-    sharding = explicit_sharding(row)
-    options: dict[str, Any] = {} if sharding is None else {"out_sharding": sharding}
-    return jnp.asarray(column).at[row].get(mode="clip", **options)  # NumPy's without jit
+    column = jnp.asarray(column)  # NumPy's without jit
+    if not is_on_explicit_axes(row):
+        return column.at[row].get(mode="clip")
+    # There JAX must be told how to shard the entries, and inside jax.vmap nobody knows.
+    along = (1,) * row.ndim + column.shape
+    is_entry = row[..., None] == np.arange(len(column), dtype=np.int32).reshape(along)
+    return jnp.where(is_entry, column.reshape(along), 0).sum(-1, dtype=column.dtype)
 
 
 @jax.jit

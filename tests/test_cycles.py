@@ -218,7 +218,8 @@ def test_cycles_of_steps_that_are_sharded(cycles, sharded):
     steps = np.arange(64).reshape(8, 8)
     for query in (cycles.index, cycles.fraction, cycles.is_end, cycles.start, cycles.length):
         expected = query(steps)
-        for each in (query, jax.jit(query)):
+        lanes = jax.vmap(query, -1, -1)  # as of an ensemble, spread over the devices
+        for each in (query, jax.jit(query), lanes, jax.jit(lanes)):
             values = sharded(each, steps)
             np.testing.assert_allclose(values, expected, rtol=2e-7)
 
