@@ -197,7 +197,15 @@ def _with_steady_state(
         return own_buffers(jax.tree.map(_strong, state))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        new_updates, new_state = inner.update(updates, state, params, **extra_args)
+        try:
+            new_updates, new_state = inner.update(updates, state, params, **extra_args)
+        except TypeError as error:
+            error.add_note(
+                "Hyperparameters are float32 whatever the dtype of the params. Where that is wrong, "
+                "convert one in the factory: optax.clip_by_global_norm(max_norm.astype(jnp.bfloat16"
+                f")). {see('optimizers/')}"
+            )
+            raise
         # A float32 rate would widen bfloat16 updates, and wrappers that choose between updates and
         # gradients need one dtype. So updates are no wider than gradients and params.
         narrowed = _map_alike(_narrow, new_updates, updates, updates if params is None else params)

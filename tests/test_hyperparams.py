@@ -923,3 +923,17 @@ def test_a_state_of_plain_tuples_is_refused(optimizer):
 def test_a_state_of_ones_own_may_be_plain():
     state = jnp.int32(3), some_params(), some_params()  # a count, and two averages of gradients
     assert optax_clr.get_hyperparams(state) == {}
+
+
+def test_a_threshold_in_a_model_of_low_precision_is_told_how_to_be_converted():
+    def clipped(learning_rate, max_norm, dtype=jnp.float32):
+        threshold = optax.clip_by_global_norm(max_norm.astype(dtype))
+        return optax.chain(threshold, optax.adamw(learning_rate))
+
+    params = some_params(jnp.bfloat16)
+    optimizer = inject(clipped)(RATE, jnp.float32(1))
+    with pytest.raises(TypeError, match="dtype") as caught:
+        optimizer.update(params, optimizer.init(params), params)
+    assert any("convert one in the factory" in note for note in caught.value.__notes__)
+    optimizer = inject(clipped)(RATE, jnp.float32(1), jnp.bfloat16)
+    optimizer.update(params, optimizer.init(params), params)
