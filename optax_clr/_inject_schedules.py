@@ -201,7 +201,7 @@ def _with_steady_state(
             new_updates, new_state = inner.update(updates, state, params, **extra_args)
         except TypeError as error:
             error.add_note(
-                "Hyperparameters are float32 whatever the dtype of the params. Where that is wrong, "
+                "Hyperparameters are float32 whatever the params are. Where that is wrong, "
                 "convert one in the factory: optax.clip_by_global_norm(max_norm.astype(jnp.bfloat16"
                 f")). {see('optimizers/')}"
             )
