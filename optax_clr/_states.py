@@ -62,7 +62,9 @@ def _is_injected(entries: Any) -> bool:
     if len(entries) != len(Injected._fields):
         return False
     count, values, driven, _ = entries
-    return _is_count(count) and isinstance(values, dict) and isinstance(driven, dict)
+    # Not averages of gradients, which another optimizer may have there.
+    are_scalars = isinstance(values, dict) and not any(map(np.ndim, jax.tree.leaves(values)))
+    return _is_count(count) and are_scalars and isinstance(driven, dict)
 
 
 def _is_count(leaf: Any) -> bool:

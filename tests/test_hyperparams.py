@@ -921,8 +921,9 @@ def test_a_state_of_plain_tuples_is_refused(optimizer):
 
 
 def test_a_state_of_ones_own_may_be_plain():
-    state = jnp.int32(3), some_params(), some_params()  # a count, and two averages of gradients
-    assert optax_clr.get_hyperparams(state) == {}
+    averages = some_params()
+    for state in ((jnp.int32(3), averages, averages), (jnp.int32(3), averages, averages, averages)):
+        assert optax_clr.get_hyperparams(state) == {}
 
 
 def test_a_threshold_in_a_model_of_low_precision_is_told_how_to_be_converted():
