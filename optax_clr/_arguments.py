@@ -40,16 +40,19 @@ def is_inside_program() -> bool:
 
 def explicit_sharding(array: Any) -> Any:
     """Return the sharding of an array over Explicit axes of a mesh; None of any other."""
-    sharding = getattr(jax.typeof(array), "sharding", None) if hasattr(jax, "typeof") else None
+    sharding = _sharding_in_type(array)
     is_sharded = any(axis is not None for axis in getattr(sharding, "spec", ()))
     return sharding if is_sharded else None
 
 
 def is_on_explicit_axes(array: Any) -> bool:
     """Whether an array is on a mesh with Explicit axes, along which it need not be sharded."""
-    sharding = getattr(jax.typeof(array), "sharding", None) if hasattr(jax, "typeof") else None
-    kinds = getattr(getattr(sharding, "mesh", None), "axis_types", ())
+    kinds = getattr(getattr(_sharding_in_type(array), "mesh", None), "axis_types", ())
     return any(kind.name == "Explicit" for kind in kinds)
+
+
+def _sharding_in_type(array: Any) -> Any:
+    return getattr(jax.typeof(array), "sharding", None) if hasattr(jax, "typeof") else None
 
 
 def known_float(value: Any) -> float | None:

@@ -33,19 +33,10 @@ def varies(parameter: inspect.Parameter, value: Any) -> bool:
     if isinstance(value, (jax.Array, np.ndarray)):
         is_float = jnp.issubdtype(value.dtype, jnp.inexact)
         return is_float or (jnp.issubdtype(value.dtype, jnp.integer) and value.ndim == 0)
-    if isinstance(value, (tuple, list)) and _takes_schedule(parameter):
-        raise TypeError(
-            f"{parameter.name} must be a number, an array or a schedule, got {shown(value)}. To "
-            f"cycle between two bounds pass {parameter.name}=optax_clr.triangular_schedule("
-            f"*bounds, rise_steps=...). {see('schedules/')}"
-        )
-    if isinstance(value, (str, dict)) and _takes_schedule(parameter):
-        remedy = "Pass one of its values."
-        if isinstance(value, str):  # as YAML reads 1e-3, without a point
-            remedy = f"Convert it: {parameter.name}=float(...)."
+    if isinstance(value, (tuple, list, str, dict)) and _takes_schedule(parameter):
         raise TypeError(
             f"{parameter.name} must be a number, an array or a schedule, got {shown(value)}. "
-            + remedy
+            + _instead_of(value, parameter.name)
         )
     # A class, such as jnp.float32, is a dtype.
     if not callable(value) or isinstance(value, type) or _takes_another_function(parameter):
@@ -60,6 +51,18 @@ def varies(parameter: inspect.Parameter, value: Any) -> bool:
         f"step to a scalar), got {shown(value)}. If it is meant to be another kind of function, "
         f"such as a mask, name it: inject_schedules(factory, static_args={parameter.name!r})."
     ) from problem
+
+
+def _instead_of(value: Any, name: str) -> str:
+    """Return what to pass as a hyperparameter in the place of a container or a text."""
+    if isinstance(value, str):  # as YAML reads 1e-3, without a point
+        return f"Convert it: {name}=float(...)."
+    if isinstance(value, dict):
+        return "Pass one of its values."
+    return (
+        f"To cycle between two bounds pass {name}=optax_clr.triangular_schedule(*bounds, "
+        f"rise_steps=...). {see('schedules/')}"
+    )
 
 
 # Of annotations of trees and of several numbers.

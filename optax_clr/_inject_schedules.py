@@ -226,10 +226,11 @@ def _check_trains_with_them(make: Callable[..., Any], state: Any, params: Any) -
                 "the inner inject_schedules, or optax.inject_hyperparams, or give the schedule to "
                 f"that one alone. {see('optimizers/')}"
             )
-    at_start = _names_read(lambda given: make(**given).init(params), hyperparams) or set()
     # What is traced may be a lane of a sweep, which nobody sets later.
-    varying = {name for name in at_start if not is_traced(hyperparams[name])}
-    varying |= at_start & state.hyperparams_states.keys()
+    varying = {name for name, value in hyperparams.items() if not is_traced(value)}
+    varying |= state.hyperparams_states.keys()
+    if varying:
+        varying &= _names_read(lambda given: make(**given).init(params), hyperparams) or set()
     if not varying:
         return
     extras = {"value": jnp.float32(0), "grad": params, "value_fn": lambda params: jnp.float32(0)}

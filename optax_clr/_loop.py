@@ -188,7 +188,7 @@ class Loop:
         last = inputs.num_rows - 1
 
         def train_row(state: PyTree, row: jax.Array) -> tuple[PyTree, Any]:
-            # Columns that only fill the last chunk are the last row again, and not recorded.
+            # Rows that only fill the last chunk are the last row again, and not recorded.
             row = jnp.minimum(row, last)
             value = lax.dynamic_index_in_dim(values, row, keepdims=False)
             batches = self._row_batches(inputs.batches, inputs.first + row)

@@ -110,22 +110,27 @@ def _train(
     try:
         return step.train(state, batch, value)
     except Exception as error:
-        error.add_note(
-            f"A step of the range test was given the batch {shapes_in_words(batch)}. "
-            "The leading axis of batches that are arrays counts the steps. "
-            + see("range-test/#batches")
-        )
-        if isinstance(error, _NEEDS_VALUES):
-            error.add_note(
-                "The loss, and a step, are traced, so that nothing in them has a value: write them "
-                "with jax.numpy, without float(), .item(), numpy, or an if that asks for a value."
-            )
-        if "trace level" in str(error):  # in the words of Flax
-            error.add_note(
-                "The loss, and a step, may change the model and the optimizer that they are given, "
-                f"and none outside. {see('training-steps/#nnx')}"
-            )
+        for note in _notes_on(error, batch):
+            error.add_note(note)
         raise
+
+
+def _notes_on(error: Exception, batch: PyTree) -> Iterator[str]:
+    yield (
+        f"A step of the range test was given the batch {shapes_in_words(batch)}. "
+        "The leading axis of batches that are arrays counts the steps. "
+        + see("range-test/#batches")
+    )
+    if isinstance(error, _NEEDS_VALUES):
+        yield (
+            "The loss, and a step, are traced, so that nothing in them has a value: write them "
+            "with jax.numpy, without float(), .item(), numpy, or an if that asks for a value."
+        )
+    if "trace level" in str(error):  # in the words of Flax
+        yield (
+            "The loss, and a step, may change the model and the optimizer that they are given, "
+            f"and none outside. {see('training-steps/#nnx')}"
+        )
 
 
 def _type_of(leaf: Any) -> Any:

@@ -10,19 +10,19 @@ import functools
 import inspect
 import itertools
 import os
-import pathlib
 import sys
-import sysconfig
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from optax_clr._arguments import is_traced
+from optax_clr._installed import attribute, is_installed, is_own, is_package
+from optax_clr._states import nodes_of_others
 
 Function = Callable[..., Any]
 
@@ -129,7 +129,7 @@ def carried_by(tree: Any) -> tuple[Any, ...]:
     Such are a model's class, the ``apply_fn`` of a TrainState, and a config in a static field. Of
     other objects in them an equal one will do, as JAX has it.
     """
-    waiting = [part for node in _nodes(jax.tree.structure(tree)) for part in node][::-1]
+    waiting = [part for node in nodes_of_others(jax.tree.structure(tree)) for part in node][::-1]
     found: list[Any] = []
     met: set[int] = set()
     while waiting and len(found) <= MOST_OBJECTS:
@@ -140,15 +140,6 @@ def carried_by(tree: Any) -> tuple[Any, ...]:
             met.add(id(value))
             waiting += _parts(value)
     return tuple(found)
-
-
-def _nodes(structure: Any) -> Iterator[tuple[type, Any]]:
-    """Yield type and static data of the nodes that are none of Python's own."""
-    node = structure.node_data()
-    if node is not None and node[0] not in (dict, list, tuple):
-        yield node
-    for child in structure.children():
-        yield from _nodes(child)
 
 
 def _referred_to(
@@ -176,21 +167,21 @@ def _referred_to(
             continue
         met.add(id(value))
         if isinstance(value, type):
-            if _is_own(value.__module__):
+            if is_own(value.__module__):
                 owners.append(value)
                 waiting += [*value.__bases__, *_read_by_others(value), *_named(value, names)]
                 waiting += [type(value)]  # a metaclass may have what a class has not
             else:  # such as that which flax.linen.remat makes of a class
-                waiting += [base for base in value.__mro__[1:] if _is_own(base.__module__)]
+                waiting += [base for base in value.__mro__[1:] if is_own(base.__module__)]
         elif isinstance(value, types.ModuleType):
             owners.append(value)
             waiting += _named(value, names)
-        elif _is_installed(value):
+        elif not _is_plain(value) and is_installed(value):
             continue
         elif type(value) is types.FunctionType:  # not what says that it is one, as wrapt's do
             waiting += _carried_by(value)
             # By its globals, since what functools.wraps has made has the name of another module.
-            if _is_own(value.__globals__.get("__name__")):
+            if is_own(value.__globals__.get("__name__")):
                 new_names = set(_names(value.__code__)) - names
                 names |= new_names
                 waiting += _globals_of(value)
@@ -200,10 +191,14 @@ def _referred_to(
     return found, names
 
 
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN or isinstance(value, functools.partial)
+
+
 def _named(owner: type | types.ModuleType, names: Set[str]) -> list[Any]:
     """Return what names find in a class or a module; of a package's, what may be called."""
     attributes = vars(owner)
-    if _is_package(owner):
+    if is_package(owner):
         found = [attributes[name] for name in sorted(names & attributes.keys())]
         return [each for each in found if callable(each) or isinstance(each, types.ModuleType)]
     wanted = attributes if names & _BY_ANY_NAME else names & attributes.keys()
@@ -215,7 +210,7 @@ def _read_by_others(owner: type) -> list[Any]:
 
     All that a class defines, where the code of an installed one reads it, or a pattern may.
     """
-    has_installed_base = not all(_is_own(base.__module__) for base in owner.__mro__[:-1])
+    has_installed_base = not all(is_own(base.__module__) for base in owner.__mro__[:-1])
     is_read = has_installed_base or "__match_args__" in vars(owner)
     return [
         value
@@ -237,8 +232,8 @@ def _parts(value: Any) -> list[Any]:
     kind, entries = type(value), _entries(value)
     if kind in _PLAIN:
         return entries
-    wrapped = _attribute(value, "__wrapped__")  # of jax.jit, staticmethod, classmethod
-    wrapper = _attribute(value, "_self_wrapper")  # of wrapt's decorators
+    wrapped = attribute(value, "__wrapped__")  # of jax.jit, staticmethod, classmethod
+    wrapper = attribute(value, "_self_wrapper")  # of wrapt's decorators
     return [kind, wrapped, wrapper, *entries, *_attributes(value)]
 
 
@@ -282,15 +277,7 @@ def _numbers(buffer: Any) -> list[Any]:
 def _attributes(value: Any) -> list[Any]:
     """Return names and values of an object's attributes, and what is in its slots."""
     slots = [_in_slot(place, name, value) for place, name in _slots(type(value))]
-    return [*_items(_attribute(value, "__dict__") or {}), *slots]
-
-
-def _attribute(value: Any, name: str) -> Any:
-    """Return an attribute, or None; not what the object's ``__getattr__`` would make of it."""
-    try:
-        return object.__getattribute__(value, name)
-    except AttributeError:
-        return None
+    return [*_items(attribute(value, "__dict__") or {}), *slots]
 
 
 def _in_slot(place: int, name: str, value: Any) -> Any:
@@ -331,7 +318,7 @@ def _globals_of(function: types.FunctionType) -> list[Any]:
     if "getenv" in names:
         values.append(os.environ)
     # Of a package also what is no function: by the name of another function it may be anything.
-    packages = [vars(value) for value in values if _is_package(value)]
+    packages = [vars(value) for value in values if is_package(value)]
     return values + [package[name] for package in packages for name in names if name in package]
 
 
@@ -371,55 +358,3 @@ def _slots(kind: type) -> list[tuple[int, str]]:
             if isinstance(attribute, types.MemberDescriptorType)
         ]
     return found
-
-
-_STDLIB = sysconfig.get_path("stdlib")
-# Also those of the user, of the system below a virtual environment, and of Debian.
-_INSTALLED = {"site-packages", "dist-packages"}
-# Nor where they are elsewhere, as by pip install --target: JAX alone has too many objects.
-_NEVER_OWN = {"optax_clr", "jax", "jaxlib", "numpy"}
-_MOST_WRAPPERS = 20
-
-
-@functools.lru_cache(maxsize=1000)
-def _is_own(module: Any) -> bool:
-    """Whether a module is the caller's: a notebook, a script, and not an installed package."""
-    # What exec was given no name for; and what is run, whose file may be that of what runs it, such
-    # as a profiler, a debugger, or Python's prompt.
-    if module is None or module == "__main__":
-        return True
-    # Of some classes of C the name of the module is a descriptor.
-    if not isinstance(module, str) or module.partition(".")[0] in _NEVER_OWN:
-        return False
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None:
-        return module not in sys.builtin_module_names
-    return not file.startswith(_STDLIB) and _INSTALLED.isdisjoint(pathlib.PurePath(file).parts)
-
-
-def _is_package(value: Any) -> bool:
-    """Whether a value is a module, and not the caller's."""
-    return isinstance(value, types.ModuleType) and not _is_own(value.__name__)
-
-
-def _is_installed(value: Any) -> bool:
-    """Whether a module of an installed package has an object by its own name, as ``jax.nn.relu``.
-
-    One that the caller has put there may have taken the name, as by ``functools.wraps``.
-    """
-    if type(value) in _PLAIN or isinstance(value, functools.partial):
-        return False
-    if _is_own(type(value).__module__):
-        return False
-    module, name = _attribute(value, "__module__"), _attribute(value, "__name__")
-    if not (isinstance(module, str) and isinstance(name, str)) or _is_own(module):
-        return False
-    if getattr(sys.modules.get(module), "__dict__", {}).get(name) is not value:
-        return False
-    for _ in range(_MOST_WRAPPERS):
-        if isinstance(value, types.FunctionType) and _is_own(value.__globals__.get("__name__")):
-            return False
-        value = _attribute(value, "__wrapped__")
-        if value is None:
-            return True
-    return False

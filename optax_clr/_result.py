@@ -371,15 +371,13 @@ def _with_defaults(result: RangeTestResult) -> RangeTestResult:
 
 def _check_entries(result: RangeTestResult) -> None:
     """Raise unless there is one entry, or one for each curve, of what is said of a test."""
+    count: Any = result.num_valid
+    if not (hasattr(count, "dtype") or isinstance(count, int)):
+        raise TypeError(f"num_valid must be an integer, or one for each curve, got {shown(count)}.")
     leading = np.shape(result.losses)[:-1]
     for name in ("num_valid", "ended_by", "optimizer_factor"):
-        entries = getattr(result, name)
-        if name == "num_valid" and not hasattr(entries, "dtype") and not isinstance(entries, int):
-            raise TypeError(
-                f"num_valid must be an integer, or one for each curve, got {shown(entries)}."
-            )
-        shape = np.shape(entries)
-        is_left_out = name != "num_valid" and not math.prod(shape)
+        shape = np.shape(getattr(result, name))
+        is_left_out = name in RangeTestResult._field_defaults and not math.prod(shape)
         if shape not in ((), leading) and not is_left_out:
             raise ValueError(
                 f"{name} must have one entry for each curve, {leading}, got the shape {shape}. "

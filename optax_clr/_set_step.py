@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clr._arguments import INT32_MAX, as_step, is_traced, shown
-from optax_clr._arrays import is_key
 from optax_clr._documentation import see
 from optax_clr._states import (
     Path,
@@ -18,6 +17,7 @@ from optax_clr._states import (
     children,
     holds_array,
     in_place_of,
+    is_counter,
     is_of_optax,
     is_trainer,
     key_name,
@@ -151,7 +151,7 @@ class _Move:
 
         ``known_only`` is for parts that may be params, in which an integer need not be a counter.
         """
-        if _is_counter(node):
+        if is_counter(node):
             if known_only:
                 return node
             raise ValueError(_not_a_state(path))
@@ -176,7 +176,7 @@ class _Move:
 
     def field(self, node: Any, path: Path, child: Any, known_only: bool) -> Any:
         name = key_name(path[-1])
-        if _is_counter(child):
+        if is_counter(child):
             return self.counter(node, path, child, known_only)
         if name == "hyperparams_states":
             found, build = children(child)
@@ -201,7 +201,7 @@ class _Move:
         leaves, treedef = jax.tree.flatten(state, is_leaf=holds_array)
         if not leaves:
             return state
-        if len(leaves) > 1 or not _is_counter(leaves[0]):
+        if len(leaves) > 1 or not is_counter(leaves[0]):
             raise ValueError(
                 f"set_step cannot move the schedule {key_name(path[-1])!r}, an "
                 "optax.schedules.StatefulSchedule whose state is more than a counter. Set its "
@@ -218,13 +218,6 @@ class _Move:
         most = min(INT32_MAX, np.iinfo(old.dtype).max)
         step = (jnp.minimum(self.step, most - first) + first).astype(old.dtype)
         return in_place_of(counter, jnp.broadcast_to(step, old.shape))
-
-
-def _is_counter(leaf: Any) -> bool:
-    """Whether a leaf is an integer, with a leading axis under vmap, and not an old-style key."""
-    if not holds_array(leaf):
-        return isinstance(leaf, int) and not isinstance(leaf, bool)
-    return jnp.issubdtype(leaf.dtype, jnp.integer) and not is_key(leaf)
 
 
 def _text(path: Path) -> str:

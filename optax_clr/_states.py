@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from optax_clr._arguments import is_traced
+from optax_clr._arrays import is_key
 from optax_clr._documentation import see
 
 Path = tuple[Any, ...]
@@ -46,15 +47,19 @@ def _is_of_plain_tuples(state: Any) -> bool:
     """Whether a state is of tuples and lists in tuples and lists, with a count in one of them."""
     if type(state) not in (tuple, list):
         return False
-    waiting: list[Any] = [jax.tree.structure(state)]
-    while waiting:
-        node = waiting.pop()
-        data = node.node_data()
-        if data is not None and data[0] not in (tuple, list, dict, type(None)):
-            return False
-        waiting += node.children()
+    if any(kind is not type(None) for kind, _ in nodes_of_others(jax.tree.structure(state))):
+        return False
     inner = [part for part in state if type(part) in (tuple, list)]
     return any(_is_count(leaf) for part in inner for leaf in part) or _is_injected(state)
+
+
+def nodes_of_others(structure: Any) -> Iterator[tuple[type, Any]]:
+    """Yield type and static data of the nodes of a pytree that are no containers of Python's."""
+    node = structure.node_data()
+    if node is not None and node[0] not in (dict, list, tuple):
+        yield node
+    for child in structure.children():
+        yield from nodes_of_others(child)
 
 
 def _is_injected(entries: Any) -> bool:
@@ -68,8 +73,14 @@ def _is_injected(entries: Any) -> bool:
 
 
 def _is_count(leaf: Any) -> bool:
-    is_array = holds_array(leaf) and leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
-    return is_array or type(leaf) is int
+    return is_counter(leaf) and np.shape(leaf) == ()
+
+
+def is_counter(leaf: Any) -> bool:
+    """Whether a leaf is an integer, with a leading axis under vmap, and not an old-style key."""
+    if not holds_array(leaf):
+        return isinstance(leaf, int) and not isinstance(leaf, bool)
+    return jnp.issubdtype(leaf.dtype, jnp.integer) and not is_key(leaf)
 
 
 def own_buffers(tree: Any) -> Any:

@@ -15,7 +15,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import optax_clr
-from optax_clr import _set_step
+from optax_clr import _set_step, _states
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -204,7 +204,7 @@ def test_every_counter_of_optax_is_known():
             continue
         for node in states_in(state):
             names = getattr(node, "_fields", ())
-            counters = {name for name in names if _set_step._is_counter(getattr(node, name))}
+            counters = {name for name in names if _states.is_counter(getattr(node, name))}
             kind = type(node).__name__
             known = {_set_step._MOVED.get(kind), *_set_step._KEPT.get(kind, ())}
             if len(jax.tree.leaves(node)) > 1:

@@ -26,7 +26,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import optax_clr
-from optax_clr import _programs, _references
+from optax_clr import _installed, _programs
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -778,9 +778,9 @@ def test_packages_of_users_and_of_the_system_are_installed_ones(path, is_own, mo
     module = types.ModuleType("module_somewhere")
     module.__file__ = path
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    _references._is_own.cache_clear()
-    assert _references._is_own(module.__name__) == is_own
-    _references._is_own.cache_clear()
+    _installed.is_own.cache_clear()
+    assert _installed.is_own(module.__name__) == is_own
+    _installed.is_own.cache_clear()
 
 
 def test_what_is_run_is_own_whatever_runs_it(monkeypatch):
@@ -788,8 +788,8 @@ def test_what_is_run_is_own_whatever_runs_it(monkeypatch):
     main = types.ModuleType("__main__")
     main.__file__ = functools.__file__
     monkeypatch.setitem(sys.modules, "__main__", main)
-    _references._is_own.cache_clear()
-    assert _references._is_own("__main__")
+    _installed.is_own.cache_clear()
+    assert _installed.is_own("__main__")
 
 
 def test_weights_of_a_module_that_are_changed_in_place_are_seen():
