@@ -82,6 +82,34 @@ def shown(value: Any) -> str:
     return whole if len(whole) <= _MOST_CHARACTERS else f"{whole[:_MOST_CHARACTERS]}..."
 
 
+def describe(value: Any) -> str:
+    """Return what ``value`` is for a message: an array with its shape, or the name of its type."""
+    if isinstance(value, jax.Array):  # also a traced one, whose type says nothing to a caller
+        return f"an array {shape_in_words(value)}"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    return f"{type(value).__name__}{shape}"
+
+
+def shape_in_words(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else describe(leaf)
+
+
+_MOST_NAMED = 20  # arrays in a message
+
+
+def shapes_in_words(tree: Any) -> str:
+    """Return the arrays of a pytree, by their paths, in words."""
+    # Not by jax.tree.map: the classes of the tree may refuse words in the place of arrays.
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = leaves[:_MOST_NAMED]
+    words = [f"{jax.tree_util.keystr(path)} {shape_in_words(leaf)}" for path, leaf in named]
+    if len(leaves) > len(named):
+        words.append(f"and {len(leaves) - len(named)} more")
+    return ", ".join(words).strip() or "of no arrays"
+
+
 def whole_number(name: str, value: Any, *, minimum: int = 1) -> int:
     """Return ``value`` as a Python int from ``minimum`` to 2**31 - 1."""
     allowed = f"a Python integer from {minimum} to 2**31 - 1"

@@ -15,6 +15,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import (
+    describe,
     float_dtype,
     function,
     is_real_dtype,
@@ -28,7 +29,7 @@ from optax_clr._arrays import as_array, check_not_donated, is_array, is_numeric
 from optax_clr._batches import is_stream
 from optax_clr._documentation import see
 from optax_clr._states import is_param, is_variable
-from optax_clr._step import OptimizerStep, PyTree, describe
+from optax_clr._step import OptimizerStep, PyTree
 from optax_clr._stop_rule import StopRule
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)

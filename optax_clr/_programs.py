@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import is_inside_program
+from optax_clr._arguments import is_inside_program, shapes_in_words
 from optax_clr._arrays import varying_axes
 from optax_clr._batch_facts import batch_facts_of, batch_of
 from optax_clr._documentation import see
@@ -32,7 +32,7 @@ from optax_clr._references import (
     look,
     sees_the_same,
 )
-from optax_clr._step import PyTree, Step, shapes_in_words
+from optax_clr._step import PyTree, Step
 from optax_clr._step_facts import StepFacts, facts_of
 from optax_clr._swept_optimizer import SweptOptimizer
 

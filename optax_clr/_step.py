@@ -14,15 +14,14 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from optax_clr._arguments import shown
+from optax_clr._arguments import describe, shapes_in_words, shown
 from optax_clr._documentation import see
 from optax_clr._optimizer_factor import has_one_size
+from optax_clr._step_output import as_float32, as_floats, check_state, is_swapped, split_output
 
 PyTree = Any
-_EXTENDED: Any = jax.dtypes.extended  # of keys of random numbers
 # step_fn(state, batch, value) -> (state, loss), or (state, (loss, metrics)) with has_aux.
 StepFn = Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, Any]]
 
@@ -119,15 +118,15 @@ class FunctionStep:
         expected = "(state, (loss, metrics))" if self.has_aux else "(state, loss)"
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"step_fn must return {expected}, got {describe(result)}.")
-        if _is_swapped(state, result):
+        if is_swapped(state, result):
             raise TypeError(
                 f"step_fn must return {expected}, in this order; it has returned the loss first."
             )
         new_state, output = result
-        loss, metrics = _split_output(output, self.has_aux, "step_fn")
+        loss, metrics = split_output(output, self.has_aux, "step_fn")
         remedy = "Cast it back at the end of the step."
-        new_state = _check_state(state, new_state, "step_fn", remedy)
-        return new_state, (as_float32(loss), _as_floats(metrics))
+        new_state = check_state(state, new_state, "step_fn", remedy)
+        return new_state, (as_float32(loss), as_floats(metrics))
 
     def evaluate(self, state: PyTree, batch: PyTree) -> jax.Array:
         raise NotImplementedError("range_test takes no held-out batch")
@@ -219,8 +218,8 @@ class OptimizerStep:
         new_state = optax.apply_updates(params, updates), optimizer_state
         giver = f"the update of optimizer {shown(self.optimizer)}"
         remedy = "Give it a rate of that dtype: lambda rate: optimizer(rate.astype(dtype))."
-        new_state = _check_state(state, new_state, giver, remedy)
-        return new_state, (as_float32(loss), _as_floats(metrics))
+        new_state = check_state(state, new_state, giver, remedy)
+        return new_state, (as_float32(loss), as_floats(metrics))
 
     def evaluate(self, state: tuple[PyTree, PyTree], batch: PyTree) -> jax.Array:
         try:
@@ -233,7 +232,7 @@ class OptimizerStep:
             raise
 
     def _loss(self, params: PyTree, batch: PyTree) -> tuple[jax.Array, PyTree]:
-        return _split_output(self.loss_fn(params, batch), self.has_aux, "loss_fn")
+        return split_output(self.loss_fn(params, batch), self.has_aux, "loss_fn")
 
     def _update(
         self,
@@ -263,148 +262,3 @@ class OptimizerStep:
                 raise TypeError(f"{error}. {remedy}") from error
             error.add_note(remedy)
             raise
-
-
-def as_float32(loss: jax.Array) -> jax.Array:
-    """Return a loss in float32, or in float64 if it is."""
-    return loss if loss.dtype == jnp.float64 else loss.astype(jnp.float32)
-
-
-def describe(value: Any) -> str:
-    """Return what ``value`` is for a message: an array with its shape, or the name of its type."""
-    if isinstance(value, jax.Array):  # also a traced one, whose type says nothing to a caller
-        return f"an array {shape_in_words(value)}"
-    if isinstance(value, tuple):
-        return f"a tuple of {len(value)}"
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-    return f"{type(value).__name__}{shape}"
-
-
-def shape_in_words(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else describe(leaf)
-
-
-_MOST_NAMED = 20  # arrays in a message
-
-
-def shapes_in_words(tree: PyTree) -> str:
-    """Return the arrays of a pytree by their paths; a tree of words its classes may refuse."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = leaves[:_MOST_NAMED]
-    words = [f"{jax.tree_util.keystr(path)} {shape_in_words(leaf)}" for path, leaf in named]
-    if len(leaves) > len(named):
-        words.append(f"and {len(leaves) - len(named)} more")
-    return ", ".join(words).strip() or "of no arrays"
-
-
-def _is_swapped(state: PyTree, result: tuple[Any, Any]) -> bool:
-    """Whether a step has returned (loss, state)."""
-    first, second = result
-    forms = [
-        (jax.tree.structure(tree), [np.shape(leaf) for leaf in jax.tree.leaves(tree)])
-        for tree in (state, first, second)
-    ]
-    is_scalar = jax.tree_util.all_leaves([first]) and np.shape(first) == ()
-    return is_scalar and forms[2] == forms[0] != forms[1]
-
-
-def _split_output(output: Any, has_aux: bool, name: str) -> tuple[jax.Array, PyTree]:
-    """Return loss and metrics, checked while the step is traced."""
-    metrics: PyTree = ()
-    if has_aux:
-        if not isinstance(output, tuple) or len(output) != 2:
-            raise TypeError(
-                f"{name} must return the pair (loss, metrics) where has_aux=True, got "
-                f"{describe(output)}."
-            )
-        output, metrics = output
-    if not isinstance(output, (jax.Array, np.ndarray, np.generic, float)):
-        hint = "; for metrics beside the loss pass has_aux=True" if not has_aux else ""
-        raise TypeError(f"{name} must return a scalar loss, got {describe(output)}{hint}.")
-    loss = jnp.asarray(output)
-    if loss.shape != ():
-        raise ValueError(
-            f"{name} must return a scalar loss, got one of shape {loss.shape}. Take its mean."
-        )
-    if not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise TypeError(f"{name} must return a loss that is a float, got dtype {loss.dtype}.")
-    return loss, metrics
-
-
-def _as_floats(metrics: PyTree) -> PyTree:
-    """Return metrics as floats, so that rows after divergence can be NaN."""
-
-    def as_float(path: Any, metric: Any) -> jax.Array:
-        dtype = getattr(metric, "dtype", None)
-        if isinstance(metric, str) or (dtype is not None and jnp.issubdtype(dtype, _EXTENDED)):
-            raise TypeError(
-                f"metrics{jax.tree_util.keystr(path)} must be numbers, which are recorded as "
-                f"floats, got {describe(metric)}. Leave it out, or return jax.random.key_data of a "
-                "key."
-            )
-        array = jnp.asarray(metric)
-        # Not bfloat16 either, which numpy.savez does not keep.
-        is_wide = jnp.issubdtype(array.dtype, jnp.inexact) and array.dtype.itemsize >= 4
-        return array if is_wide else array.astype(jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(as_float, metrics)
-
-
-def _check_state(old: PyTree, new: PyTree, giver: str, remedy: str) -> PyTree:
-    """Return ``new``, which ``giver`` has returned, if it can take the place of ``old``.
-
-    ``remedy`` is for another dtype.
-    """
-    structures: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
-    if structures[0] != structures[1]:
-        raise ValueError(
-            f"{giver} must return a state of the structure it was given; "
-            f"{_structural_difference(old, new)}. {see('training-steps/')}"
-        )
-
-    def check(path: Any, before: jax.Array, result: Any) -> jax.Array:
-        after = jnp.asarray(result)
-        if before.shape != after.shape or before.dtype != after.dtype:
-            cast = f" {remedy}" if before.shape == after.shape else ""
-            raise ValueError(
-                f"{giver} must keep shape and dtype of state{jax.tree_util.keystr(path)}, "
-                f"{shape_in_words(before)}; got {shape_in_words(after)}.{cast}"
-                f" {see('training-steps/')}"
-            )
-        return after
-
-    return jax.tree_util.tree_map_with_path(check, old, new)
-
-
-def _structural_difference(old: PyTree, new: PyTree) -> str:
-    """Return, in words, the first leaf that only one of two states has."""
-    before, after = (
-        [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-        for state in (old, new)
-    )
-    for verb, paths, others in (("lost", before, after), ("gained", after, before)):
-        for path in paths:
-            if path not in others:
-                return f"it has {verb} state{path}"
-    return f"its leaves have the same names, but {_other_node(old, new)}"
-
-
-def _other_node(old: PyTree, new: PyTree) -> str:
-    """Return, in words, the first container that is of another type, or has another static part."""
-    waiting: list[Any] = [(jax.tree.structure(old), jax.tree.structure(new))]
-    while waiting:
-        before, after = waiting.pop(0)
-        one, other = before.node_data(), after.node_data()
-        if one == other:
-            waiting += zip(before.children(), after.children(), strict=False)
-        elif one is None or other is None or one[0] is not other[0]:
-            kinds = [data[0].__name__ if data else "a leaf" for data in (one, other)]
-            return f"{kinds[0]} became {kinds[1]}"
-        else:
-            kind = one[0].__name__
-            return (
-                f"a {kind} has another static part, such as the tx of a TrainState: make it once, "
-                "outside of the step; a rate is set by set_hyperparams(state, learning_rate=value) "
-                f"({shown(one[1])} became {shown(other[1])})"
-            )
-    return "a container is another"
