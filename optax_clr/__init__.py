@@ -8,24 +8,24 @@ The method in three lines: test, read, train::
 
 Test:
     lr_range_test       train for a few hundred steps while the rate climbs
-    range_test          the same with any training step, and any value
+    range_test          the same for any training step and any hyperparameter
     lr_grid_test        constant rates side by side
-Read, by the methods of RangeTestResult:
+Read, with the methods of RangeTestResult:
     suggest()           a constant rate
     one_cycle_peak()    the peak of one cycle
     bounds()            the bounds of a cycle, LRBounds
     peak_for()          the peak of any schedule
-    plot(), summary()   look at it
-    RangeTestError says why a curve cannot be read, RangeTestWarning what is doubtful;
-    peer_rules has the rules of other systems, plotting the figures
+    plot(), summary()   a look at the curve
+    RangeTestError says why a curve cannot be read, RangeTestWarning what is doubtful about it;
+    peer_rules has the rules of other libraries, plotting draws the figures
 Schedules, functions from the step to a value:
     one_cycle_schedule, warmup_stable_decay_schedule, triangular_schedule, triangular2_schedule,
     exp_range_schedule, warm_restarts_schedule, per_epoch_schedule, and cyclical_schedule with
     waves, envelopes and lengths of your own; Cycles says where each cycle ends
 Train:
-    inject_schedules    put schedules into an optimizer of Optax
+    inject_schedules    put schedules into an Optax optimizer
     get_hyperparams, set_hyperparams, set_step
-                        read, change and resume what is in its state
+                        read, change and resume its state
     average_at_cycle_ends, averaged_params
                         average the weights over the ends of cycles
 """
@@ -53,7 +53,7 @@ from optax_clr._set_step import set_step
 from optax_clr._warm_restarts import warm_restarts_schedule
 from optax_clr._warmup_stable_decay import warmup_stable_decay_schedule
 
-# In the order of use.
+# In order of use.
 __all__ = [  # noqa: RUF022
     "lr_range_test",
     "range_test",

@@ -1,4 +1,4 @@
-"""After how many steps an optimizer that accumulates gradients makes an update."""
+"""The number of steps per update of an optimizer that accumulates gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optax_clr._swept_optimizer import SweptOptimizer
 
 
 def _is_place_in_period(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:
-    """Whether a leaf counts the steps since an update: of MultiSteps, apply_every or SAM."""
+    """Whether a leaf counts the steps since an update, in MultiSteps, apply_every or SAM."""
     for name, neighbour in (("count", "grad_acc"), ("steps_since_sync", "cache")):
         if name in path:
             place = path.index(name)
@@ -27,8 +27,8 @@ _MOST_STEPS_PER_UPDATE = 1000
 
 
 def steps_per_update(closed: Any, state: Any, optimizer: SweptOptimizer) -> int:
-    """Return after how many steps accumulated gradients make an update, by counting with them."""
-    # Also of nnx.split, whose entries have the names of the fields.
+    """Return the number of steps per update, found by running the optimizer's own counters."""
+    # This also finds them in a state from nnx.split, whose entries are named like the fields.
     leaves = jax.tree_util.tree_leaves_with_path(state)
     paths = [tuple(map(key_name, path)) for path, _ in leaves]
     is_place = [
@@ -41,19 +41,19 @@ def steps_per_update(closed: Any, state: Any, optimizer: SweptOptimizer) -> int:
     ]
     if not any(is_place):
         return 1
-    # The part of the step that only counts, which is a few operations on integers.
+    # Cut the step down to its counters, which is a few operations on integers.
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
     from jax.interpreters.partial_eval import dce_jaxpr
 
     num_others = len(closed.jaxpr.outvars) - len(paths)
     counting, is_needed = dce_jaxpr(closed.jaxpr, [*is_counter, *[False] * num_others])
     if any(needed and not counts for needed, counts in zip(is_needed, is_counter, strict=False)):
-        return 1  # it also looks at gradients, as to whether to skip a step
+        return 1  # the counters depend on gradients too, as when steps are skipped
     count = jaxpr_as_fun(ClosedJaxpr(counting, closed.consts))
     is_read = [needed for needed, counts in zip(is_needed, is_counter, strict=False) if counts]
     is_mini = list(itertools.compress(is_place, is_counter))
     with jax.ensure_compile_time_eval():
-        # An ensemble has one for each member.
+        # In an ensemble, each member has its own.
         counters: list[Any] = [
             np.zeros(leaf.shape, leaf.dtype)
             for (_, leaf), counts in zip(leaves, is_counter, strict=True)
@@ -61,7 +61,7 @@ def steps_per_update(closed: Any, state: Any, optimizer: SweptOptimizer) -> int:
         ]
         for steps in range(1, _MOST_STEPS_PER_UPDATE + 1):
             counters = count(*itertools.compress(counters, is_read))
-            if any(map(is_traced, counters)):  # a lane may have any number
+            if any(map(is_traced, counters)):  # vmapped runs may differ in it
                 return 1
             if not any(np.any(counter) for counter in itertools.compress(counters, is_mini)):
                 return steps

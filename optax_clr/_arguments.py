@@ -1,4 +1,4 @@
-"""Checks of arguments: each names the argument, the value it had and what is allowed."""
+"""Argument checks: each error names the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 INT32_MAX = 2**31 - 1
-# The normal numbers of float32: XLA takes what is smaller for 0.
+# The range of normal float32 numbers: XLA flushes anything smaller to 0.
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 def is_traced(value: Any) -> bool:
-    """Whether ``value`` is known only while a compiled program runs."""
+    """Whether ``value`` is a tracer, known only while a compiled program runs."""
     return isinstance(value, jax.core.Tracer)
 
 
@@ -27,26 +27,26 @@ def any_traced(tree: Any) -> bool:
     """Whether a leaf of a pytree is traced."""
     try:
         leaves = jax.tree.leaves(tree)
-    except ValueError:  # keys of a dict that have no order, which JAX does not take
+    except ValueError:  # dict keys that cannot be sorted, which JAX rejects
         return False
     return any(map(is_traced, leaves))
 
 
 def is_inside_program() -> bool:
-    """Whether this is traced into a program, as by ``jax.jit``, so that nothing has a value."""
-    # A transfer, since a program for it takes half a millisecond to start on a GPU.
+    """Whether the call is being traced, as by ``jax.jit``, so that no array has a value."""
+    # By a transfer, since launching a program takes half a millisecond on a GPU.
     return is_traced(jax.device_put(np.float32(0)))
 
 
 def explicit_sharding(array: Any) -> Any:
-    """Return the sharding of an array over Explicit axes of a mesh; None of any other."""
+    """Return the sharding of an array over Explicit mesh axes, or None if there is none."""
     sharding = _sharding_in_type(array)
     is_sharded = any(axis is not None for axis in getattr(sharding, "spec", ()))
     return sharding if is_sharded else None
 
 
 def is_on_explicit_axes(array: Any) -> bool:
-    """Whether an array is on a mesh with Explicit axes, along which it need not be sharded."""
+    """Whether an array is on a mesh with Explicit axes, even if not sharded along them."""
     kinds = getattr(getattr(_sharding_in_type(array), "mesh", None), "axis_types", ())
     return any(kind.name == "Explicit" for kind in kinds)
 
@@ -56,7 +56,7 @@ def _sharding_in_type(array: Any) -> Any:
 
 
 def known_float(value: Any) -> float | None:
-    """Return ``value`` as a Python float, or None where it is traced."""
+    """Return ``value`` as a Python float, or None if it is traced."""
     if is_traced(value):
         return None
     try:
@@ -69,22 +69,22 @@ _MOST_CHARACTERS = 200
 
 
 def shown(value: Any) -> str:
-    """Return how a message shows ``value``: JAX's own name for a traced one tells nothing.
+    """Return ``value`` as a message shows it: on one line, and only the beginning if it is long.
 
-    On one line; of what is long, such as the params of a model, only the beginning.
+    A traced value is only called that, since JAX's own text for a tracer tells the reader nothing.
     """
     if any_traced(value):
         return "a traced value"
     try:
         whole = " ".join(repr(value).split())
-    except Exception:  # the error that this is a part of says more
+    except Exception:  # the error that this text is a part of says more
         return f"an object of {type(value).__name__}"
     return whole if len(whole) <= _MOST_CHARACTERS else f"{whole[:_MOST_CHARACTERS]}..."
 
 
 def describe(value: Any) -> str:
-    """Return what ``value`` is for a message: an array with its shape, or the name of its type."""
-    if isinstance(value, jax.Array):  # also a traced one, whose type says nothing to a caller
+    """Describe ``value`` for a message: its type, and its shape if it has one."""
+    if isinstance(value, jax.Array):  # or a tracer, whose type tells a caller nothing
         return f"an array {shape_in_words(value)}"
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"
@@ -100,8 +100,8 @@ _MOST_NAMED = 20  # arrays in a message
 
 
 def shapes_in_words(tree: Any) -> str:
-    """Return the arrays of a pytree, by their paths, in words."""
-    # Not by jax.tree.map: the classes of the tree may refuse words in the place of arrays.
+    """List the arrays of a pytree with their paths, for a message."""
+    # Not with jax.tree.map: the tree's classes may reject strings in place of arrays.
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = leaves[:_MOST_NAMED]
     words = [f"{jax.tree_util.keystr(path)} {shape_in_words(leaf)}" for path, leaf in named]
@@ -133,9 +133,9 @@ def whole_number(name: str, value: Any, *, minimum: int = 1) -> int:
 
 
 def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
-    """Return ``value`` if it is a real scalar that float32 holds, or a float64 array.
+    """Return ``value`` if it is a real scalar in float32's range, or in float64's for its arrays.
 
-    Of a traced one only type and shape are checked.
+    Only the type and shape of a traced value are checked.
     """
     allowed = f"a finite {'positive ' if positive else ''}real number"
     value = native(name, value)
@@ -165,7 +165,7 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
             "be smaller and larger, where jax_enable_x64 is on."
         )
     if isinstance(value, np.ndarray):
-        return value.copy()  # which its owner may write to
+        return value.copy()  # its owner may write to it
     return value if hasattr(value, "dtype") else number
 
 
@@ -174,35 +174,35 @@ def is_real_dtype(dtype: Any) -> bool:
 
 
 def traced_result(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return shapes and dtypes of what a function returns, whatever object it is.
+    """Return the shapes and dtypes of the result of a function, which may be any callable.
 
-    Of one without weak references, as NumPy's functions and objects with slots are, JAX's own
-    caches would be left in a state that crashes Python.
+    The lambda is for callables that cannot be weakly referenced, such as NumPy's ufuncs and objects
+    with slots: they would leave JAX's own caches in a state that crashes Python.
     """
     return jax.eval_shape(lambda *traced: function(*traced), *arguments)
 
 
 def function(name: str, value: Any, *, form: str) -> Callable[..., Any]:
-    """Return ``value`` if it can be called; ``form`` shows what is expected of it."""
+    """Return ``value`` if it is callable; ``form`` is the expected signature, for the message."""
     if not callable(value):
         raise TypeError(f"{name} must be a function {form}, got {shown(value)}.")
     return value  # type: ignore[no-any-return]
 
 
 def float_dtype(*values: Any) -> np.dtype[Any]:
-    """float64 where any value is a float64 array and x64 is on, else float32."""
+    """Return float64 if any value is a float64 array and x64 is on, else float32."""
     dtypes = {jnp.result_type(value) for value in values if hasattr(value, "dtype")}
     return np.dtype("float64") if np.dtype("float64") in dtypes else np.dtype("float32")
 
 
 def as_step(step: Any, name: str = "step") -> jax.Array:
-    """Return integers of any dtype and shape as int32, held to the range 0 to 2**31 - 1."""
+    """Return integers of any dtype and shape as int32, clipped to the range 0 to 2**31 - 1."""
     if hasattr(step, "__jax_array__") or any_traced(step):  # an nnx.Variable, a list of tracers
         step = jnp.asarray(step)
     elif not isinstance(step, jax.Array):
         if isinstance(step, int) and not isinstance(step, bool):
             step = max(-1, min(step, INT32_MAX))  # a Python integer may be of any size
-        step = np.asarray(native(name, step))  # where int64 keeps its values
+        step = np.asarray(native(name, step))  # in NumPy, int64 keeps its values
     if not jnp.issubdtype(step.dtype, jnp.integer):
         is_float = jnp.issubdtype(step.dtype, jnp.floating)
         remedy = " A fraction would be truncated: round it as you mean it." if is_float else ""
@@ -215,9 +215,9 @@ def as_step(step: Any, name: str = "step") -> jax.Array:
 
 
 def native(name: str, value: Any) -> Any:
-    """Return an array as JAX takes it: of another library as NumPy's, in this byte order."""
+    """Return an array as JAX takes it: one of another library as NumPy's, in native byte order."""
     if isinstance(value, (np.ndarray, np.generic)):
-        if np.ma.is_masked(value):  # what is under the mask would be taken for data
+        if np.ma.is_masked(value):  # masked values would be taken for data
             raise ValueError(
                 f"{name} must have no masked entries, which JAX does not support; got "
                 f"{shown(value)}. Fill them: array.filled(value)."
@@ -225,14 +225,14 @@ def native(name: str, value: Any) -> Any:
         value = np.asarray(value) if isinstance(value, np.ma.MaskedArray) else value
         return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
     is_array = all(hasattr(value, name) for name in ("dtype", "shape", "__array__"))
-    is_class = isinstance(value, type)  # np.float32 has all of them
+    is_class = isinstance(value, type)  # the class np.float32 has all three
     if not is_array or is_class or isinstance(value, jax.Array) or hasattr(value, "__jax_array__"):
         return value
-    if hasattr(value, "detach"):  # PyTorch refuses to convert what has a gradient
+    if hasattr(value, "detach"):  # PyTorch does not convert a tensor that requires grad
         value = value.detach()
     try:
         return native(name, np.asarray(value))
-    except (TypeError, RuntimeError):  # of bfloat16 in PyTorch, or on a GPU
+    except (TypeError, RuntimeError):  # a PyTorch tensor in bfloat16, or on a GPU
         if not hasattr(value, "__dlpack__"):
             raise
         return np.array(jnp.from_dlpack(value))

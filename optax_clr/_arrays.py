@@ -1,4 +1,4 @@
-"""Arrays of JAX, of NumPy, and of libraries such as PyTorch."""
+"""Arrays of JAX, NumPy, and other libraries such as PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from optax_clr._arguments import explicit_sharding, is_traced, native
 
-Array = Any  # of JAX, or of NumPy
+Array = Any  # a JAX or NumPy array
 ShapeDtype: Any = jax.ShapeDtypeStruct
 OPEN_IT = (
     "JAX does not look into it: make it a dict or a tuple, as by dict(batch), or register its "
@@ -21,24 +21,24 @@ OPEN_IT = (
 
 
 def is_array(value: Any) -> bool:
-    """Whether ``value`` is an array, of NumPy, JAX or another library such as PyTorch."""
+    """Whether ``value`` is an array of NumPy, JAX or another library such as PyTorch."""
     known = isinstance(value, (jax.Array, np.ndarray))
     return known or (hasattr(value, "__array__") and hasattr(value, "shape"))
 
 
 def is_opaque(leaf: Any) -> bool:
-    """Whether a leaf of a pytree is a container that JAX does not know, or no data at all."""
+    """Whether a leaf of a pytree is a container unknown to JAX, or not data at all."""
     return not (is_array(leaf) or isinstance(leaf, (Number, np.generic, str, bytes)))
 
 
 def as_array(name: str, value: Any) -> jax.Array | np.ndarray:
-    """Return the array of another library as NumPy's."""
+    """Return a JAX array as it is, and that of another library as a NumPy array."""
     value = native(name, value)
     return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
 def check_not_donated(name: str, tree: Any) -> None:
-    """Raise if the memory of an array was given to a compiled program."""
+    """Raise if an array was donated to a compiled program, or deleted."""
     if not any(map(_is_deleted, jax.tree.leaves(tree))):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -55,12 +55,12 @@ def _is_deleted(leaf: Any) -> bool:
 
 
 def numpy_of(tree: Any) -> Any:
-    """Return jax.numpy where there is an array of JAX; otherwise NumPy, which compiles nothing."""
+    """Return jax.numpy if there is a JAX array; otherwise NumPy, which compiles nothing."""
     return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else np
 
 
 def each(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``jax.vmap`` of a function, or for arrays of NumPy one after the other, stacked."""
+    """Return ``jax.vmap`` of a function, which maps NumPy arrays one entry after the other."""
 
     def mapped(*columns: Any) -> Any:
         if numpy_of(columns) is jnp:
@@ -75,32 +75,32 @@ def each(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_numeric(dtype: Any) -> bool:
-    """Whether there are arrays of that dtype on devices."""
-    # By kind, since those of bfloat16 and of JAX's keys are no numbers to NumPy. A dtype of another
-    # library is told by its array.
+    """Whether a device can hold arrays of this dtype."""
+    # By kind, since to NumPy bfloat16 and the dtypes of JAX's keys are not numeric. A dtype of
+    # another library passes: it is checked once its array has been converted.
     return not isinstance(dtype, np.dtype) or (dtype.kind not in "OSUMm" and not dtype.names)
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether an array is a key of random numbers, or more of them, typed or not."""
+    """Whether an array is a PRNG key or several, typed or not."""
     is_typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    # Those of threefry have two numbers, those of rbg four.
+    # Untyped keys of threefry have two numbers, those of rbg four.
     return is_typed or (leaf.dtype == np.uint32 and leaf.shape[-1:] in ((2,), (4,)))
 
 
 def has_axes_in_its_type(leaf: Any) -> bool:
-    """Whether axes of a mesh are in the type of an array, such as those of shard_map."""
+    """Whether mesh axes may be part of an array's type, such as those of shard_map."""
     return is_traced(leaf) or (isinstance(leaf, jax.Array) and explicit_sharding(leaf) is not None)
 
 
 def varying_axes(leaf: Any) -> frozenset[str]:
-    """Return along which axes of shard_map an array differs; none where JAX does not tell."""
+    """Return the shard_map axes along which an array varies; none if JAX does not tell."""
     kind = getattr(leaf, "aval", leaf)
     in_newer_jax = getattr(kind, "manual_axis_type", None)
     return frozenset(getattr(in_newer_jax, "varying", getattr(kind, "vma", None) or ()))
 
 
 def on_device(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Return shape and dtype as JAX has them: 64-bit types of NumPy become 32-bit ones."""
+    """Return shape and dtype as JAX has them: without x64, 64-bit types become 32-bit ones."""
     is_key = jnp.issubdtype(dtype, jax.dtypes.extended)
     return ShapeDtype(shape, dtype if is_key else jax.dtypes.canonicalize_dtype(dtype))

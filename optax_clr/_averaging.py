@@ -28,9 +28,9 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
 
     $$\bar w_n = \bar w_{n - 1} + (w_{t_n} - \bar w_{n - 1}) / n$$
 
-    where $w_{t_n}$ are the params after the last step of cycle $n$. Updates pass
-    unchanged, so the training is not affected. Averages are kept in float32 (float64 for float64
-    params), also if the params have a lower precision. Read them with [`averaged_params`][].
+    where $w_{t_n}$ are the params after the last step of cycle $n$. Updates pass through
+    unchanged, so training is not affected. Averages are kept in float32 (float64 for float64
+    params), even if the params have a lower precision. Read them with [`averaged_params`][].
 
     BatchNorm statistics are not averaged. Recompute them with one pass over the training data.
 
@@ -38,13 +38,13 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
       cycles: the [`Cycles`][] of the schedule, so that both agree on where a cycle ends.
 
     Returns:
-      ``optax.GradientTransformation``, whose update needs the params. Its state takes as much
+      An ``optax.GradientTransformation`` whose update needs the params. Its state takes as much
       memory as the params in float32, and is saved and restored with the optimizer's. Each array
       has its own buffer, so that a training step may donate it.
 
     Raises:
       TypeError: if ``cycles`` is not a [`Cycles`][].
-      ValueError: from the update, if the params are not passed to it.
+      ValueError: from ``update``, if the params are not passed to it.
 
     Examples:
       >>> cycles = Cycles(2)
@@ -81,7 +81,7 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
                 "average_at_cycle_ends needs the params: call optimizer.update(gradients, state, "
                 "params)."
             )
-        # Optax's count stays at the last step that it can hold: that is not the end of a cycle.
+        # Optax's counter stays at the largest int32, which must not be taken for a cycle's end.
         is_end = cycles.is_end(state.step) & (state.step < INT32_MAX)
         num_averaged = state.num_averaged + is_end.astype(jnp.int32)
         # Until the second cycle ends there is nothing to average with: take the params themselves.
@@ -91,7 +91,7 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
             if not jnp.issubdtype(average.dtype, jnp.inexact):
                 return leaf
             wide = leaf.astype(average.dtype)
-            if wide.dtype != leaf.dtype:  # or XLA leaves out the rounding that the params have
+            if wide.dtype != leaf.dtype:  # otherwise XLA skips the rounding of the params
                 bits: Any = jnp.finfo(leaf.dtype)  # type: ignore[no-untyped-call]
                 wide = jax.lax.reduce_precision(wide, bits.nexp, bits.nmant)
             mean = average + (wide - average) / jnp.maximum(num_averaged, 1).astype(average.dtype)
@@ -109,16 +109,16 @@ def averaged_params(opt_state: PyTree) -> PyTree:
 
     Args:
       opt_state: the state of an optimizer with [`average_at_cycle_ends`][] anywhere in it, such
-        as that of ``optax.chain``, ``optax.MultiSteps`` or a Flax ``TrainState``, also as dicts
-        and lists that a checkpoint gave back.
+        as that of ``optax.chain``, ``optax.MultiSteps`` or a Flax ``TrainState``; also one that
+        a checkpoint restored as dicts and lists.
 
     Returns:
       Copies of the averaged params, in float32 if the params have a lower precision; the current
-      params until the first cycle ends. Those of an ``nnx.Optimizer`` are variables of the
-      optimizer: ``nnx.update(model, averaged)`` puts them into the model's own.
+      params until the first cycle ends. From an ``nnx.Optimizer`` they come as variables of the
+      optimizer: ``nnx.update(model, averaged)`` copies their values into the model's variables.
 
     Raises:
-      ValueError: if it holds no such state, or more than one.
+      ValueError: if ``opt_state`` holds no such state, or more than one.
 
     Examples:
       >>> optimizer = optax.chain(optax.sgd(0.1), average_at_cycle_ends(Cycles(100)))
@@ -139,7 +139,7 @@ def averaged_params(opt_state: PyTree) -> PyTree:
 
 
 def _wide(leaf: Any) -> Any:
-    """Return the dtype in which a leaf is averaged: at least float32, or its own if no float."""
+    """Return the dtype in which a leaf is averaged: at least float32, or its own if not a float."""
     dtype = jnp.result_type(leaf)
     is_narrow = jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize < 4
     return jnp.dtype(jnp.float32) if is_narrow else dtype

@@ -1,4 +1,4 @@
-"""What shapes and traced functions show of the batches of a test."""
+"""What shapes and traced functions reveal about the batches of a test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optax_clr._jaxprs import equations, inputs_of
 
 
 class BatchFacts(NamedTuple):
-    """What the engine has to know of the batches: those of ``StepFacts`` of these names."""
+    """What the engine needs to know about the batches: the fields of ``StepFacts`` so named."""
 
     batch_size: int | None
     is_one_batch: bool = False
@@ -27,14 +27,14 @@ class BatchFacts(NamedTuple):
 def batch_facts_of(
     batch_fn: Callable[[Any], Any] | None, batch: Any, num_steps: int, is_inside: bool
 ) -> BatchFacts:
-    """Return the facts of a batch, or of what a function makes of it, the number of a step.
+    """Return the facts of a batch, or of what ``batch_fn`` makes of ``batch``, a step number.
 
-    ``is_inside`` is whether that is inside another program, where no batch can be looked at.
+    ``is_inside`` is whether this is inside another program, where batches have no values.
     """
     if batch_fn is None:
         return BatchFacts(num_examples(batch))
     made = trace_batches(batch_fn, batch)
-    # The number of the step may stand for data that the loss closes over.
+    # Scalars alone, such as the step number, may stand for data that the loss closes over.
     has_examples = any(part.ndim for part in made.out_avals)
     return BatchFacts(
         batch_size=num_examples(made.out_avals) if has_examples else None,
@@ -44,7 +44,7 @@ def batch_facts_of(
 
 
 def batch_of(batch_fn: Callable[[Any], Any], step: Any) -> Any:
-    """Return what a function makes of the step, while it is traced."""
+    """Return the batch that a function makes of a traced step number."""
     try:
         return batch_fn(step)
     except Exception as error:
@@ -58,11 +58,11 @@ def batch_of(batch_fn: Callable[[Any], Any], step: Any) -> Any:
 
 
 def trace_batches(batch_fn: Callable[[Any], Any], step: Any) -> Any:
-    """Return the closed jaxpr of the arrays in what a function makes of the step."""
+    """Return the closed jaxpr of the arrays in the batch that a function makes of a step."""
 
     def arrays(step: Any) -> list[Any]:
         leaves = jax.tree.leaves(batch_of(batch_fn, step))
-        # JAX does not look into a plain dataclass, which serves as a batch nonetheless.
+        # JAX does not look into a plain dataclass, but it works as a batch all the same.
         leaves = jax.tree.leaves(
             [getattr(leaf, "__dict__", leaf) if is_opaque(leaf) else leaf for leaf in leaves]
         )
@@ -81,10 +81,10 @@ ONE_BATCH = (
 
 
 def makes_one_batch(closed: Any) -> bool:
-    """Whether what a function from the step returns, a closed jaxpr, does not depend on the step.
+    """Whether a function from steps to batches, as a closed jaxpr, ignores the step.
 
-    One with an effect, such as a call of the host, may return something else each time, and so may
-    one of whose batch nothing can be seen.
+    A function with an effect, such as a host callback, may return another batch each time, and so
+    may one whose batch has no arrays to look at.
     """
     jaxpr = closed.jaxpr
     return bool(jaxpr.outvars) and not (
@@ -100,10 +100,10 @@ LAST_BATCH_AGAIN = (
 
 
 def repeats_last_batch(closed: Any, num_steps: int) -> bool:
-    """Whether what a function makes of the last two steps is the same, but not of the first two.
+    """Whether a function makes the same batch in the last two steps, but not in the first two.
 
-    Where it gives every batch more than once that is meant. False where it is not known: the host
-    is not called for it.
+    A function that returns every batch more than once does so on purpose. False if unknown: host
+    callbacks are not run to find out.
     """
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
@@ -111,11 +111,11 @@ def repeats_last_batch(closed: Any, num_steps: int) -> bool:
     calls_host = any("callback" in name for name in names)
     if closed.jaxpr.effects or calls_host or any(map(is_traced, closed.consts)):
         return False
-    if not names & {"gather", "dynamic_slice"}:  # then no array is indexed by the step
+    if not names & {"gather", "dynamic_slice"}:  # no array is indexed by the step
         return False
 
     def are_same(data: list[Any], steps: jax.Array) -> jax.Array:
-        make = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, data))  # a data set is no constant
+        make = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, data))  # data as arguments, not as constants
         first, second, before, last = map(make, (steps[0], steps[1], steps[2], steps[3]))
 
         def is_same(parts: list[jax.Array], others: list[jax.Array]) -> jax.Array:
@@ -138,8 +138,8 @@ ONE_EXAMPLE = (
 def num_examples(batch: Any) -> int | None:
     """Return the length of the leading axis that all arrays of a batch share; 0 for one example.
 
-    That has a scalar, its label, or is two rows of different lengths, as of features and a one-hot
-    label.
+    A single example has a scalar, its label, or is two vectors of different lengths, such as
+    features and a one-hot label.
     """
     arrays = [leaf for leaf in jax.tree.leaves(batch) if not is_key(leaf)]
     others = [leaf for leaf in arrays if leaf.shape]
@@ -154,19 +154,19 @@ def _is_row_and_one_hot(arrays: list[Any]) -> bool:
     if [len(leaf.shape) for leaf in arrays] != [1, 1]:
         return False
     is_words = all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in arrays)
-    is_longer = min(leaf.shape[0] for leaf in arrays) > 1  # one point of a boundary is no label
+    is_longer = min(leaf.shape[0] for leaf in arrays) > 1  # one boundary point is not a label
     return arrays[0].shape != arrays[1].shape and is_longer and not is_words
 
 
 def _may_be_label(scalar: Any, others: list[Any]) -> bool:
-    """Whether a scalar of a batch is the label of one example, and not a weight or a seed."""
+    """Whether a scalar of a batch may be the label of one example, not a weight or a seed."""
     num_axes = [len(leaf.shape) for leaf in others]
-    if not others:  # it may stand for data that the loss closes over
+    if not others:  # an integer may stand for data that the loss closes over
         return jnp.issubdtype(scalar.dtype, jnp.floating)
     if max(num_axes) == 1:
         return True
-    if len(others) > 1 or num_axes[0] > 3:  # beside inputs and labels, or many images
+    if len(others) > 1 or num_axes[0] > 3:  # beside inputs and labels, or beside many images
         return False
-    # A float is no label of an image, nor is an integer of sequences of tokens.
+    # A float is not the label of an image, nor an integer the label of sequences of tokens.
     is_image = jnp.issubdtype(others[0].dtype, jnp.inexact) or others[0].dtype == np.uint8
     return is_image and not jnp.issubdtype(scalar.dtype, jnp.floating)

@@ -38,12 +38,12 @@ class Batches(Protocol):
     """Where the batches of a test come from.
 
     Attributes:
-      held: whether all of them are there, so that the test can be one program.
-      arrays: the batches, stacked; ``()`` where they are made or read.
-      batch_fn: makes them in the program; None where it does not.
-      example: shapes and dtypes of one batch, or of what ``batch_fn`` is given.
-      most_rows: rows that one read can have.
-      ended_by: the exception that reading ended with.
+      held: whether all are available up front, so that the test can be one program.
+      arrays: the batches, stacked; ``()`` if they are made by a function or read one by one.
+      batch_fn: the function that makes them in the program, or None.
+      example: shapes and dtypes of one batch, or of the argument of ``batch_fn``.
+      most_rows: the most rows that one read can return.
+      ended_by: the exception that ended the reading, if any.
     """
 
     held: bool
@@ -56,17 +56,17 @@ class Batches(Protocol):
     def example(self) -> PyTree: ...
 
     def read(self, num_rows: int, room: int) -> Inputs | None:
-        """Return the next rows, in arrays with room for ``room``; None at the end."""
+        """Return the next rows, in arrays with room for ``room`` rows; None at the end."""
 
     def close(self) -> None:
-        """Let go of what is read from."""
+        """Release the source that is read."""
 
 
 def is_stream(batches: Any) -> bool:
-    """Whether ``batches`` is a Python iterable to read one batch after the other from.
+    """Whether ``batches`` is a Python iterable that gives one batch after the other.
 
-    That is what JAX does not know as a pytree, such as a data loader or a generator. Lists are
-    pytrees to JAX; one of tuples or dicts is a stream, one of arrays could be either.
+    That is an iterable which JAX does not know as a pytree, such as a data loader or a generator.
+    Lists are pytrees to JAX: one of tuples or dicts is a stream, one of arrays could be either.
     """
     if isinstance(batches, list):
         return bool(batches) and not any(_is_leaf(entry) for entry in batches)
@@ -81,7 +81,7 @@ def _is_leaf(value: Any) -> bool:
 def check_num_steps(
     num_steps: int | None, batches: Any, steps_per_value: int, default: int = _DEFAULT_NUM_STEPS
 ) -> int:
-    """Return ``num_steps``, or the default for such batches, if it makes two rows or more."""
+    """Return ``num_steps``, or the default for these batches, if it makes two rows or more."""
     if num_steps is None:
         sized = not callable(batches) and not is_stream(batches)
         available = _batch_length(batches) if sized else default
@@ -131,7 +131,7 @@ def _batch_length(batches: PyTree) -> int:
 
 
 def _refuse_lists(batches: PyTree) -> None:
-    """Raise for lists, of which nobody can tell whether they are the batches or parts of one."""
+    """Raise for lists, which could be the batches or the parts of one batch."""
     is_list = lambda node: isinstance(node, list)
     for path, node in jax.tree_util.tree_leaves_with_path(batches, is_leaf=is_list):
         if not isinstance(node, list) or not node:
@@ -154,7 +154,7 @@ def _refuse_lists(batches: PyTree) -> None:
 
 
 def open_batches(batches: Any, num_rows: int, steps_per_value: int) -> Batches:
-    """Return the batches of a test of so many rows, if they are enough as far as can be known."""
+    """Return the batches of a test of ``num_rows`` rows; raise if they are known to be too few."""
     if is_stream(batches):
         return StreamedBatches(batches, num_rows, steps_per_value)
     if inspect.isgeneratorfunction(batches):
@@ -174,20 +174,20 @@ def open_batches(batches: Any, num_rows: int, steps_per_value: int) -> Batches:
 
 
 def _needed(leaf: Any, num_needed: int) -> jax.Array | np.ndarray:
-    """Return an array; of the host, where it may be a file or too large, only what is used."""
+    """Return an array; of NumPy's, which may be a file or too large, only the part that is used."""
     array = as_array("batches", leaf)
     return array[:num_needed] if isinstance(array, np.ndarray) else array
 
 
 def hold_batches(batches: Any, num_steps: int) -> HeldBatches:
-    """Return the batches of ``num_steps`` training steps; a stream is read for it."""
+    """Return the batches of ``num_steps`` training steps; a stream is read into memory."""
     source = open_batches(batches, num_steps, steps_per_value=1)
     arrays = source.arrays if source.held else _read_all(source, num_steps)
     return HeldBatches(arrays, num_steps, source.batch_fn)
 
 
 def _read_all(source: Batches, num_batches: int) -> PyTree:
-    """Return the next batches of a stream stacked, all of them on the device."""
+    """Return the next batches of a stream, all of them stacked on the device."""
     try:
         inputs = source.read(num_batches, num_batches)
     finally:
@@ -204,7 +204,7 @@ def _read_all(source: Batches, num_batches: int) -> PyTree:
 
 
 class HeldBatches:
-    """Batches that are all there: arrays, or a function that makes them in the program."""
+    """Batches available up front: arrays, or a function that makes them in the program."""
 
     held = True
 
@@ -219,7 +219,7 @@ class HeldBatches:
 
     @property
     def example(self) -> PyTree:
-        """Shapes and dtypes of one batch, or of the step that the function is given."""
+        """Shapes and dtypes of one batch, or of the step number that the function is given."""
         if self.batch_fn is not None:
             return ShapeDtype((), jnp.int32)
 
@@ -232,15 +232,15 @@ class HeldBatches:
 
     def read(self, num_rows: int, room: int) -> Inputs | None:
         del room  # the arrays have every row
-        self.arrays = jax.device_put(self.arrays)  # once: where they are, they stay
+        self.arrays = jax.device_put(self.arrays)  # only the first call moves them
         first = self._next_row
         num_rows = min(num_rows, self.most_rows - first)
         self._next_row += num_rows
         return Inputs(self.arrays, np.int32(first), np.int32(num_rows)) if num_rows else None
 
     def again(self) -> HeldBatches:
-        """Return the same batches, from the first on."""
+        """Return the same batches, starting again from the first."""
         return HeldBatches(self.arrays, self.most_rows, self.batch_fn)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, since nothing is open."""

@@ -1,4 +1,4 @@
-"""What range tests are given, checked before anything is traced."""
+"""Checks of the arguments of range tests, before anything is traced."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
 def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
-    """Return the training step of a loss and an optimizer, if they are functions."""
+    """Return the training step of a loss and an optimizer; raise if they are not functions."""
     loss_fn = function("loss_fn", loss_fn, form="(params, batch) -> loss")
     if isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
@@ -47,7 +47,7 @@ def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
     optimizer = function("optimizer", optimizer, form="learning_rate -> GradientTransformation")
     if isinstance(optimizer, functools.partial):
         names = [*_argument_names(optimizer.func)[: len(optimizer.args)], *optimizer.keywords]
-        if "learning_rate" in names:  # and the rates of the test would be another argument's
+        if "learning_rate" in names:  # then the test's rates would go to another argument
             raise TypeError(
                 f"optimizer must leave the learning rate open, got {shown(optimizer)}. Bind other "
                 f"arguments by name, functools.partial(optax.adamw, weight_decay=0.1). "
@@ -59,7 +59,7 @@ def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
 def _argument_names(factory: Any) -> list[str]:
     try:
         return [*inspect.signature(factory).parameters]
-    except ValueError:  # of a function in C
+    except ValueError:  # a function written in C
         return []
 
 
@@ -75,7 +75,7 @@ def check_params(params: PyTree) -> None:
     nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_variable)
     variables = [(path, node) for path, node in nodes if is_variable(node)]
     if not any(is_param(variable) for _, variable in variables):
-        return  # a part of a model that was split by another kind
+        return  # part of a model that was split off by another kind of variable
     for path, variable in variables:
         if not is_param(variable) and jnp.issubdtype(variable.dtype, jnp.inexact):
             raise ValueError(
@@ -99,7 +99,7 @@ def check_arrays(name: str, tree: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         part = f"{name}{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, _ARRAYS):
-            if _is_of_nnx(leaf):  # no pytree in older Flax
+            if _is_of_nnx(leaf):  # not a pytree in older Flax
                 raise TypeError(
                     f"{part} must be an array, got the nnx module {describe(leaf)}. Pass what "
                     "nnx.split(model, nnx.Param, ...) gives, and merge it in the loss or the step: "
@@ -110,7 +110,7 @@ def check_arrays(name: str, tree: PyTree) -> None:
                 "Leave what is not one out, or close over it; if there are arrays in it, register "
                 f"its class with JAX (jax.tree_util.register_dataclass). {see('training-steps/')}"
             )
-        # An array in another byte order is one that JAX does not take.
+        # JAX does not accept an array in another byte order.
         if isinstance(leaf, np.ndarray) and not (
             is_numeric(leaf.dtype) and native(part, leaf) is leaf
         ):
@@ -125,7 +125,7 @@ def _is_of_nnx(value: Any) -> bool:
 
 
 def _check_is_tree(name: str, tree: PyTree) -> None:
-    """Raise for a variable of Flax in two places, which a pytree would make two variables."""
+    """Raise if a Flax variable is in two places: in a pytree it would become two variables."""
     places: dict[int, str] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable):
         place = f"{name}{jax.tree_util.keystr(path)}"
@@ -139,7 +139,7 @@ def _check_is_tree(name: str, tree: PyTree) -> None:
 
 
 def held_out_batch(held_out: PyTree) -> PyTree:
-    """Return a batch as arrays, if it is one; None where there is none."""
+    """Return the held-out batch as arrays, or None if there is none; raise unless it is one."""
     if held_out is None:
         return None
     if is_stream(held_out) and not isinstance(held_out, (list, str)):
@@ -172,7 +172,7 @@ def checked_values(values: ArrayLike) -> jax.Array | np.ndarray:
 
 
 def _check_held(numbers: np.ndarray, dtype: Any, values: ArrayLike) -> None:
-    """Raise unless all of the values, as float64, are finite and not 0 alone in ``dtype``."""
+    """Raise if a value, given as float64, is not finite in ``dtype``, or becomes 0 in it."""
     with np.errstate(over="ignore", under="ignore"):
         held = numbers.astype(dtype)
     if not (np.isfinite(held) & ((held != 0) | (numbers == 0))).all():
@@ -198,7 +198,7 @@ def spaced(min_lr: Any, max_lr: Any, num_values: int, spacing: str) -> jax.Array
     return jnp.linspace(start, stop, num_values)
 
 
-@functools.lru_cache(maxsize=32)  # as long to compute as a step of a small network
+@functools.lru_cache(maxsize=32)  # computing them takes as long as a step of a small network
 def _known_rates(low: float, high: float, num_values: int, spacing: str) -> np.ndarray:
     space = np.geomspace if spacing == "log" else np.linspace
     rates: np.ndarray = space(low, high, num_values).astype(np.float32)
@@ -220,5 +220,5 @@ def stop_rule(smoothing: ArrayLike, stop_factor: ArrayLike) -> StopRule:
 
 
 def _as_float32(number: Any) -> ArrayLike:
-    # NumPy's go into a compiled program as they are; JAX's would take a program each to make.
+    # A compiled program takes NumPy numbers as they are; making JAX's would run a program for each.
     return number.astype(jnp.float32) if isinstance(number, jax.Array) else np.float32(number)

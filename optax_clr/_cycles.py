@@ -16,9 +16,9 @@ from jax.typing import ArrayLike
 
 from optax_clr._arguments import INT32_MAX, as_step, is_on_explicit_axes, shown, whole_number
 
-# ``total_steps`` sums cycles past the last step that can be counted one by one: at most so many.
+# The most cycles that ``total_steps`` sums one by one, if they go past the last int32 step.
 _MAX_UNREACHABLE = 2**20
-# log2 of the ratio of the last length to the first: lengths stay within the range of a float.
+# Largest log2 of the ratio of the last length to the first: lengths must fit in a float.
 _MAX_GROWTH_BITS = 960
 
 
@@ -30,14 +30,14 @@ class Cycles:
 
     $$\max(1, \operatorname{round}(\text{steps} \cdot \text{mult}^i))$$
 
-    steps. All arithmetic is in integers, exact at every step from 0 to ``2**31 - 1``. Instances are
-    frozen, hashable and picklable, so they can be static arguments of ``jax.jit``.
+    steps. Steps are counted in integers, exactly for every step from 0 to ``2**31 - 1``. Instances
+    are frozen, hashable and picklable, so they can be static arguments of ``jax.jit``.
 
     Args:
       steps: length of cycle 0 in optimizer steps, a positive Python integer.
-      mult: how many times longer each cycle is than the one before, a positive Python number.
+      mult: ratio of the length of each cycle to that of the one before, a positive Python number.
         Below 1 the cycles shrink, and ``num_cycles`` must be given.
-      num_cycles: how many cycles there are; ``None`` means without end.
+      num_cycles: number of cycles; ``None`` means that they never end.
 
     Raises:
       TypeError: if a count is not an integer or ``mult`` is not a Python number.
@@ -69,7 +69,7 @@ class Cycles:
 
     @property
     def total_steps(self) -> int | None:
-        """Total length of the cycles, a Python integer of any size; None without end."""
+        """Total length of the cycles, a Python integer of any size; None if they never end."""
         if self.num_cycles is None:
             return None
         if self.mult == 1:
@@ -80,29 +80,29 @@ class Cycles:
         return end or sum(exact_length(self, cycle) for cycle in range(self.num_cycles))
 
     def index(self, step: ArrayLike) -> jax.Array:
-        """Return the cycle that contains ``step``, i32; ``num_cycles`` after the last one."""
+        """Return the cycle that contains ``step``, int32; ``num_cycles`` after the last one."""
         step = as_step(step)
         cycle = locate(self, step).cycle
         return cycle if self.num_cycles is None else self._or_over(cycle, step, self.num_cycles)
 
     def fraction(self, step: ArrayLike) -> jax.Array:
-        """Return how far into its cycle ``step`` is, f32 in [0, 1); 0 after the last cycle."""
+        """Return how far into its cycle ``step`` is, float32 in [0, 1); 0 after the last cycle."""
         step = as_step(step)
         _, row, _, position = locate(self, step)
         length = self.steps if row is None else pick(table(self).float_lengths, row)
         fraction = self._or_over(position.astype(jnp.float32) / length, step, 0.0)
-        # Near the end of a cycle of over 2**24 steps the quotient rounds to 1.
+        # Near the end of a cycle of over 2**24 steps the quotient can round to 1.
         return jnp.minimum(fraction, 1 - 2.0**-24)
 
     def is_end(self, step: ArrayLike) -> jax.Array:
-        """Return whether ``step`` is the last of its cycle, bool: the moment for a snapshot."""
+        """Return whether ``step`` is the last of its cycle, bool: the time for a snapshot."""
         _, row, _, position = locate(self, as_step(step))
-        # After the last cycle the position is its length. A cycle whose length is cut to 2**31 - 1
-        # has no last step that can be counted, unless that is its true length.
+        # After the last cycle the position equals its length, so no step is an end. A cycle whose
+        # length is cut to 2**31 - 1 has no last step in int32, unless that is its true length.
         return position + 1 == (self.steps if row is None else pick(table(self).lengths, row))
 
     def start(self, cycle: ArrayLike) -> jax.Array:
-        """Return the first step of ``cycle``, i32, at most ``2**31 - 1``.
+        """Return the first step of ``cycle``, int32, at most ``2**31 - 1``.
 
         For ``num_cycles`` and any later cycle this is ``total_steps``.
         """
@@ -117,9 +117,10 @@ class Cycles:
         return start + (cycle - first) * length
 
     def length(self, cycle: ArrayLike) -> jax.Array:
-        """Return the steps of ``cycle``, i32, at most ``2**31 - 1``; 0 after the last one.
+        """Return the steps in ``cycle``, int32, at most ``2**31 - 1``; 0 after the last one.
 
-        If ``mult`` is not 1, it is ``2**31 - 1`` for every other that begins after that step.
+        If ``mult`` is not 1, every existing cycle that begins after step ``2**31 - 1`` is
+        reported with that length.
         """
         cycle = self._existing(cycle)
         if self.mult == 1:
@@ -129,12 +130,12 @@ class Cycles:
         return length if self.num_cycles is None else jnp.where(cycle < self.num_cycles, length, 0)
 
     def _existing(self, cycle: ArrayLike) -> jax.Array:
-        """Return ``cycle``, or ``num_cycles`` for any that comes after the last one."""
+        """Return ``cycle``, or ``num_cycles`` for any cycle after the last one."""
         cycle = as_step(cycle, "cycle")
         return cycle if self.num_cycles is None else jnp.minimum(cycle, self.num_cycles)
 
     def _or_over(self, values: jax.Array, step: jax.Array, over: float) -> jax.Array:
-        """Return ``values``, and ``over`` where ``step`` comes after the last cycle."""
+        """Return ``values``, replaced by ``over`` where ``step`` is after the last cycle."""
         end = end_of_all(self)
         return values if end is None else jnp.where(step < end, values, over)
 
@@ -142,12 +143,12 @@ class Cycles:
 class CycleTable(NamedTuple):
     """Cycles of unequal length: ``r`` rows, one for each run of cycles of the same length.
 
-    Every row has another length, and the steps before 2**31 have room for 65,536 different
+    Every row has a different length, and the steps before 2**31 have room for 65,536 different
     lengths, so there are no more rows than that, however close to 1 ``mult`` is.
 
     Attributes:
-      exact_lengths: the length in each row, Python integers of any size.
-      float_lengths: ``f32[r]`` the same; the last may exceed 2**31.
+      exact_lengths: the length of the cycles in each row, Python integers of any size.
+      float_lengths: ``f32[r]`` the same as floats; the last may exceed 2**31.
       cycles: ``i32[r + 1]`` first cycle of each row, and the first that no step reaches; at most
         2**31 - 1.
       starts: ``i32[r + 1]`` first step of that cycle, at most 2**31 - 1.
@@ -167,7 +168,7 @@ class CycleTable(NamedTuple):
 def table(cycles: Cycles) -> CycleTable:
     """Return the table of cycles of unequal length.
 
-    A logarithm in floats would be simpler, and miss some of their boundaries.
+    A logarithm in floats would be simpler, but would miss some of the boundaries.
     """
     lengths: list[int] = []
     firsts, starts = [0], [0]
@@ -190,7 +191,7 @@ def table(cycles: Cycles) -> CycleTable:
 
 
 def _num_equal(cycles: Cycles, first: int, start: int) -> int:
-    """Return how many cycles from ``first`` on have its length, of those that a step reaches."""
+    """Return how many cycles from ``first`` on have its length, among those that a step reaches."""
     equal = exact_length(cycles, first)
     most = (INT32_MAX - start) // equal + 1
     if cycles.num_cycles is not None:
@@ -210,13 +211,13 @@ def _num_equal(cycles: Cycles, first: int, start: int) -> int:
 
 
 class Place(NamedTuple):
-    """Where steps are.
+    """Where steps are: their cycles, and their positions within them.
 
     Attributes:
       step: ``i32[...]`` the steps, at most the end of all cycles.
       row: ``i32[...]`` row of the table; None for cycles of equal length, which need no table.
-      cycle: ``i32[...]`` the cycle.
-      position: ``i32[...]`` steps since it began.
+      cycle: ``i32[...]`` the cycle of each step.
+      position: ``i32[...]`` steps since that cycle began.
     """
 
     step: jax.Array
@@ -226,7 +227,7 @@ class Place(NamedTuple):
 
 
 def locate(cycles: Cycles, step: jax.Array) -> Place:
-    """Return where int32 steps are; those after the last cycle are at its end."""
+    """Return the place of int32 steps; those after the last cycle are put at its end."""
     if cycles.num_cycles is not None:
         end = end_of_all(cycles)
         step = jnp.minimum(step, INT32_MAX if end is None else end)
@@ -261,8 +262,8 @@ def exact_length(cycles: Cycles, cycle: int) -> int:
 
 def pick(column: np.ndarray, row: jax.Array) -> jax.Array:
     """Return the entries of a table's column at ``row``, which is never out of range."""
-    # A new array in the types that are enabled now: JAX may remember one of the same column from
-    # when 64-bit types were.
+    # A new array in a dtype that is enabled now: JAX may have cached this column while 64-bit types
+    # were enabled.
     column = column.astype(jax.dtypes.canonicalize_dtype(column.dtype))
     entries: jax.Array = _gather(column, row)
     return entries
@@ -270,10 +271,10 @@ def pick(column: np.ndarray, row: jax.Array) -> jax.Array:
 
 @jax.jit
 def _gather(column: jax.Array, row: jax.Array) -> jax.Array:
-    column = jnp.asarray(column)  # NumPy's without jit
+    column = jnp.asarray(column)  # a NumPy array if jit is disabled
     if not is_on_explicit_axes(row):
         return column.at[row].get(mode="clip")
-    # There JAX must be told how to shard the entries, and inside jax.vmap nobody knows.
+    # Indexing on Explicit axes must say how the entries are sharded: unknown inside jax.vmap.
     along = (1,) * row.ndim + column.shape
     is_entry = row[..., None] == np.arange(len(column), dtype=np.int32).reshape(along)
     return jnp.where(is_entry, column.reshape(along), 0).sum(-1, dtype=column.dtype)
@@ -294,7 +295,7 @@ def _bisect(column: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def _last_at_most(column: np.ndarray, values: jax.Array) -> jax.Array:
-    """Return the last row at which a rising column is at most the value, or row 0.
+    """Return the last row at which an increasing column is at most the value, or row 0.
 
     ``jnp.searchsorted`` fails on values that are sharded over Explicit axes.
     """
@@ -303,7 +304,7 @@ def _last_at_most(column: np.ndarray, values: jax.Array) -> jax.Array:
 
 
 def _row_of(columns: CycleTable, cycle: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the row of a cycle, the last one for those that no step reaches, and the cycle."""
+    """Return the row of a cycle, and the cycle, cut to the first one that no step reaches."""
     cycle = jnp.minimum(cycle, columns.cycles[-1])
     return _last_at_most(columns.cycles, cycle), cycle
 
@@ -312,10 +313,10 @@ def _check_mult(mult: Any, num_cycles: int | None) -> float:
     allowed = "a positive Python number of at most 2**31 - 1"
     if isinstance(mult, bool) or not isinstance(mult, numbers.Real):
         raise TypeError(f"mult must be {allowed}, got {shown(mult)}.")
-    number: Any = mult  # as it is, since an integer may be beyond all floats
+    number: Any = mult  # as it is, since an integer may be too large for a float
     if not 0 < number <= INT32_MAX:
         raise ValueError(f"mult must be {allowed}, got {shown(mult)}.")
-    # What is equal is the same: a table, or a program of jit, may be that of the other.
+    # Equal values must be identical, 2.0 and 2: equal instances share cached tables and programs.
     factor = round(float(mult)) if float(mult).is_integer() else float(mult)
     if factor < 1 and num_cycles is None:
         raise ValueError(
@@ -326,7 +327,7 @@ def _check_mult(mult: Any, num_cycles: int | None) -> float:
 
 
 def _check_num_cycles(cycles: Cycles, num_cycles: int) -> None:
-    """Raise if too many cycles lie past the last step that can be counted to be summed."""
+    """Raise if cycles past the last int32 step are too many, or grow too long, to be summed."""
     growth_bits = (num_cycles - 1) * math.log2(cycles.mult)
     is_huge = num_cycles > _MAX_UNREACHABLE or growth_bits > _MAX_GROWTH_BITS
     if is_huge and table(cycles).end is None:

@@ -39,23 +39,24 @@ def cyclical_schedule(
     $$
 
     Args:
-      base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
-      peak_value: scalar at the peak, the smaller of the two for a momentum; may be traced.
+      base_value: scalar at both ends of every cycle, for any hyperparameter; may be traced.
+      peak_value: scalar at the peak, the smaller of the two values for a momentum; may be traced.
       rise_steps: optimizer steps (not epochs) from base to peak in cycle 0, a Python integer.
       fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
       wave: pure function from heights to heights, both in [0, 1]: ``waves.linear``,
         ``waves.cosine``, ``waves.welch`` or your own.
-      envelope: pure function ``(cycle, step) -> scale`` of the amplitude: ``envelopes.halving``,
-        ``envelopes.exponential(gamma)`` or your own; ``None`` leaves it at 1.
-      mult: how many times longer each cycle is than the one before, as in [`Cycles`][].
-      num_cycles: number of cycles, after which the last value is held; ``None``: without end.
+      envelope: pure function ``(cycle, step) -> scale`` that scales the amplitude:
+        ``envelopes.halving``, ``envelopes.exponential(gamma)`` or your own; ``None`` keeps it at 1.
+      mult: ratio of the length of each cycle to that of the one before, as in [`Cycles`][].
+      num_cycles: number of cycles, after which the last value is held; ``None`` means no end.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value, of the same
-      shape and float32 (float64 where the values are float64 arrays).
+      A pure function that maps the step, integers of any dtype and shape, to the value, an array
+      of the same shape in float32 (in float64 if the values are float64 arrays).
 
     Raises:
-      TypeError: if a count is not an integer, a value not a real number, a function not callable.
+      TypeError: if a count is not an integer, a value is not a real number, or a function is not
+        callable.
       ValueError: if a count is below 1, a value is not finite, ``mult`` is out of range, or a
         function does not return one number for each height or step.
 
@@ -88,7 +89,7 @@ def cyclical_schedule(
         within = between(base_value, peak_value, up, down)
         if envelope is None:
             return within
-        # Where an envelope takes it beyond the peak, that is the difference of two larger numbers.
+        # Beyond the peak, "within" is a difference of two larger numbers, and so loses digits.
         beyond = jnp.asarray(base_value, dtype) + _difference(peak_value, base_value, dtype) * up
         return jnp.where(up > 1, beyond, within)
 
@@ -96,7 +97,7 @@ def cyclical_schedule(
 
 
 def _difference(high: ArrayLike, low: ArrayLike, dtype: DTypeLike) -> jax.Array:
-    """Return ``high - low``, of numbers of Python before they are rounded."""
+    """Return ``high - low``; Python floats are subtracted before they are rounded."""
     if isinstance(high, float) and isinstance(low, float):
         return jnp.asarray(high - low, dtype)
     return jnp.asarray(high, dtype) - jnp.asarray(low, dtype)
@@ -110,8 +111,7 @@ def triangular_schedule(
 ) -> optax.Schedule:
     r"""Return a schedule that climbs linearly from base to peak and back, without end.
 
-    In a cycle of $r$ steps up and $f$ steps down, at the position
-    $p = t \bmod (r + f)$, the value is
+    In a cycle of $r$ steps up and $f$ steps down, the value at position $p = t \bmod (r + f)$ is
 
     $$
     \text{base} + (\text{peak} - \text{base}) \cdot
@@ -119,18 +119,18 @@ def triangular_schedule(
     $$
 
     Args:
-      base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
-      peak_value: scalar at the peak, the smaller of the two for a momentum; may be traced.
-      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises the steps of 2 to
-        10 epochs.
+      base_value: scalar at both ends of every cycle, for any hyperparameter; may be traced.
+      peak_value: scalar at the peak, the smaller of the two values for a momentum; may be traced.
+      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises the number of
+        steps in 2 to 10 epochs.
       fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value, of the same
-      shape and float32 (float64 where the values are float64 arrays).
+      A pure function that maps the step, integers of any dtype and shape, to the value, an array
+      of the same shape in float32 (in float64 if the values are float64 arrays).
 
     Raises:
-      TypeError: if a count is not an integer or a value not a real number.
+      TypeError: if a count is not an integer or a value is not a real number.
       ValueError: if a count is below 1 or a value is not finite.
 
     Examples:
@@ -159,23 +159,23 @@ def triangular2_schedule(
 ) -> optax.Schedule:
     r"""Return a triangular schedule whose height halves after every cycle.
 
-    With $h$ the height of the triangle at step $t$ and $i$ the cycle, from 0,
+    With $h$ the height of the triangle at step $t$ and $i$ the cycle, counted from 0, the value is
 
     $$\text{base} + (\text{peak} - \text{base}) \cdot h \cdot 2^{-i}$$
 
     Args:
-      base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
+      base_value: scalar at both ends of every cycle, for any hyperparameter; may be traced.
       peak_value: scalar at the peak of cycle 0, may be traced.
-      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises the steps of 2 to
-        10 epochs.
+      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises the number of
+        steps in 2 to 10 epochs.
       fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value, of the same
-      shape and float32 (float64 where the values are float64 arrays).
+      A pure function that maps the step, integers of any dtype and shape, to the value, an array
+      of the same shape in float32 (in float64 if the values are float64 arrays).
 
     Raises:
-      TypeError: if a count is not an integer or a value not a real number.
+      TypeError: if a count is not an integer or a value is not a real number.
       ValueError: if a count is below 1 or a value is not finite.
 
     Examples:
@@ -202,25 +202,25 @@ def exp_range_schedule(
 ) -> optax.Schedule:
     r"""Return a triangular schedule whose height decays a little with every step.
 
-    With $h$ the height of the triangle at step $t$, counted from 0 over all cycles,
+    With $h$ the height of the triangle at step $t$, counted from 0 over all cycles, the value is
 
     $$\text{base} + (\text{peak} - \text{base}) \cdot h \cdot \gamma^t$$
 
     Args:
-      base_value: scalar at both ends of every cycle, of any hyperparameter; may be traced.
+      base_value: scalar at both ends of every cycle, for any hyperparameter; may be traced.
       peak_value: scalar that cycle 0 climbs towards, may be traced.
-      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises the steps of 2 to
-        10 epochs.
+      rise_steps: optimizer steps (not epochs) from base to peak; Smith advises the number of
+        steps in 2 to 10 epochs.
       fall_steps: steps from peak to base; ``None`` means ``rise_steps``.
-      gamma: positive scalar a little below 1, such as 0.99994; may be traced. For the precision
-        see ``envelopes.exponential``.
+      gamma: positive scalar a little below 1, such as 0.99994; may be traced. Its precision
+        is described under ``envelopes.exponential``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value, of the same
-      shape and float32 (float64 where the values are float64 arrays).
+      A pure function that maps the step, integers of any dtype and shape, to the value, an array
+      of the same shape in float32 (in float64 if the values are float64 arrays).
 
     Raises:
-      TypeError: if a count is not an integer or a value not a real number.
+      TypeError: if a count is not an integer or a value is not a real number.
       ValueError: if a count is below 1, a value is not finite, or ``gamma`` is not positive.
 
     Examples:

@@ -1,7 +1,7 @@
-"""Where the project is found, and how a message refers to a page of its documentation."""
+"""Addresses of the project, and how a message refers to a page of its documentation."""
 
-# Empty until somebody owns them; then with a slash at the end. From here they go into messages, the
-# site (docs/addresses.py), and the wheel's metadata and README (.ci/metadata.py).
+# Empty until somebody owns the addresses; then each ends with a slash. They are used in messages,
+# on the site (docs/addresses.py), and in the wheel's metadata and README (.ci/metadata.py).
 DOCUMENTATION = ""
 REPOSITORY = ""
 
@@ -18,14 +18,14 @@ TITLES = {
 
 
 def see(place: str, documentation: str = DOCUMENTATION) -> str:
-    """Return the last sentence of a message, which names a page, or a heading on it.
+    """Return the last sentence of a message, which points to a page or to a heading on it.
 
     Args:
-        place: the page's name, and the heading's anchor: ``"reading/#too-few-steps"``.
-        documentation: the address of the documentation, or "" while it has none.
+        place: name of the page, and anchor of the heading if any: ``"reading/#too-few-steps"``.
+        documentation: address of the documentation, or "" while it has none.
     """
     if documentation:
-        return f"See {documentation}{place}"  # no full stop, which would become part of the link
+        return f"See {documentation}{place}"  # no full stop: it would become part of the link
     page, _, anchor = place.partition("/")
     heading = anchor.removeprefix("#").replace("-", " ")
     return f"See '{TITLES[page]}', {heading + ', ' if heading else ''}in the documentation."

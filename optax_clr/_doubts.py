@@ -1,4 +1,4 @@
-"""What keeps a curve from being read, and what leaves a doubt."""
+"""Why a curve cannot be read, and what makes a reading doubtful."""
 
 from __future__ import annotations
 
@@ -29,37 +29,39 @@ from optax_clr._valley import (
     mean,
 )
 
-# How far below the first losses the lowest average must be, in standard errors of the two: if rows
-# are independent, and if they wander. Of 500 curves of noise each, of 300 rows, fewer than 1 in 100
-# are read if normal, exponential, lognormal or AR(1) with a correlation of .5, and 2% with one of
-# .95; of 1,000 rows 1 in 200. Of 63 development tests of 300 rows none is refused.
+# Required depth of the lowest average below the first losses, in standard errors of the difference:
+# if rows are independent, and if they wander. Of 500 curves of pure noise of each kind, with 300
+# rows, fewer than 1 in 100 are read if the noise is normal, exponential, lognormal or AR(1) with a
+# correlation of .5, and 2% if it is AR(1) with one of .95; with 1,000 rows 1 in 200. Of 63
+# development tests of 300 rows none is refused.
 _MIN_SIGNIFICANCE = 4.0
 _MIN_WANDER_SIGNIFICANCE = 9.5
-# Over the number of rows, what is added to that: few rows do not tell their own noise well, and of
-# 6 to 20 one in ten would be read.
+# Divided by the number of rows, and added to the first of these: few rows are a poor estimate of
+# their own noise, and of curves of noise with 6 to 20 rows one in ten would be read.
 _FOR_FEW_ROWS = 56.0
-# Of rows with others between them, how far apart they are over neighbours: where the second begins
-# to count, and where alone.
+# Values of Fall.far_over_near. Up to the first, the significance for independent rows is enough for
+# rows that wander; from the second on, their own is required; in between, it is interpolated.
 _INDEPENDENT, _WALK = 1.2, 1.5
-# By so many deviations of a row above the first, the last have risen. They are what ended the test.
+# The last rows, which ended the test, have risen if they lie this many standard deviations of the
+# noise above the first rows.
 _RISEN = 4.0
-# In fewer rows than this that is not known well enough to refuse a test: it leaves a doubt.
+# With fewer rows, wandering is not known well enough to refuse a test: it only leaves a doubt.
 _ROWS_TO_KNOW_WANDER = 200
-# The loss of a model that learns does not make so much of its fall at once, beyond two standard
-# errors; what is told apart by averages over more decades than that may be a steep fall. Of 451
-# development tests read without a doubt none does, of 343 of networks whose last layer begins at
-# zero, or does not, 3. Where one of 5 to 10 classes follows another and nothing is learned, 1 to 5%
-# are read in silence, not 20 to 45%.
+# A model that learns does not make this share of its fall at once, beyond two standard errors. The
+# averages compared span at most this many decades each: over more, a drop may just be a steep fall.
+# Of 451 development tests read without a doubt none jumps; of 343 of networks whose last layer is,
+# or is not, initialised to zero, 3 do. If one of 5 to 10 classes follows another and nothing is
+# learned, 1 to 5% of tests are read without a doubt, instead of 20 to 45%.
 _JUMP, _JUMP_WIDTH = 0.45, 0.24
-# What is below so many times what it has to be is doubtful.
+# A fall of less than this many times the required significance is doubtful.
 _CLEAR = 1.15
-# In decades. Where the sweep ends within a wider valley, going on would move what is read up with
-# it: of the six tasks of docs/study on which that happens four are read 1.3 to 60 times too high,
-# and two 3 and 4 times too low. Within a narrower valley it is more often too low.
+# Width in decades. If the sweep ends within a wider valley, a longer sweep would just read higher:
+# of the six tasks of docs/study on which this happens four are read 1.3 to 60 times too high, and
+# two 3 and 4 times too low. Within a narrower valley the reading is more often too low.
 _ENDLESS = 2.75
-# At the lower end of the valley, in steps at that rate: what a sweep of 18 steps to a decade has.
-# The mean regret of a constant rate, without and with a held-out batch, is .18 and .20 in the
-# development tests of docs/study with 9 steps to a decade, .12 and .10 with 19, .07 with 37.
+# Fewest equivalent steps at the lower end of the valley: those of a sweep of 18 steps to a decade.
+# In the development tests of docs/study the mean regret of a constant rate, without and with a
+# held-out batch, is .18 and .20 with 9 steps to a decade, .12 and .10 with 19, .07 with 37.
 _FEW_STEPS = 8.0
 
 READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED, _SUDDEN, _FEW, _ENDED = range(9)
@@ -131,7 +133,7 @@ DOUBTS = (
 
 
 def descent_to(rows: Rows, scales: Scale, lowest: Array) -> Descent:
-    """Return the fall to the lowest average, of the losses as they are."""
+    """Return the fall to the lowest average, measured on the losses themselves, without asinh."""
     numpy = numpy_of(rows)
     heights = numpy.minimum(rows.curves, scales.ceiling[:, None]) - scales.lowest[:, None]
     losses = mean(heights / scales.typical[:, None])
@@ -149,7 +151,7 @@ def descent_to(rows: Rows, scales: Scale, lowest: Array) -> Descent:
     distance = numpy.abs(position - rows.grid[lowest])
     row = numpy.argmin(numpy.where(numpy.isnan(distance), np.inf, distance))
     num_before = numpy.maximum(num_first, row.astype(np.int32))
-    # In the order of the sweep, which may be downward: before a quarter of the fall was made.
+    # In the order of the sweep, which may be downward: up to where a quarter of the fall is made.
     is_high = numpy.interp(position, rows.grid, average) > first - fall / 4
     order = np.arange(losses.shape[0], dtype=np.int32)
     num_level = 1 + numpy.max(order, initial=-1, where=is_high & (order < num_before))
@@ -166,15 +168,15 @@ def descent_to(rows: Rows, scales: Scale, lowest: Array) -> Descent:
 
 
 class Clarity(NamedTuple):
-    """How many times the fall is as large as it has to be."""
+    """The significance of the fall over the required one."""
 
     independent: Array  # if rows are independent
-    wandering: Array  # if they wander as they do before it
-    of_many: Array  # the first, if there were many rows
+    wandering: Array  # if rows wander as they do before the fall
+    of_many: Array  # if rows are independent, by what is required of many rows
 
 
 def clarity_of(rows: Rows, descent: Descent) -> Clarity:
-    """Return how clear a fall is."""
+    """Return how clear the fall is."""
     numpy = numpy_of(rows)
     fall = fall_in_errors(descent)
     num_valid = numpy.maximum(rows.valid.sum(dtype=np.float32), 1)
@@ -186,13 +188,13 @@ def clarity_of(rows: Rows, descent: Descent) -> Clarity:
 
 
 def _is_jump(descent: Descent) -> Array:
-    """Return whether most of the fall is made at once, clearly."""
+    """Return whether a large part of the fall is clearly made at once."""
     drop = largest_drop(descent, _JUMP_WIDTH)
     return drop.height - 2 * drop.error > _JUMP * descent.height
 
 
 def problem_of(rows: Rows, lowest_rate: Array, clarity: Clarity, diverged: Array) -> Array:
-    """Return the index of what keeps a curve from being read; that which comes last here counts."""
+    """Return the index into ``PROBLEMS``; of several problems, the one found last here counts."""
     numpy = numpy_of(rows)
     num_rows, valid, is_first = rows.valid.shape[0], rows.valid, first_rows(rows.valid)
     can_tell = valid.sum() >= _ROWS_TO_KNOW_WANDER
@@ -202,7 +204,7 @@ def problem_of(rows: Rows, lowest_rate: Array, clarity: Clarity, diverged: Array
     )
     losses, is_last = mean(rows.curves), last_rows(valid)
     before = numpy.max(losses, initial=-np.inf, where=valid & ~is_last)
-    # Not by the highest alone, which one batch makes while the loss rises.
+    # The highest loss so far is not enough: while the loss rises, a single batch may set it.
     noise = typical_deviation(together(losses, valid))
     level = mean_where(losses, is_first) + _RISEN * noise
     last = mean_where(losses, is_last)
@@ -211,7 +213,7 @@ def problem_of(rows: Rows, lowest_rate: Array, clarity: Clarity, diverged: Array
     instead = numpy.where((clarity.of_many > 1) & ~among_first, _FEW, _NEVER_FELL)
     instead = numpy.where(~diverged & ~valid[-1], _ENDED, instead)
     problem = numpy.where(never_fell, numpy.where(is_sudden, _SUDDEN, instead), problem)
-    # Of finite losses, too few may be at a positive rate, or all at the same one.
+    # Enough losses may be finite, but too few of them at positive rates, or all at the same one.
     num_finite = numpy.isfinite(rows.curves).any(0).sum()
     has_few = (num_finite >= MIN_ROWS) | (num_rows < MIN_ROWS)
     few = numpy.where(has_few, _TOO_FEW, _DIVERGED)
@@ -229,10 +231,10 @@ def doubts_of(
     diverged: Array,
     ended_suddenly: Array,
 ) -> Array:
-    """Return which of the doubts there are, ``bool[d]``.
+    """Return which of ``DOUBTS`` apply, ``bool[d]``.
 
-    ``steps`` is the training at the lower end, in steps at that rate; ``diverged`` is whether all
-    curves did, ``ended_suddenly`` whether one ended before it rose.
+    ``steps`` is the number of equivalent steps at the lower end of the valley; ``diverged`` is
+    whether all curves diverged, ``ended_suddenly`` whether one ended before it rose.
     """
     numpy = numpy_of(rows)
     first_end = numpy.max(rows.position, initial=-np.inf, where=first_rows(rows.valid))
@@ -240,7 +242,7 @@ def doubts_of(
     rises = ~numpy.any(numpy.diff(descent.position) < 0)
     is_cut = within.upper == GRID_SIZE - 1
     is_whole = is_cut & ~diverged & rows.valid[-1]
-    # With those before the start of the sweep, had it begun at next to nothing.
+    # Count the steps that the sweep would have had before its start, had it begun near zero.
     part_before = 10 ** (rows.grid[0] - rows.grid[within.lower])
     are_few = steps < _FEW_STEPS * (1 - part_before)
     is_endless = rows.grid[within.upper] - rows.grid[within.lower] > _ENDLESS
@@ -252,7 +254,7 @@ def doubts_of(
             ended_suddenly,
             begins_within & rises,  # a falling sweep begins at the other end
             numpy.minimum(clarity.independent, clarity.wandering) <= _CLEAR,
-            # At the start a model may learn much in a few rows.
+            # Near the start of the sweep, a model may well learn much within a few rows.
             (within.falls_again | _is_jump(descent)) & ~begins_within,
             ~rises,
             within.is_destroyed,

@@ -45,7 +45,7 @@ def hidden_figure() -> Figure | None:
 
 
 def as_html(figure: Figure, *, alternative: str) -> str:
-    """Return the figure as an image in HTML, with two pixels for one of CSS."""
+    """Return the figure as an HTML image, with two pixels for each CSS pixel."""
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=2 * _DPI)
     code = base64.b64encode(image.getvalue()).decode()
@@ -96,7 +96,7 @@ def draw_peak(ax: Axes, rate: float) -> None:
 
 
 def draw_rule(ax: Axes, number: int, name: str, rate: float) -> None:
-    """Draw what another rule reads, each in a colour of its own."""
+    """Draw the rate that another rule reads, each rule in a colour of its own."""
     color = _RULES[number % len(_RULES)]
     if np.isfinite(rate):
         ax.axvline(rate, color=color, ls=":", lw=1.4, label=f"{name} {rate:.2g}")
@@ -105,21 +105,21 @@ def draw_rule(ax: Axes, number: int, name: str, rate: float) -> None:
 
 
 def limit_losses(ax: Axes, losses: np.ndarray, averages: np.ndarray) -> None:
-    """Show the valley and its rim, not how high an explosion went, or a level curve in its noise.
+    """Show the valley and its rim, or a level curve and its noise, but not the whole explosion.
 
     Args:
       ax: the Axes.
-      losses: ``[c, n]`` what is averaged.
-      averages: ``[c, g]`` what is drawn, not all NaN.
+      losses: ``[c, n]`` the losses that are averaged.
+      averages: ``[c, g]`` the averages that are drawn, not all NaN.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         bends = np.abs(np.diff(losses, 2, axis=-1))
     bends = bends[np.isfinite(bends)]
-    margin = 2 * np.median(bends) if bends.size else 0.0  # some three deviations of their noise
+    margin = 2 * np.median(bends) if bends.size else 0.0  # about three deviations of the noise
     drawn = averages[np.isfinite(averages)]
     first, lowest = np.nanmax(averages[:, 0]), drawn.min()
     fall = max(first - lowest, 0.0)
-    # Of a curve that rises from the start, at least the lower half.
+    # If the curve rises from the start, show at least its lower half.
     top = max(first + 0.6 * fall, np.median(drawn)) + margin
     bottom = min(lowest, np.quantile(losses[np.isfinite(losses)], 0.01)) - 0.1 * fall
     if np.isfinite(top - bottom) and top > bottom:
@@ -127,9 +127,9 @@ def limit_losses(ax: Axes, losses: np.ndarray, averages: np.ndarray) -> None:
 
 
 def add_legend(ax: Axes) -> None:
-    """Name what is drawn, above the level part of the curve."""
+    """Add a legend, above the level part of the curve."""
     num_entries = len(ax.get_legend_handles_labels()[0])
-    if not num_entries:  # of several curves none has a row
+    if not num_entries:  # none of several curves has a row
         return
     ax.legend(loc="upper left", ncols=1 + (num_entries > 5), edgecolor="none", framealpha=0.8)
 

@@ -1,4 +1,4 @@
-"""Which arguments of an optimizer's factory are hyperparameters: schedules, and arrays."""
+"""Which arguments of an optimizer factory are hyperparameters: schedules and arrays."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from optax_clr._documentation import see
 
 
 def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return what a factory takes, with annotations that are text read as what they name."""
+    """Return the parameters of a factory, with string annotations evaluated if possible."""
     try:
         return inspect.signature(factory, eval_str=True).parameters
-    except Exception:  # of what is imported for type checkers alone, or anything else
+    except Exception:  # names imported only for type checkers, or anything else
         return inspect.signature(factory).parameters
 
 
@@ -54,8 +54,8 @@ def varies(parameter: inspect.Parameter, value: Any) -> bool:
 
 
 def _instead_of(value: Any, name: str) -> str:
-    """Return what to pass as a hyperparameter in the place of a container or a text."""
-    if isinstance(value, str):  # as YAML reads 1e-3, without a point
+    """Return advice on what to pass instead of a container or a string."""
+    if isinstance(value, str):  # YAML reads 1e-3, without a decimal point, as a string
         return f"Convert it: {name}=float(...)."
     if isinstance(value, dict):
         return "Pass one of its values."
@@ -65,7 +65,7 @@ def _instead_of(value: Any, name: str) -> str:
     )
 
 
-# Of annotations of trees and of several numbers.
+# Origins of annotations that stand for trees or for several numbers.
 _CONTAINERS = {
     *(tuple, list, dict, collections.abc.Iterable),
     *(collections.abc.Mapping, collections.abc.Sequence),
@@ -83,7 +83,7 @@ def _takes_schedule(parameter: inspect.Parameter) -> bool:
 
 
 def _takes_another_function(parameter: inspect.Parameter) -> bool:
-    """Whether the name or annotation of an argument shows that it takes another function."""
+    """Whether the name or annotation of an argument shows that it takes a non-schedule function."""
     if "mask" in parameter.name:
         return True
     is_schedule = optax.Schedule in _alternatives(parameter.annotation)
@@ -91,7 +91,7 @@ def _takes_another_function(parameter: inspect.Parameter) -> bool:
 
 
 def _takes_function(parameter: inspect.Parameter) -> bool:
-    # Without arguments, as Callable alone has none, an annotation says nothing.
+    # An annotation without arguments, such as a bare Callable, says nothing.
     return any(
         typing.get_origin(kind) is collections.abc.Callable and typing.get_args(kind)
         for kind in _alternatives(parameter.annotation)

@@ -26,7 +26,7 @@ from optax_clr._step_facts import remarks_on
 from optax_clr._stop_rule import StopRule
 
 _DEFAULT_NUM_STEPS = 50
-# A run is judged by the last quarter of its losses, which have less noise than the last of them.
+# A run is judged by the mean of the last quarter of its losses: the last one alone is noisier.
 _JUDGED_PART = 4
 _STOP_AT_NAN = StopRule(smoothing=np.float32(0.0), stop_factor=np.float32(math.inf))
 
@@ -46,18 +46,18 @@ def lr_grid_test(
     spacing: str = "log",
     has_aux: bool = False,
 ) -> RangeTestResult:
-    r"""Train with constant rates side by side, each for a few steps, in one program.
+    r"""Train at several constant rates side by side, each for a few steps, in one program.
 
-    Each of the ``num_values`` rates trains from the same ``params`` on the same batches for
-    ``num_steps`` steps. Its loss is the mean of the last quarter of them,
+    Each of the ``num_values`` runs starts from the same ``params``, and trains at its rate on the
+    same batches for ``num_steps`` steps. Its loss is the mean over the last quarter of the steps,
 
     $$
     L(\eta) = \frac{1}{q} \sum_{t = T - q}^{T - 1} L_t(\eta),
     \quad q = \lceil T / 4 \rceil
     $$
 
-    and the curve of these losses, or of those of a held-out batch after the training, is read like
-    that of [`lr_range_test`][]. It costs ``num_values * num_steps`` training steps, and the
+    and the curve of these losses, or of the losses of a held-out batch after training, is read like
+    that of [`lr_range_test`][]. The test costs ``num_values * num_steps`` training steps, and the
     memory of ``num_values`` models.
 
     Args:
@@ -67,32 +67,32 @@ def lr_grid_test(
         ``optax.adamw``.
       batches: pytree of arrays with a leading axis of at least ``num_steps``; or a function from
         the step, ``i32[]``, to a batch, which is traced into the program; or a Python iterable of
-        batches, of which ``num_steps`` are read and stacked (inside ``jax.jit``, when traced).
-      min_lr: positive lowest rate, may be traced.
-      max_lr: highest rate, larger than ``min_lr``, may be traced.
+        batches, of which ``num_steps`` are read and stacked (inside ``jax.jit``, while tracing).
+      min_lr: lowest rate, positive; may be traced.
+      max_lr: highest rate, larger than ``min_lr``; may be traced.
       num_values: number of rates, at least 2; a reading needs 6 that do not diverge, and often
-        8 or more to tell a fall from chance.
+        8 or more to distinguish a fall from chance.
       num_steps: training steps for each rate; ``None`` means as many as there are batches, or 50 if
         ``batches`` is a function or an iterable.
-      held_out: a batch that is not trained on, of any size; its loss after the training is
-        recorded too, and the readings then read that. ``None`` means none.
+      held_out: a batch of any size that is not trained on; its loss after training is recorded
+        too, and the readings then use it. ``None`` means no such batch.
       spacing: ``"log"`` or ``"linear"`` spacing of the rates.
-      has_aux: whether the loss comes with metrics.
+      has_aux: whether ``loss_fn`` also returns metrics.
 
     Returns:
-      A [`RangeTestResult`][] with a row for each rate; ``smoothed_losses`` are the ``losses``,
-      and ``metrics`` has the loss of every training step, ``f32[num_values, num_steps]``, or with
-      ``has_aux`` a pair of that and the metrics. Rows from the first rate on whose loss was not
-      finite are NaN, and not counted in ``num_valid``.
+      A [`RangeTestResult`][] with a row for each rate; ``smoothed_losses`` equals ``losses``, and
+      ``metrics`` has the loss of every training step, ``f32[num_values, num_steps]``, or with
+      ``has_aux`` a pair of these losses and the metrics. From the first rate whose loss was not
+      finite, rows are NaN, and not counted in ``num_valid``.
 
     Raises:
-      TypeError: if a function is missing or returns something else, the optimizer is one already
-        built, or the params are not real floats.
-      ValueError: if an argument is out of range or empty, the batches are too few or do not agree
-        in length or shape, the loss is not a scalar, or the optimizer ignores its rate.
-      RangeTestWarning: a warning, if every step trains on the same batch, or the last ones do,
-        where a function indexes beyond the end of the data; if the optimizer has a schedule or a
-        scale of its own beside the rate; or if each step trains on a single example, where
+      TypeError: if ``loss_fn`` or ``optimizer`` is not a function or returns something else, the
+        optimizer is already built, or the params are not real floats.
+      ValueError: if an argument is out of range or empty, the batches are too few or differ in
+        length or shape, the loss is not a scalar, or the optimizer ignores its rate.
+      RangeTestWarning: a warning, if every step trains on the same batch; if the last steps do,
+        because a function indexes beyond the end of the data; if the optimizer has a schedule or a
+        scale of its own beside the rate; or if each step trains on a single example and
         ``num_steps`` is not given.
 
     Examples:
@@ -114,7 +114,7 @@ def lr_grid_test(
     counts_batches = num_steps is None
     num_steps = check_num_steps(num_steps, batches, 1, default=_DEFAULT_NUM_STEPS)
     rates = jnp.asarray(spaced(min_lr, max_lr, num_values, spacing))
-    # Copied, since it is read when the training is done: the caller may write to it by then.
+    # Copied, since it is read only after training: the caller may have written to it by then.
     held_out = jax.tree.map(
         lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, held_out_batch(held_out)
     )
@@ -144,14 +144,14 @@ def lr_grid_test(
     )
     missing = jax.tree.map(lambda entry: jnp.full_like(entry, jnp.nan), rows[0])
     result = _as_range_test(rates, _stacked(rows + [missing] * (num_values - len(rows))))
-    # Of the rates that are done one may have diverged: then the curve ends there.
+    # If one of the finished rates diverged, the curve ends there instead.
     is_cut = result.num_valid == len(rows)
     ended_by = jnp.where(is_cut, np.int32(EndedBy.INTERRUPT), result.ended_by)
     return result._replace(ended_by=ended_by)
 
 
 class _Row(NamedTuple):
-    """What a training run at one rate leaves, or columns of it."""
+    """What a training run at one rate records, or columns of such records."""
 
     loss: jax.Array
     held_out_loss: Any
@@ -183,13 +183,13 @@ def _row_of(outcome: Outcome, held_out: PyTree, has_aux: bool) -> _Row:
 def _one_by_one(
     train_at: Callable[[jax.Array], tuple[Outcome, _Row]], rates: jax.Array
 ) -> list[_Row]:
-    """Return the rows of all rates, or, after Ctrl-C, of those that are done."""
+    """Return the rows of all rates, or, after Ctrl-C, of those that are finished."""
     rows: list[_Row] = []
     try:
         for rate in rates:
             outcome, row = train_at(rate)
             if outcome.stopped_by is not None:
-                raise outcome.stopped_by  # Ctrl-C, since the batches are in memory
+                raise outcome.stopped_by  # only Ctrl-C, since the batches are in memory
             rows.append(row)
     except KeyboardInterrupt:
         if not rows:
@@ -202,7 +202,7 @@ def _stacked(rows: list[_Row]) -> _Row:
 
 
 def _as_range_test(rates: jax.Array, columns: _Row) -> RangeTestResult:
-    """Return rows up to the first rate that diverged; those after it are not data."""
+    """Return the rows before the first rate that diverged; those from it on are not data."""
     is_row = jnp.cumprod(jnp.isfinite(columns.loss)).astype(bool)
     rates, losses, held_out_losses, steps = jax.tree.map(
         lambda column: jnp.where(is_row, column, jnp.nan),

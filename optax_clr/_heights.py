@@ -1,4 +1,4 @@
-"""Heights within a cycle: by a wave, scaled by an envelope, and what is left to the peak."""
+"""Heights within a cycle, shaped by a wave and scaled by an envelope, and their complements."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from optax_clr._arguments import function, shown, traced_result
 from optax_clr.envelopes import Envelope, Exponential
 from optax_clr.waves import Wave
 
-# 1 - wave(height), written in the depth 1 - height so that it keeps its digits near the peak: a
-# momentum, or a rate that starts high, has its small values there.
+# 1 - wave(height) as a function of the depth, 1 - height, so that it keeps its digits near the
+# peak: a momentum, or a rate that starts high, has its small values there.
 _COMPLEMENTS: tuple[tuple[Wave, Wave], ...] = (
     (waves.linear, waves.linear),
     (waves.cosine, waves.cosine),
@@ -24,12 +24,12 @@ _COMPLEMENTS: tuple[tuple[Wave, Wave], ...] = (
 
 
 def _complement_of(wave: Wave) -> Wave | None:
-    # Found by identity: a function of the user's may not be hashable.
+    # Compared by identity: a user's function may not be hashable.
     return next((complement for known, complement in _COMPLEMENTS if known is wave), None)
 
 
 def check_wave(name: str, wave: Any) -> Wave:
-    """Return ``wave`` if it maps heights to as many numbers."""
+    """Return ``wave`` if it returns one number for each height."""
     checked: Wave = function(name, wave, form="height -> height")
     if _complement_of(checked) is None:
         _check_result(name, checked, np.zeros(2, np.float32))
@@ -37,7 +37,7 @@ def check_wave(name: str, wave: Any) -> Wave:
 
 
 def check_envelope(envelope: Any) -> Envelope:
-    """Return ``envelope`` if it maps cycles and steps to as many numbers."""
+    """Return ``envelope`` if it returns one number for each cycle and step."""
     checked: Envelope = function("envelope", envelope, form="(cycle, step) -> scale")
     if checked is not envelopes.halving and not isinstance(checked, Exponential):
         counts = np.zeros(2, np.int32)
@@ -63,8 +63,8 @@ def shaped(wave: Wave, height: jax.Array, depth: jax.Array) -> tuple[jax.Array, 
     complement = _complement_of(wave)
     if complement is not None:
         return jnp.asarray(wave(height)), jnp.asarray(complement(depth))
-    # XLA may divide by multiplying, and round a height to just above 1, where the root of what is
-    # left to 1 is NaN. In a phase that has ended it is far above.
+    # XLA may replace a division by a multiplication, and so round a height to just above 1, where
+    # sqrt(1 - height) is NaN. In a phase that has ended the height is far above 1.
     height = jnp.clip(height, 0, 1)
     up = jnp.broadcast_to(jnp.asarray(wave(height), height.dtype), height.shape)
     return up, 1 - up
@@ -73,7 +73,7 @@ def shaped(wave: Wave, height: jax.Array, depth: jax.Array) -> tuple[jax.Array, 
 def scaled(
     envelope: Envelope | None, cycle: jax.Array, step: jax.Array, up: jax.Array, down: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return ``up * scale`` and ``1 - up * scale`` for the scale that the envelope gives."""
+    """Return ``up * scale`` and ``1 - up * scale`` for the scale from the envelope."""
     if envelope is None:
         return up, down
     if isinstance(envelope, Exponential):

@@ -1,4 +1,4 @@
-"""Hyperparameters in the state of an optimizer: read them, set them."""
+"""Read and set hyperparameters in the state of an optimizer."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from optax_clr._states import (
 
 
 def get_hyperparams(state: Any) -> dict[str, jax.Array]:
-    """Return the live hyperparameters found anywhere in an optimizer's or trainer's state.
+    """Return the current hyperparameters found anywhere in an optimizer's or trainer's state.
 
     Args:
       state: any pytree that holds states of [`inject_schedules`][] or
-        ``optax.inject_hyperparams``, such as that of ``optax.chain``, ``optax.partition``,
-        ``optax.MultiSteps`` or a Flax ``TrainState``, or an ``nnx.Optimizer``; also one that a
-        checkpoint gave back as dicts and lists.
+        ``optax.inject_hyperparams``, such as that of ``optax.chain``, ``optax.partition`` or
+        ``optax.MultiSteps``, a Flax ``TrainState`` or an ``nnx.Optimizer``; also one that a
+        checkpoint restored as dicts and lists.
 
     Returns:
-      A dictionary from names to copies of the values used in the update that made this state, or
-      of those of step 0 in a new state. If a name occurs more than once, its values come under
-      their paths, even if they are equal, so that the keys are the same at every step. Empty if
-      everything is constant.
+      A dictionary from names to copies of the values: those used in the update that produced this
+      state, or those of step 0 in a new state. If a name occurs more than once, its values are
+      listed by path, even if they are equal, so that the keys are the same at every step. The
+      dictionary is empty if everything is constant.
 
     Raises:
-      TypeError: if the state is one of shapes, as ``jax.eval_shape`` makes it, or an optimizer.
-      ValueError: if there is no such state, and a schedule was passed to Optax itself, which does
-        not keep its value.
+      TypeError: if ``state`` holds shapes, as from ``jax.eval_shape``, or is an optimizer.
+      ValueError: if there is no such state, and a schedule was passed to Optax directly, which
+        does not keep its value.
 
     Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
@@ -78,20 +78,20 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
 
     Args:
       state: as for [`get_hyperparams`][]; not changed.
-      **values: scalars by name, or by path where [`get_hyperparams`][] gives paths. A name that
+      **values: scalars by name, or by path if [`get_hyperparams`][] returns paths. A name that
         occurs several times is set everywhere. Values are converted to the dtype in the state.
 
     Returns:
-      A new state of the same structure, shapes and dtypes, all of whose arrays are copies; a new
-      ``nnx.Optimizer`` if it was given one.
+      A new state with the same structure, shapes and dtypes, all of whose arrays are copies; for
+      an ``nnx.Optimizer``, a new one.
 
     Raises:
       TypeError: if a value is not a number, or not an integer for a hyperparameter that is one;
-        or if ``state`` is one of shapes, as ``jax.eval_shape`` makes it, or an ``nnx.Optimizer`` in
-        a version of Flax in which it is not a pytree.
+        or if ``state`` holds shapes, as from ``jax.eval_shape``, or is an ``nnx.Optimizer`` in a
+        version of Flax in which it is not a pytree.
       ValueError: if no hyperparameter has that name, a schedule drives it (the next update would
-        overwrite the value), the shape differs, the dtype does not hold the value or it is NaN (a
-        float in a JAX array is not looked at, since that would wait for the device), or the state
+        overwrite the value), the shape differs, the value is NaN or outside the range of the dtype
+        (a float in a JAX array is not checked, since that would wait for the device), or the state
         was restored from a checkpoint without its types.
 
     Examples:
@@ -124,9 +124,9 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
 
 
 def _state_of(state: Any) -> Any:
-    """Return the optimizer's state of a trainer, or the state itself.
+    """Return the optimizer state of a trainer, or the state itself.
 
-    A trainer with several, such as ``critic_opt_state`` beside it, is taken whole.
+    A trainer with several optimizer states, such as a ``critic_opt_state``, is taken whole.
     """
     if not is_trainer(state):
         return state
@@ -148,14 +148,14 @@ def _own_array(value: Any) -> jax.Array:
 def _key(path: Path, name: str) -> str:
     """Return a path such as ``1/inner_states/fast/inner_state/learning_rate``.
 
-    In the outermost state it is ``./learning_rate``, because the name alone stands for every
+    For the outermost state it is ``./learning_rate``, because the name alone stands for every
     hyperparameter of that name.
     """
     return "/".join([*(map(key_name, path) if path else "."), name])
 
 
 def _check_no_bare_schedule(state: Any) -> None:
-    """Raise if a schedule was passed to Optax itself."""
+    """Raise if a schedule was passed to Optax directly."""
     for path, node in walk(state):
         if type(node).__name__ in ("ScaleByScheduleState", "WeightDecaySchedule"):
             raise ValueError(
@@ -201,7 +201,7 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def _like(old: Any, value: Any, name: str) -> Any:
-    """Return ``value`` in the dtype and, if it has one, the nnx.Variable of ``old``."""
+    """Return ``value`` in the dtype of ``old``, and in its nnx.Variable if it has one."""
     if value is old:
         return old
     array = jnp.asarray(old)
@@ -213,7 +213,7 @@ def _like(old: Any, value: Any, name: str) -> Any:
 
 
 def _check_fits(name: str, value: Any, dtype: Any) -> None:
-    """Raise unless ``dtype`` holds a value, as far as it is known without waiting for it."""
+    """Raise unless ``dtype`` can hold a value; traced ones and JAX floats are not checked."""
     given, is_whole = getattr(value, "dtype", type(value)), jnp.issubdtype(dtype, jnp.integer)
     if is_whole and not jnp.issubdtype(given, jnp.integer):
         raise TypeError(f"{name} must be an integer, as it is in the state, got {shown(value)}.")
@@ -228,7 +228,7 @@ def _check_fits(name: str, value: Any, dtype: Any) -> None:
     least, largest = (int(end) for end in (info(dtype).min, info(dtype).max))
     for number in np.ravel(value).tolist() if hasattr(value, "dtype") else [value]:
         size = number if is_whole else abs(number)
-        is_within = least <= size <= largest  # and so not NaN
+        is_within = least <= size <= largest  # False for NaN
         is_lost = is_within and size != 0 and np.asarray(size, dtype) == 0
         if is_lost or not (is_within or size == math.inf):
             raise ValueError(f"{name} must be a number that {dtype} holds, got {shown(value)}.")

@@ -1,4 +1,4 @@
-"""Schedules inside an optimizer, whose state keeps its types and its buffers."""
+"""Schedules inside an optimizer whose state keeps its dtypes and owns its buffers."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def inject_schedules(
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
     """Wrap an optimizer factory so that any of its hyperparameters may be a schedule.
 
-    This is a thin layer over ``optax.inject_hyperparams``. Only what varies becomes a
-    hyperparameter, that is schedules and arrays of numbers, and it is kept in float32 whatever the
-    dtype of the params (in float64 if it is a JAX array of that). Numbers, dtypes, flags, names and
-    tuples stay constants of the program. So a float32 run of Adam, AdamW, Lion or SGD with a
+    This is a thin layer over ``optax.inject_hyperparams``. Only what can vary becomes a
+    hyperparameter: schedules and arrays of numbers. It is kept in float32 whatever the dtype of the
+    params (in float64 if it is a float64 JAX array). Numbers, dtypes, flags, names and tuples stay
+    constants of the program. So a float32 run of Adam, AdamW, Lion or SGD with a
     scheduled learning rate is bit-identical to one that passes the schedule to the factory, and
     Adam in a bfloat16 model keeps its b2 of 0.999, which bfloat16 would round to 1.
 
-    The state keeps its dtypes from ``init`` on, also when a schedule drives the momentum of a
-    bfloat16 model: it compiles once under ``jax.jit``, and can be the carry of a ``jax.lax.scan``.
-    Each of its arrays has its own buffer, so that a training step may donate it.
+    The state keeps its dtypes from ``init`` on, even when a schedule drives the momentum of a
+    bfloat16 model: the update compiles once under ``jax.jit``, and the state can be the carry of a
+    ``jax.lax.scan``. Each of its arrays has its own buffer, so that a training step may donate it.
 
     Args:
       factory: a function that returns a ``GradientTransformation``, such as ``optax.adamw``.
@@ -51,13 +51,13 @@ def inject_schedules(
       state holds the values used in the last update; see [`get_hyperparams`][].
 
     Raises:
-      TypeError: if ``factory`` is not callable or takes an argument by position only, or
-        ``static_args`` are no names; when it is called, if an argument is a function that is
-        neither a schedule nor one of the above, bounds where a schedule belongs, or one that the
-        factory gathers in ``*args`` or ``**kwargs``.
-      ValueError: if ``static_args`` names an argument that the factory does not have; by ``init``,
-        if a hyperparameter would stay at its first value, since the factory injects it once more,
-        or reads it only there.
+      TypeError: if ``factory`` is not callable or has a positional-only argument, or
+        ``static_args`` are not names; when the returned function is called, if an argument is a
+        function that is neither a schedule nor one of the above, is a pair of bounds instead of a
+        schedule, or would be gathered in the factory's ``*args`` or ``**kwargs``.
+      ValueError: if ``static_args`` names an argument that the factory does not have; from
+        ``init``, if a hyperparameter would stay at its first value, because the factory injects it
+        a second time or reads it only in ``init``.
 
     Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
@@ -124,7 +124,7 @@ def _bound(
     args: tuple[Any, ...],
     hyperparams: dict[str, Any],
 ) -> inspect.BoundArguments:
-    """Return what a factory is given by the names of its arguments, with arrays as JAX's."""
+    """Bind the arguments of a factory to their names, with arrays in a form that JAX takes."""
     try:
         given = inspect.signature(factory).bind(*args, **hyperparams)
     except TypeError as error:
@@ -153,7 +153,7 @@ def _names_in(static_args: Any) -> set[str]:
 
 
 def _of_named(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the factory without ``*args`` and ``**kwargs``, which Optax would give it by name."""
+    """Return the factory without ``*args`` and ``**kwargs``, which Optax would pass by name."""
     parameters = inspect.signature(factory).parameters.values()
     named = [parameter for parameter in parameters if parameter.kind not in _GATHERED]
 
@@ -174,7 +174,7 @@ def _as_varying(value: Any) -> Any:
 
 
 def _as_hyperparam(value: Any) -> jax.Array:
-    """Return a number as a new array: a float in float32, or float64 if it is a JAX array of it."""
+    """Return a number as a new array: floats in float32, or in float64 if a float64 JAX array."""
     value = native("a hyperparameter", value)
     dtype = jnp.result_type(value)
     is_double = isinstance(value, jax.Array) and not value.weak_type and dtype == jnp.float64
@@ -186,9 +186,9 @@ def _as_hyperparam(value: Any) -> jax.Array:
 def _with_steady_state(
     inner: optax.GradientTransformationExtraArgs, make: Callable[..., Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the same transformation, whose state keeps its dtypes and shares no buffer.
+    """Return the same transformation with a state that keeps its dtypes and shares no buffers.
 
-    ``make`` returns what it makes in each update, of its hyperparameters.
+    ``make`` builds the wrapped optimizer from its hyperparameters, as ``inner`` does each update.
     """
 
     def init(params: Any) -> Any:
@@ -206,8 +206,8 @@ def _with_steady_state(
                 f")). {see('optimizers/')}"
             )
             raise
-        # A float32 rate would widen bfloat16 updates, and wrappers that choose between updates and
-        # gradients need one dtype. So updates are no wider than gradients and params.
+        # A float32 rate would widen bfloat16 updates, but wrappers that choose between updates and
+        # gradients need one dtype. So updates are made no wider than gradients and params.
         narrowed = _map_alike(_narrow, new_updates, updates, updates if params is None else params)
         return narrowed, own_buffers(_map_alike(_in_dtype, new_state, state))
 
@@ -215,7 +215,7 @@ def _with_steady_state(
 
 
 def _check_trains_with_them(make: Callable[..., Any], state: Any, params: Any) -> None:
-    """Raise if what ``make`` returns would keep the first value of a hyperparameter."""
+    """Raise if the optimizer from ``make`` would keep the first value of a hyperparameter."""
     hyperparams = state.hyperparams
     if any(injected_in(state.inner_state)):
         kept_inside = lambda given: _injected_values(make(**given).init(params))
@@ -226,7 +226,7 @@ def _check_trains_with_them(make: Callable[..., Any], state: Any, params: Any) -
                 "the inner inject_schedules, or optax.inject_hyperparams, or give the schedule to "
                 f"that one alone. {see('optimizers/')}"
             )
-    # What is traced may be a lane of a sweep, which nobody sets later.
+    # A traced value may belong to one vmapped run of a sweep, and is never set later.
     varying = {name for name, value in hyperparams.items() if not is_traced(value)}
     varying |= state.hyperparams_states.keys()
     if varying:
@@ -249,9 +249,9 @@ def _check_trains_with_them(make: Callable[..., Any], state: Any, params: Any) -
 
 
 def _names_read(function: Callable[..., Any], hyperparams: dict[str, Any]) -> set[str] | None:
-    """Return the hyperparameters that arrays in what a function returns are computed from.
+    """Return the hyperparameters from which the arrays in a function's result are computed.
 
-    None if it cannot be traced by itself: it may need more than is known here.
+    None if the function cannot be traced by itself: it may need more than is known here.
     """
     arrays = lambda given: [leaf for leaf in jax.tree.leaves(function(given)) if holds_array(leaf)]
     try:
@@ -263,7 +263,7 @@ def _names_read(function: Callable[..., Any], hyperparams: dict[str, Any]) -> se
 
 
 def _injected_values(state: Any) -> list[Any]:
-    """Return the hyperparameters inside a state that no schedule makes anew in each update."""
+    """Return the hyperparameters inside a state that no schedule recomputes in each update."""
     return [
         value
         for _, node in injected_in(state)
@@ -273,7 +273,7 @@ def _injected_values(state: Any) -> list[Any]:
 
 
 def _map_alike(change: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """Return the tree with its leaves changed, or as it is if the others differ in structure."""
+    """Return the tree with its leaves changed, or unchanged if the others differ in structure."""
     structures: list[Any] = [jax.tree.structure(other) for other in (tree, *others)]
     if any(structure != structures[0] for structure in structures):
         return tree

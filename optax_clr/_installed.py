@@ -1,4 +1,4 @@
-"""What is the caller's own, and what an installed package's."""
+"""Which code is the caller's own, and which belongs to an installed package."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import types
 from typing import Any
 
 _STDLIB = sysconfig.get_path("stdlib")
-# Also those of the user, of the system below a virtual environment, and of Debian.
+# These cover the user's packages, the system's below a virtual environment, and Debian's too.
 _INSTALLED = {"site-packages", "dist-packages"}
-# Nor where they are elsewhere, as by pip install --target: JAX alone has too many objects.
+# Even if they are elsewhere, as by pip install --target: JAX alone has too many objects.
 _NEVER_OWN = {"optax_clr", "jax", "jaxlib", "numpy"}
 _MOST_WRAPPERS = 20
 
 
 @functools.lru_cache(maxsize=1000)
 def is_own(module: Any) -> bool:
-    """Whether a module is the caller's: a notebook, a script, and not an installed package."""
-    # What exec was given no name for; and what is run, whose file may be that of what runs it, such
-    # as a profiler, a debugger, or Python's prompt.
+    """Whether the module of this name is the caller's, such as a notebook or a script."""
+    # Code that exec ran without a name; and the main module, whose file may be that of its runner,
+    # such as a profiler, a debugger, or Python's prompt.
     if module is None or module == "__main__":
         return True
-    # Of some classes of C the name of the module is a descriptor.
+    # For some classes written in C, __module__ is a descriptor.
     if not isinstance(module, str) or module.partition(".")[0] in _NEVER_OWN:
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
@@ -34,14 +34,14 @@ def is_own(module: Any) -> bool:
 
 
 def is_package(value: Any) -> bool:
-    """Whether a value is a module, and not the caller's."""
+    """Whether a value is a module from an installed package."""
     return isinstance(value, types.ModuleType) and not is_own(value.__name__)
 
 
 def is_installed(value: Any) -> bool:
-    """Whether a module of an installed package has an object by its own name, as ``jax.nn.relu``.
+    """Whether an object is found by its own name in an installed module, as ``jax.nn.relu`` is.
 
-    One that the caller has put there may have taken the name, as by ``functools.wraps``.
+    A replacement by the caller does not count, even if it took the name, by ``functools.wraps``.
     """
     if is_own(type(value).__module__):
         return False
@@ -60,7 +60,7 @@ def is_installed(value: Any) -> bool:
 
 
 def attribute(value: Any, name: str) -> Any:
-    """Return an attribute, or None; not what the object's ``__getattr__`` would make of it."""
+    """Return an attribute, or None, without calling the object's own ``__getattr__``."""
     try:
         return object.__getattribute__(value, name)
     except AttributeError:

@@ -1,4 +1,4 @@
-"""What a traced program consists of: its equations, and what is computed from which inputs."""
+"""What a traced program consists of: its equations, and which outputs depend on which inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Yield all equations, those of loops, branches and calls included."""
+    """Yield all equations, including those of loops, branches and calls."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in _inner_jaxprs(equation):
@@ -19,7 +19,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _inner_jaxprs(equation: Any) -> Iterator[Any]:
-    # Those of jit, scan, cond and their like; some are closed, some in a tuple of branches.
+    # Those of jit, scan, cond and the like: some are closed, some are in a tuple of branches.
     for parameter in equation.params.values():
         for part in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
             inner = getattr(part, "jaxpr", part)
@@ -28,7 +28,7 @@ def _inner_jaxprs(equation: Any) -> Iterator[Any]:
 
 
 def num_operations(jaxpr: Any) -> int:
-    """Return how many operations on single numbers a program does, roughly."""
+    """Return roughly how many scalar operations a program performs."""
     total = 0
     for equation in jaxpr.eqns:
         turns = int(equation.params.get("length", 1))  # of a scan
@@ -56,12 +56,12 @@ def _operations_of(equation: Any) -> int:
 def inputs_of(jaxpr: Any, is_wanted: list[bool]) -> list[bool]:
     """Return which inputs the wanted outputs are computed from.
 
-    Whatever is inside a loop counts as computed from all that goes in.
+    All outputs of a loop count as computed from all of its inputs.
     """
     live = _variables(jaxpr.outvars, is_wanted)
     for equation in reversed(jaxpr.eqns):
         wanted = [output in live for output in equation.outvars]
-        # One that writes into a jax.Ref has no output that would tell.
+        # An equation that writes to a jax.Ref has no output that shows it.
         writes = any(type(atom.aval).__name__ == "AbstractRef" for atom in equation.invars)
         if not any(wanted) and not (writes and live & _variables(equation.invars)):
             continue
@@ -76,9 +76,9 @@ def inputs_of(jaxpr: Any, is_wanted: list[bool]) -> list[bool]:
 
 
 def sources(jaxpr: Any, of_inputs: list[int]) -> tuple[list[int], set[int]]:
-    """Return from which kinds of inputs the outputs are computed, and whatever is on the way.
+    """Return the kinds of inputs that outputs, and any intermediate values, are computed from.
 
-    A kind is a bit. Of a loop it is what comes out of one turn.
+    Each kind is a bit. Loops are followed for one iteration.
     """
     known = dict(zip(jaxpr.invars, of_inputs, strict=True))
     found: set[int] = set()
@@ -94,7 +94,7 @@ def sources(jaxpr: Any, of_inputs: list[int]) -> tuple[list[int], set[int]]:
 
 
 def _sources_of(equation: Any, operands: list[int]) -> tuple[list[int], set[int]]:
-    """Return the sources of the outputs of one equation, and of what is within it."""
+    """Return the sources of the outputs of one equation, and of the values inside it."""
     bodies, given, predicate = list(_inner_jaxprs(equation)), operands, 0
     if equation.primitive.name == "cond":
         predicate, *given = operands
@@ -117,6 +117,6 @@ def _union(kinds: Iterable[int]) -> int:
 
 
 def _variables(atoms: list[Any], is_wanted: Iterable[bool] = itertools.repeat(True)) -> set[Any]:
-    """Return the wanted ones, without numbers that are written into the program."""
+    """Return the wanted variables, without literals."""
     wanted = itertools.compress(atoms, is_wanted)
     return {atom for atom in wanted if not hasattr(atom, "val")}

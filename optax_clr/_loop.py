@@ -1,8 +1,7 @@
-"""The loop of a range test: chunks of rows, each of which trains first and is judged afterwards.
+"""The loop of a range test: rows are trained in chunks, each of which is judged afterwards.
 
-A chunk is a scan of known length, in which no device has to wait for a decision. The stop rule
-looks at its losses when it is trained, so that after divergence at most the rest of a chunk is
-trained for nothing.
+A chunk is a scan of known length, in which no device waits for a decision. The stop rule looks at
+its losses once it is trained, so at most the rest of a chunk is trained in vain after divergence.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ from optax_clr._stop_rule import ChunkRule, Watch, new_watch, watch_rows
 
 
 class Inputs(NamedTuple):
-    """Batches for the next ``num_rows`` rows: those from row ``first`` of ``batches`` on."""
+    """Batches for the next ``num_rows`` rows, which start at row ``first`` of ``batches``."""
 
-    batches: PyTree  # () where a function makes them
+    batches: PyTree  # () if a function makes them
     first: Any  # i32[], as is num_rows
     num_rows: Any
 
 
 class Columns(NamedTuple):
-    """The columns of the result that are recorded, ``[n, ...]``."""
+    """The recorded columns of the result, ``[n, ...]``."""
 
     losses: jax.Array
     smoothed_losses: jax.Array
     metrics: PyTree
-    held_out_losses: Any  # () where there is no held-out batch
+    held_out_losses: Any  # () without a held-out batch
 
 
 class Trained(NamedTuple):
-    """Where a test is after some rows."""
+    """The state of a test after some rows."""
 
     state: PyTree
     watch: Watch
@@ -54,16 +53,16 @@ class Loop:
 
     Attributes:
       start: ``(initial, value) -> state``.
-      train: ``(state, batch, value) -> (state, (loss, metrics))``, one training step. Where a
-        function makes the batches it is given the step in the place of a batch.
+      train: ``(state, batch, value) -> (state, (loss, metrics))``, one training step. If a
+        function makes the batches, it takes the step number in place of a batch.
       evaluate: ``(state, batch) -> loss``.
       makes_batches: whether a function makes the batches.
-      steps_per_value: training steps in a row.
+      steps_per_value: training steps per row.
       rows_per_chunk: rows that are trained before they are judged.
-      unrolls_rows: whether the steps of a row are compiled one after the other, and not as a loop.
-      keeps_state: whether the state after the last row is wanted, and not one of padding.
-      steps_per_update: steps that the optimizer takes for one update; only these move the params.
-      batch_size: of the result, as is ``optimizer_factor``; None where it is not known.
+      unrolls_rows: whether the steps of a row are unrolled instead of compiled as a loop.
+      keeps_state: whether the state must be that after the last row, unchanged by padding.
+      steps_per_update: steps that the optimizer takes for one update; only updates move the params.
+      batch_size: see ``RangeTestResult``; None if unknown.
       optimizer_factor: see ``RangeTestResult``.
     """
 
@@ -96,7 +95,7 @@ class Loop:
         return self.finish(values, rows, num_valid, ended_by), trained.state
 
     def begin(self, initial: PyTree, batches: PyTree, values: jax.Array) -> Trained:
-        """Return where a test begins, in buffers that may be donated."""
+        """Return the state before the first row, in buffers that may be donated."""
         return jax.tree.map(jnp.copy, self._begin(initial, batches, values))  # type: ignore[no-any-return]
 
     def _begin(self, initial: PyTree, batches: PyTree, values: jax.Array) -> Trained:
@@ -112,10 +111,10 @@ class Loop:
         rule: ChunkRule,
         held_out: PyTree,
     ) -> tuple[Trained, Columns]:
-        """Train rows chunk by chunk, until all lanes have diverged; return what is after them.
+        """Train rows chunk by chunk, until all runs have diverged; return the new state and rows.
 
-        There is room for as many rows as there are values; there may be fewer, by whole chunks
-        unless they are the last of the test.
+        There is room for as many rows as there are values. ``inputs`` may have fewer, but only
+        whole chunks, unless they are the last rows of the test.
         """
         size = self.rows_per_chunk
         num_chunks = -(-values.shape[0] // size)
@@ -152,7 +151,7 @@ class Loop:
     def finish(
         self, values: jax.Array, rows: Columns, num_valid: jax.Array, ended_by: jax.Array
     ) -> RangeTestResult:
-        """Return the result, with NaN for all rows that are not data."""
+        """Return the result, with NaN in all rows that are not data."""
         recorded = jnp.arange(values.shape[0], dtype=jnp.int32) < num_valid
 
         def mask(column: jax.Array) -> jax.Array:
@@ -183,12 +182,12 @@ class Loop:
         values: jax.Array,
         held_out: PyTree,
     ) -> tuple[PyTree, Any]:
-        """Return the state after the rows of a chunk, and what they record, ``[chunk, ...]``."""
+        """Train a chunk of rows; return the state and what the rows record, ``[chunk, ...]``."""
         size = self.rows_per_chunk
         last = inputs.num_rows - 1
 
         def train_row(state: PyTree, row: jax.Array) -> tuple[PyTree, Any]:
-            # Rows that only fill the last chunk are the last row again, and not recorded.
+            # Padding of the last chunk repeats the last row, and is not recorded.
             row = jnp.minimum(row, last)
             value = lax.dynamic_index_in_dim(values, row, keepdims=False)
             batches = self._row_batches(inputs.batches, inputs.first + row)
@@ -210,7 +209,7 @@ class Loop:
         return lax.scan(turn, state, rows)
 
     def _train_row(self, state: PyTree, batches: PyTree, value: jax.Array) -> tuple[PyTree, Any]:
-        """Train the steps of one row, which has the means of their losses and metrics."""
+        """Train the steps of one row; return the state and their mean loss and metrics."""
         if self.steps_per_value == 1:
             trained: tuple[PyTree, Any] = self.train(
                 state, jax.tree.map(lambda leaf: leaf[0], batches), value
@@ -221,7 +220,7 @@ class Loop:
         return state, jax.tree.map(lambda leaf: leaf.mean(0), outputs)
 
     def _row_batches(self, batches: PyTree, row: jax.Array) -> PyTree:
-        """Return what the steps of a row train on, ``[steps_per_value, ...]``."""
+        """Return the batches, or step numbers, of a row, ``[steps_per_value, ...]``."""
         length = self.steps_per_value
         start = row * length
         if self.makes_batches:
@@ -229,7 +228,7 @@ class Loop:
         return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, length), batches)
 
     def _entry_shapes(self, state: PyTree, batches: PyTree, values: jax.Array) -> Any:
-        """Return shapes and dtypes of the loss and the metrics of a row."""
+        """Return the shapes and dtypes of the loss and metrics of a row."""
         inputs = self._row_batches(batches, jnp.int32(0))
         batch = jax.tree.map(lambda leaf: leaf[0], inputs)
         return jax.eval_shape(self.train, state, batch, values[0])[1]
@@ -245,7 +244,7 @@ class Loop:
 
 
 def with_step_types(state: PyTree) -> PyTree:
-    """Return a state with the types that a training step gives it back with."""
+    """Return a state with the array types that a training step returns."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
 
 
@@ -255,9 +254,9 @@ def _first_rows(rows: Columns, length: int) -> Columns:
 
 @custom_vmap
 def any_lane(alive: jax.Array) -> jax.Array:
-    """Return ``alive``; under ``jax.vmap`` one answer for all the lanes, whether any is.
+    """Return ``alive``; under ``jax.vmap`` one answer for all runs: whether any is alive.
 
-    Without it each lane would have a counter of its own, and with it a copy of every batch.
+    Otherwise each run would have its own row counter, and with it its own copy of every batch.
     """
     return alive
 
@@ -267,4 +266,4 @@ def _any_of_many(
     axis_size: int, in_batched: list[bool], alive: jax.Array
 ) -> tuple[jax.Array, bool]:
     del axis_size, in_batched
-    return any_lane(alive.any(0)), False  # by any_lane again, for a vmap around this one
+    return any_lane(alive.any(0)), False  # any_lane again, for an outer vmap

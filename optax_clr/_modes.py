@@ -13,12 +13,12 @@ _CONFIG: Any = jax.config
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Run what has NaN on purpose, and hands the device numbers of its own.
+    """Run code that produces NaN on purpose and sends its own numbers to the device.
 
-    A range test trains until it diverges, and rows after that are NaN: ``jax_debug_nans`` and
-    ``jax_debug_infs`` would raise for every one. Its numbers, such as the rates, are NumPy's, which
-    ``jax.transfer_guard`` would refuse; of the caller's it transfers what it was given, and the
-    other way nothing but by ``jax.device_get``.
+    A range test trains until it diverges, and the rows after that are NaN: ``jax_debug_nans`` and
+    ``jax_debug_infs`` would raise for each of them. Its own numbers, such as the rates, are NumPy
+    arrays, whose transfer ``jax.transfer_guard`` would refuse. Of the caller's data it transfers
+    only what it was given; from the device it reads only with ``jax.device_get``.
     """
     with contextlib.ExitStack() as modes:
         modes.enter_context(jax.transfer_guard_host_to_device("allow"))

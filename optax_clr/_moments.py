@@ -1,4 +1,4 @@
-"""Moments that may fall between two steps, and where a step is in its cycle."""
+"""Moments that may fall between two steps, and the place of a step in its cycle."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from optax_clr._cycles import Cycles, Place, locate, pick, table
 class Moment(NamedTuple):
     """A moment that may fall between two steps: ``whole + rest``, where ``abs(rest) <= 1/2``.
 
-    The two are kept apart so that the distance from a step to the moment is right to a float32
-    rounding. The whole part is limited to the int32 values from 0, so that the difference of two
-    never overflows; what is beyond goes into the rest. Python numbers, or arrays of equal shape.
+    The two are kept apart so that the distance from a step to the moment is accurate to a float32
+    rounding. The whole part is limited to the int32 values from 0 up, so that the difference of two
+    never overflows; the excess goes into the rest. Both are Python numbers, or arrays of one shape.
     """
 
     whole: Any
@@ -58,7 +58,7 @@ def climb(
 def between(low: ArrayLike, high: ArrayLike, up: jax.Array, down: jax.Array) -> jax.Array:
     """Return the value ``up`` of the way from ``low`` to ``high``, where ``down`` is ``1 - up``.
 
-    This form meets both ends exactly and keeps its digits near the smaller one.
+    This form is exact at both ends and keeps its digits near the smaller one.
     """
     return jnp.asarray(low, up.dtype) * down + jnp.asarray(high, up.dtype) * up
 
@@ -66,7 +66,7 @@ def between(low: ArrayLike, high: ArrayLike, up: jax.Array, down: jax.Array) -> 
 def locator(
     cycles: Cycles, peak_of: Callable[[int], Moment]
 ) -> Callable[[ArrayLike], tuple[Place, Moment, Moment]]:
-    """Return a function from steps to their places, and the peaks and ends of their cycles.
+    """Return a function that maps steps to their places, and the peaks and ends of their cycles.
 
     After the last cycle every step is at the end of that cycle. ``peak_of`` maps the length of a
     cycle to the moment of its peak, counted from the start of the cycle.

@@ -1,4 +1,4 @@
-"""What of a curve is noise: lone bad batches, and how far its average strays by itself."""
+"""The noise of a curve: lone bad batches, and how far its average strays by chance."""
 
 from __future__ import annotations
 
@@ -12,44 +12,47 @@ import numpy as np
 from optax_clr._arguments import INT32_MAX
 from optax_clr._arrays import Array, numpy_of
 
-# A loss is a lone spike if it is above two losses on either side by so many deviations of noise.
+# A loss is a lone spike if it lies above, or below, all of the two losses on either side by more
+# than this many standard deviations of the noise.
 _SPIKE = 10.0
-# The median of |x| of the normal distribution, whose deviation is one.
+# Median of |x| for a standard normal x.
 _MEDIAN = 0.6745
-# The deviation of a second difference of rows whose own deviation is one.
+# Standard deviation of a second difference of independent rows with standard deviation 1.
 _BEND = math.sqrt(6)
-# On a slope this share more of the rows that are far apart have moved one way than the other.
+# The level part of a curve is a slope if, among pairs of rows far apart, the shares that rise and
+# that fall differ by more than this.
 _SLOPE = 0.6
-# Rows are averaged until a drop is known to an eighth of the whole fall; three at least.
+# To measure a drop, as many rows are averaged as bring its standard error down to an eighth of the
+# whole fall, and at least three.
 _ERROR_OF_DROP, _LEAST_BESIDE = 1 / 8, 3.0
 _LARGEST = np.int32(INT32_MAX)
 _LAGS = 3 ** np.arange(7, dtype=np.int32)  # 1 to 729
 
 
 class Descent(NamedTuple):
-    """A curve down to where its average is lowest; the rows that there are, as ``together``."""
+    """A curve, and its fall to the lowest average; its rows come from ``together``."""
 
     losses: Array  # f32[n]
     position: Array  # f32[n] log10 of their rates
     height: Array  # f32[] from the average of the first rows to the lowest
-    # Deviation of the difference of these two averages, if that of a row is 1 and rows are
-    # independent.
+    # Standard error of the difference of these two averages, if rows are independent and have a
+    # standard deviation of 1.
     relative_error: Array  # f32[]
-    noise_at_end: Array  # f32[] deviation of a row near the lowest average
-    num_before: Array  # i32[] rows before the lowest average, whose noise is that of the fall
-    num_level: Array  # i32[] rows before the fall began
+    noise_at_end: Array  # f32[] standard deviation of a row near the lowest average
+    num_before: Array  # i32[] rows before the lowest average, from which the noise is estimated
+    num_level: Array  # i32[] rows before the fall began; num_before if these are too few
 
 
 class Fall(NamedTuple):
-    """How far a curve fell, in standard errors of the two averages that are compared."""
+    """How far a curve fell, in standard errors of the difference of the two averages compared."""
 
-    independent: Array  # if the losses of neighbouring rows have nothing to do with each other
-    wandering: Array  # if they are as alike as the curve itself has them before its fall
-    far_over_near: Array  # distance of rows with others between, over that of neighbours
+    independent: Array  # if neighbouring rows are independent
+    wandering: Array  # if they are as correlated as before the fall
+    far_over_near: Array  # median difference between rows far apart, over that of neighbours
 
 
 class Drop(NamedTuple):
-    """From the average of some neighbouring rows to that of as many that follow them."""
+    """The drop from the average of some neighbouring rows to that of as many rows after them."""
 
     height: Array  # f32[]
     error: Array  # f32[] the standard error of the difference, if rows are independent
@@ -58,7 +61,7 @@ class Drop(NamedTuple):
 def without_spikes(curve: Array) -> Array:
     """Return the losses ``[n]`` with NaN for every lone one far above or below its neighbours.
 
-    One bad batch among good ones says nothing of the rate; two in a row are left as they are.
+    One bad batch among good ones says nothing about the rate; two in a row are left as they are.
     """
     if curve.shape[0] < 5:
         return curve
@@ -72,7 +75,7 @@ def without_spikes(curve: Array) -> Array:
 
 
 def together(column: Array, known: Array) -> Array:
-    """Return the known entries of ``[n]`` one after the other, and NaN after them."""
+    """Return ``[n]`` with the known entries moved to the front, and NaN after them."""
     if numpy_of(column) is np:
         rows = column[known]
         return np.pad(rows, (0, len(column) - len(rows)), constant_values=np.nan)
@@ -81,16 +84,16 @@ def together(column: Array, known: Array) -> Array:
 
 
 def mean_where(values: Array, where: Array) -> Array:
-    """Return the mean of some entries on the last axis; NaN of none."""
+    """Return the mean of the selected entries along the last axis; NaN if there are none."""
     numpy = numpy_of(values)
     count = where.sum(-1, dtype=values.dtype)
     return numpy.where(where, values, 0).sum(-1, dtype=values.dtype) / count
 
 
 def typical_deviation(rows: Array) -> Array:
-    """Return the deviation of a loss from the line through its neighbours, by the median.
+    """Return the standard deviation of the noise, from the median size of second differences.
 
-    Rows are ``together``, here and below: next to each other are those that are known.
+    Here and below, rows come from ``together``, so that known rows are adjacent.
     """
     if rows.shape[0] < 3:
         return numpy_of(rows).zeros((), rows.dtype)
@@ -98,10 +101,11 @@ def typical_deviation(rows: Array) -> Array:
 
 
 def median_size(values: Array) -> Array:
-    """Return the median of the finite entries without their signs, on the last axis; else 0.
+    """Return the median magnitude of the finite entries along the last axis; 0 if there are none.
 
-    Compiled by the bits of float32, whose order is that of the numbers: of seven times a thousand
-    entries that takes a CPU an eighth of the time of sorting, which was half of that of a reading.
+    When compiled, it is found bit by bit, since the bits of positive float32s sort as the numbers
+    do. For 7 x 1,000 entries this takes a CPU an eighth of the time of sorting, which took half of
+    the time of a reading.
     """
     if numpy_of(values) is np:
         return _median_of_sorted(values)
@@ -136,27 +140,28 @@ def _median_of_sorted(values: np.ndarray) -> np.ndarray:
 
 
 def deviation(rows: Array, weights: Array) -> Array:
-    """Return the deviation of rows, weighted, from the line through their neighbours.
+    """Return the standard deviation of the noise, from the weighted squares of second differences.
 
-    A slope is not noise: the rows of a grid of rates are few, and far apart.
+    First differences would count a slope as noise: the rows of a grid of rates are few, and far
+    apart.
     """
     numpy = numpy_of(rows)
     both = numpy.where((weights[2:] > 0) & (weights[:-2] > 0), weights[1:-1], 0)
     bends = numpy.where(both > 0, rows[2:] - 2 * rows[1:-1] + rows[:-2], 0)
     largest = numpy.max(numpy.abs(bends), initial=0.0)
-    unit = numpy.where(largest > 0, largest, 1)  # in which squares are in the range of a float32
+    unit = numpy.where(largest > 0, largest, 1)  # keeps the squares within float32's range
     variance = both @ numpy.square(bends / unit) / numpy.maximum(both.sum(), 1e-30)
     return unit * numpy.sqrt(variance) / _BEND
 
 
 def deviation_before(descent: Descent) -> Array:
-    """Return the deviation of a row before the lowest average."""
+    """Return the standard deviation of the noise before the lowest average."""
     row = np.arange(descent.losses.shape[0], dtype=np.int32)
     return deviation(descent.losses, (row < descent.num_before).astype(descent.losses.dtype))
 
 
 def fall_in_errors(descent: Descent) -> Fall:
-    """Return how significant a fall is."""
+    """Return how significant the fall is."""
     rows, num_level = descent.losses, descent.num_level
     numpy = numpy_of(rows)
     noise = deviation_before(descent)
@@ -164,13 +169,13 @@ def fall_in_errors(descent: Descent) -> Fall:
     level = numpy.where(row < num_level, rows, np.nan)
     distances, drifts = _distances(level)
     near = distances[0]
-    # The longest that is not too long decides.
+    # The longest lag that fits into the level part three times decides.
     longest = numpy.sum(num_level >= 3 * _LAGS) - 1
     is_slope = (longest >= 0) & (numpy.abs(drifts[longest]) > _SLOPE)
-    # Of independent rows all pairs are equally far apart. Those of a walk are the farther apart the
-    # more rows are between them; a level part shorter than twice that says nothing of it.
+    # Independent rows differ equally at every lag; those of a random walk differ more at longer
+    # lags. A lag that does not fit into the level part twice says nothing.
     far = numpy.max(distances, initial=near, where=num_level >= 2 * _LAGS)
-    # Those of an AR(1) process are r times as far apart as neighbours where its correlation is
+    # Distant rows of an AR(1) process differ r times as much as neighbours if its correlation is
     # 1 - 1/r^2; the variance of an average is then 2 r^2 - 1 times that of independent rows.
     ratio = numpy.where(near > 0, far / numpy.where(near > 0, near, 1), 1)
     correlated = numpy.sqrt(2 * numpy.square(ratio) - 1)
@@ -184,11 +189,11 @@ def fall_in_errors(descent: Descent) -> Fall:
 
 
 def largest_drop(descent: Descent, width: float) -> Drop:
-    """Return the largest drop before the lowest average, at once.
+    """Return the largest sudden drop before the lowest average.
 
-    Between averages of as few rows as their noise allows, and no more than are in ``width``
-    decades: a jump is one between any two rows, and a fall over several is smaller between few. It
-    is 0 where no rows are so near to each other.
+    It is measured between averages of as few rows as their noise allows, and no more than lie in
+    ``width`` decades: a jump is as high between averages of any number of rows, but a gradual fall
+    is smaller between averages of few. It is 0 if no rows are that close together.
     """
     numpy = numpy_of(descent.losses)
     rows, position = numpy.nan_to_num(descent.losses), descent.position
@@ -214,10 +219,10 @@ def largest_drop(descent: Descent, width: float) -> Drop:
 
 
 def _distances(rows: Array) -> tuple[Array, Array]:
-    """Return how far apart rows are, by how many others are between them.
+    """Return how much rows differ at each lag, and how far more pairs rise than fall.
 
-    The median distance, ``f32[lags]``, 0 where no rows are so far apart; and how many more have
-    risen than fallen, as a share of them.
+    The first is the median difference, ``f32[lags]``, 0 at lags that no pair of rows has; the
+    second the share of pairs that rise less the share that fall, ``f32[lags]``.
     """
     numpy = numpy_of(rows)
     later = np.arange(rows.shape[0], dtype=np.int32) + _LAGS[:, None]

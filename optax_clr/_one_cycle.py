@@ -1,4 +1,4 @@
-"""One cycle over the whole training."""
+"""One cycle over the whole run."""
 
 from __future__ import annotations
 
@@ -30,39 +30,40 @@ def one_cycle_schedule(
     wave: Wave = waves.cosine,
     three_phase: bool = False,
 ) -> optax.Schedule:
-    r"""Return one cycle over the whole run: up to the peak, then down to a much lower end.
+    r"""Return a schedule of one cycle over the run: up to the peak, then down to a much lower end.
 
-    With $N$ = ``total_steps`` the peak is at $m = \text{rise\_fraction} \cdot N - 1$.
-    The value goes from ``init_value`` to ``peak_value`` at $m$, and on to ``end_value`` at
-    step $N - 1$, the last that a run of $N$ steps uses; both along ``wave``. With
-    ``three_phase`` it returns to ``init_value`` at $2m$ and goes to ``end_value`` from there.
+    With $N$ = ``total_steps`` the peak is at step $m = \text{rise\_fraction} \cdot N - 1$.
+    The value goes from ``init_value`` at step 0 to ``peak_value`` at step $m$, and then to
+    ``end_value`` at step $N - 1$, the last step of a run of $N$ steps, both along ``wave``. With
+    ``three_phase`` it returns to ``init_value`` at step $2m$ and goes to ``end_value`` from there.
 
     Args:
       peak_value: scalar at the peak, may be traced.
-      total_steps: optimizer steps of the run (not epochs), a Python integer: the epochs times the
-        batches of one. Past it the value stays at ``end_value`` without a warning, so a number of
-        epochs given here would end the cycle within the first epoch.
+      total_steps: optimizer steps of the run (not epochs), a Python integer: the number of epochs
+        times the batches per epoch. After them the value stays at ``end_value`` without a warning,
+        so passing the number of epochs here would end the cycle within the first epoch.
       init_value: scalar at step 0, may be traced; ``None`` means ``peak_value / 25``.
       end_value: scalar at step ``total_steps - 1`` and after, may be traced; ``None`` means
         ``init_value / 1e4``.
-      rise_fraction: fraction of the run that rises, a Python number from 0 (the peak is at step
+      rise_fraction: fraction of the run spent rising, a Python number from 0 (the peak is at step
         0) to 1 (the peak is at the last step, and ``end_value`` comes after the run). The peak is
-        at step ``rise_fraction * total_steps - 1``, as in torch: where that is below 0, as in a run
-        of three steps, there is no rise, and the fall has begun. With ``three_phase``
-        ``rise_fraction`` is at most 0.5, and no step has the peak where its own is not above 0.
-      wave: pure function from heights to heights, both in [0, 1], where 1 is the peak, or
-        ``init_value`` in the third phase: ``waves.cosine``, ``waves.linear``, ``waves.welch`` or
-        your own.
-      three_phase: whether to fall to ``init_value`` in as many steps as the rise, and then to
-        ``end_value``.
+        at step ``rise_fraction * total_steps - 1``, as in torch. If that is below 0, as in a run of
+        three steps, there is no rise, and at step 0 the fall has already begun. With
+        ``three_phase``, ``rise_fraction`` is at most 0.5, and a peak that would not come after
+        step 0 is left out.
+      wave: pure function from heights to heights, both in [0, 1], where 1 stands for the peak, or
+        for ``init_value`` in the third phase: ``waves.cosine``, ``waves.linear``, ``waves.welch``
+        or your own.
+      three_phase: whether to fall back to ``init_value`` in as many steps as the rise took, and
+        from there to ``end_value``.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value, of the same
-      shape and float32 (float64 where the values are float64 arrays).
+      A pure function that maps the step, integers of any dtype and shape, to the value, an array
+      of the same shape in float32 (in float64 if the values are float64 arrays).
 
     Raises:
-      TypeError: if ``total_steps`` is not an integer, a value not a real number, or
-        ``three_phase`` not a flag.
+      TypeError: if ``total_steps`` is not an integer, a value is not a real number, or
+        ``three_phase`` is not a bool.
       ValueError: if a value is not finite or ``rise_fraction`` leaves no room for its phases.
 
     Examples:
@@ -78,8 +79,8 @@ def one_cycle_schedule(
 
     References:
       Smith and Topin, [Super-Convergence](https://arxiv.org/abs/1708.07120), 2018; the values
-      are those of ``torch.optim.lr_scheduler.OneCycleLR``, whose phases end at the same moments
-      and whose ``div_factor`` and ``final_div_factor`` are the defaults here.
+      are those of ``torch.optim.lr_scheduler.OneCycleLR``, whose phases end at the same moments,
+      and whose default ``div_factor`` and ``final_div_factor`` give the default values here.
     """
     peak_value = real_scalar("peak_value", peak_value)
     if init_value is None:
@@ -109,15 +110,15 @@ def one_cycle_schedule(
             height, depth = (done, left) if phase.rises else (left, done)
             within = between(phase.low, phase.high, *shaped(wave, height, depth))
             value = jnp.where(step <= phase.last_step, within, value)
-        return jnp.broadcast_to(value, step.shape)  # a run of one step may have no phase
+        return jnp.broadcast_to(value, step.shape)  # a run of one step may have no phases
 
     return schedule
 
 
 def _at_least_float32(value: Any) -> Any:
-    """Return a value from which others can be computed: in half precision 1e-3 / 2.5e5 is 0.
+    """Return a value that can be divided without underflow: in half precision 1e-3 / 2.5e5 is 0.
 
-    With x64 on, a part of an integer would be float64.
+    Integers become float32 too: with x64 on, their quotients would be float64.
     """
     is_less = hasattr(value, "dtype") and value.dtype != np.float64
     return value.astype(np.float32) if is_less else value
@@ -151,11 +152,11 @@ def _one_cycle_phases(
     )
     if isinstance(rise_fraction, bool) or not isinstance(rise_fraction, numbers.Real):
         raise TypeError(message)
-    fraction: Any = rise_fraction  # as it is, since an integer may be beyond all floats
+    fraction: Any = rise_fraction  # as it is, since an integer may be too large for a float
     if not 0 <= fraction <= most:
         raise ValueError(message)
     init_value, peak_value, end_value = values
-    # At a fraction of 0 torch's formula would put the peak one step before the run.
+    # For a fraction of 0 torch's formula would put the peak one step before the run.
     peak_time = float(rise_fraction) * total_steps - 1 if rise_fraction else 0.0
     last = float(total_steps - 1)
     if three_phase:

@@ -1,4 +1,4 @@
-"""What kind an optimizer is of, as far as it moves the rates that a curve suggests."""
+"""The kind of an optimizer, as far as it changes the rates that a curve suggests."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ import optax
 
 from optax_clr._states import Path, is_of_optax, key_name, walk
 
-# Momentum and Adam average gradients over ten steps. What turns round at every step they damp 19
-# times more than what stays, so they are stable at rates that would be too high without. Plain SGD
-# and Adagrad average nothing: the upper end of their valley is nearer to the best rate.
+# Momentum and Adam average gradients over ten steps. They damp a gradient that flips its sign every
+# step 19 times more than a constant one, so they are stable at rates that would be too high without
+# averaging. Plain SGD and Adagrad average nothing: the upper end of their valley is nearer to the
+# best rate.
 WITHOUT_MEMORY = 2.0
-# Lion and Muon bring the average to one size. So their steps are as large late in training, where
-# gradients are mostly noise, as in the test, where they agree; those of Adam shrink to a quarter.
+# Lion and Muon normalize the averaged gradient to one size. So their steps are as large late in
+# training, when gradients are mostly noise, as in the test, when gradients agree; the steps of Adam
+# shrink to a quarter.
 NORMALIZED = 1 / 4
-# Both have the least regret on the development tasks of docs/study/optimizer_factors.py, of the
-# factors from 1/8 to 8. Sign SGD, without memory and of one size, is best at their product there,
-# and LAMB and signum are well at the second. Other optimizers are best left alone.
+# Of the factors from 1/8 to 8 these two have the least regret on the development tasks of
+# docs/study/optimizer_factors.py. Sign SGD, without memory and with steps of one size, is best at
+# their product there, and LAMB and signum do well at the second. Other optimizers are best left
+# alone.
 USUAL = 1.0
 
 _NORMALIZED_STATES = {"MuonState", "ScaleByLionState"}
-# Where all types are lost, as in the state of nnx.split, their fields are left in its opt_state.
+# If all types are lost, as in the state that nnx.split returns, field names remain in opt_state.
 _NORMALIZED_FIELDS = ({"count", "mu"}, {"count", "mu", "ns_coeffs"})
 _MEMORYLESS_STATES = {
     "AddNoiseState",
@@ -53,9 +56,9 @@ _MEMORYLESS_STATES = {
 }
 
 
-# Transformations whose states are empty: their functions alone tell them from plain SGD.
+# Transformations with empty states: only their functions distinguish them from plain SGD.
 _TO_ONE_SIZE = {"normalize", "normalize_by_update_norm", "scale_by_sign", "scale_by_trust_ratio"}
-# Of what averages, or has sizes of its own, the size before does not matter.
+# After an average, or any other scale_by_ function than these two, the size before does not matter.
 _KEEPS_SIZE = {"scale_by_learning_rate", "scale_by_schedule"}
 _AVERAGES = {"ema", "sam", "schedule_free", "trace"}
 
@@ -66,10 +69,10 @@ def optimizer_factor(
     is_one_size: bool = False,
     is_of_optimizer: Callable[[Path], bool] = lambda path: True,
 ) -> float:
-    """Return how many times the suggested rate is that of Adam or momentum with the same curve.
+    """Return the ratio of the suggested rate to that of Adam or momentum with the same curve.
 
-    It is 1 where the state is not of Optax, or of an optimizer of another kind. The state may have
-    other optimizers too.
+    It is 1 if the state is not Optax's, or is that of any other kind of optimizer. The state may
+    contain other optimizers, which ``is_of_optimizer`` leaves out.
     """
     kinds, has_normalized_fields = set(), False
     for path, node in walk(state):
@@ -89,13 +92,13 @@ def optimizer_factor(
 
 
 def has_one_size(part: Any, seen: dict[int, Any] | None = None) -> bool | None:
-    """Whether an update is brought to one size, and averaged no more; None if it is neither.
+    """Whether updates are brought to one size, and not averaged after that; None if neither.
 
-    Told by the names of Optax's functions in ``part``, a transformation or what it is made of.
+    Judged by the names of Optax's functions in ``part``, a transformation or a part of one.
     """
-    seen = {} if seen is None else seen  # the part itself too, so that no other has its id
+    seen = {} if seen is None else seen  # keeps the parts alive, so that no id is used twice
     if id(part) not in seen:
-        seen[id(part)] = part, None  # as long as it is looked into
+        seen[id(part)] = part, None  # in case it refers to itself
         seen[id(part)] = part, _size_by_name(part, seen)
     return seen[id(part)][1]  # type: ignore[no-any-return]
 
@@ -115,18 +118,18 @@ def _size_by_name(part: Any, seen: dict[int, Any]) -> bool | None:
 
 
 def _parts(part: Any) -> list[Any]:
-    """Return what a transformation is made of, in the order in which it acts."""
+    """Return the parts of a transformation, in the order in which they act."""
     if isinstance(part, types.FunctionType):
         cells = [cell for cell in part.__closure__ or () if cell != types.CellType()]
         inner = [cell.cell_contents for cell in cells]
         named = dict(zip(part.__code__.co_freevars, inner, strict=False))
         if is_of_optax(part) and {"inner_factory", "other_hps"} <= named.keys():
             return [_injected(named["inner_factory"], named["other_hps"])]
-        if is_of_optax(part):  # a function of the caller's in it is a schedule or a mask
+        if is_of_optax(part):  # a caller's function in it is a schedule or a mask
             return [each for each in inner if not _is_of_caller(each)]
         return [each for each in inner if _may_update(each)]
     if isinstance(part, types.MethodType) and is_of_optax(type(part.__self__)):
-        return [vars(part.__self__)]  # as of optax.MultiSteps
+        return [vars(part.__self__)]  # such as optax.MultiSteps
     if _is_transformation(part):
         return [part.update]
     if isinstance(part, dict):
@@ -135,8 +138,8 @@ def _parts(part: Any) -> list[Any]:
 
 
 def _injected(factory: Any, given: dict[str, Any]) -> Any:
-    """Return what optax.inject_hyperparams makes in each update, with some hyperparameters."""
-    with contextlib.suppress(Exception):  # of a factory that does not take 1; then it is not known
+    """Return what optax.inject_hyperparams builds in an update, with 1 for what is not given."""
+    with contextlib.suppress(Exception):  # the factory may refuse 1; then the size is not known
         names = inspect.signature(factory).parameters.keys() - given.keys()
         return factory(**given, **dict.fromkeys(names, 1.0))
     return None
@@ -147,7 +150,7 @@ def _is_of_caller(value: Any) -> bool:
 
 
 def _may_update(value: Any) -> bool:
-    """Whether what a function of the caller's refers to may be an optimizer, and not its data."""
+    """Whether a value that a caller's function closes over may be an optimizer, and not data."""
     return isinstance(value, types.FunctionType) or _is_transformation(value)
 
 
@@ -161,7 +164,7 @@ def _is_state_of_optax(node: Any) -> bool:
 
 
 def _has_a_strange_member(chain: tuple[Any, ...]) -> bool:
-    """Whether a chain has a transformation whose state is not Optax's, and may remember."""
+    """Whether a chain has a transformation whose state is not Optax's and may hold memory."""
     if not any(isinstance(member, optax.EmptyState) for member in chain):
         return False
     return any(

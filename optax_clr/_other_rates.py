@@ -1,4 +1,4 @@
-"""Whether an optimizer trains at the rates that it is given, or has a schedule of its own."""
+"""Whether an optimizer trains at the rates it is given, or has a schedule of its own."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _SCALING = (*_SEARCHING, optax.ScaleByScheduleState, optax.contrib.ReduceLROnPla
 
 
 def trains_at_other_rates(optimizer: SweptOptimizer) -> bool:
-    """Whether a schedule, or a scale that the optimizer finds, makes other rates of the value.
+    """Whether a schedule, or a scale that the optimizer finds, changes the rate it is given.
 
-    Injected hyperparameters may be scheduled beside the value, such as a momentum, which meets it
-    in the update: there something must be computed from the value and a count alone.
+    Other injected hyperparameters, such as a momentum, may have schedules too, but meet the value
+    only in the update, together with data. A schedule of the rate shows in something that is
+    computed from the value and a count alone.
     """
     return optimizer.has_rate and (
         any(map(optimizer.trains, optimizer.states(_SCALING)))
-        # One that begins anew at each step has no scale of before, but is given the value.
+        # A line search that starts afresh in each step keeps no scale, but is given the value.
         or any(map(optimizer.is_given_value, optimizer.states(_SEARCHING)))
         or optimizer.meets_count
     )

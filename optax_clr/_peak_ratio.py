@@ -13,30 +13,30 @@ import optax
 
 from optax_clr._arguments import float_dtype, is_real_dtype, is_traced, shown
 
-# A run of more steps is taken in so many blocks and some more near both ends, of each of which one
-# step is looked at.
+# A run of more steps is divided into this many blocks, and some more near both ends; the value at
+# one step stands for each block.
 _NUM_BLOCKS = 2**15
-# Then blocks are split where that tells most, until there are so many.
+# Blocks are then split where that matters most, until there are this many.
 _MOST_BLOCKS = _NUM_BLOCKS + 2**14
-# A block is at most this part of the steps before it, and of those after it: many schedules are
-# steep at their start, and near its end each matters most.
+# A block is at most this share of the steps before it, and of those after it: many schedules are
+# steep at their start, and the steps near the end matter most.
 _BLOCK_OF_REST = 1 / 256
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-# Of the highest value: what XLA leaves of 1 - 1 where it divides by multiplying, of either sign. As
-# the last step it would count as one that has to make up for all before it.
+# Share of the highest value: XLA may leave this much of 1 - 1, of either sign, when it divides by
+# multiplying with a reciprocal. A last step of this size would have to make up for all before it.
 _ROUNDING = 2.0**-22
-# The theorem is taken as it is printed for fewer steps, and where no stop allows so much more.
+# The theorem is taken as printed for fewer steps, and if no stop allows a peak this much higher.
 _MIN_STEPS, _MUCH_HIGHER = 64, 1.1
-# How many stops are looked at. In 3,000 random schedules of up to 60 steps that fall by up to 12
-# decades, so many find the best; 8 may miss it, by half of the peak.
+# Number of stops that are tried. In 3,000 random schedules of up to 60 steps that fall by up to 12
+# decades, this many find the best; 8 may miss it, which can cost half of the peak.
 _NUM_STOPS = 12
 
 
 def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
-    r"""Return the best peak of a schedule of this form, over the best constant rate.
+    r"""Return the best peak of a schedule of this shape over the best constant rate.
 
-    For a convex loss whose gradients have norm at most $G$, begun at distance $D$ from
-    the best params, the last params after rates $\gamma s_1, \dots, \gamma s_T$ are within
+    For a convex loss whose gradients have norm at most $G$, started at distance $D$ from the best
+    params, the loss of the last params, after rates $\gamma s_1, \dots, \gamma s_T$, is within
 
     $$
     \frac{D^2}{2 \gamma S_1} + \frac{\gamma G^2}{2} \Big( \frac{Q_1}{S_1}
@@ -44,14 +44,14 @@ def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
     S_k = \sum_{t \ge k} s_t, \quad Q_k = \sum_{t \ge k} s_t^2
     $$
 
-    of the least loss. The $\gamma$ for which this is least is a constant over the root of
-    $S_1$ times the bracket; a constant rate has $T (1 + H_{T-1})$ there.
+    of the minimum. The $\gamma$ that minimises this is a constant over the square root of
+    $S_1$ times the bracket; for a constant rate that product is $T (1 + H_{T-1})$.
 
-    Where hardly any rate is left after a high one, as in a decay that ends just above 0, the bound
-    is large, since the last steps cannot make up for that one. But they hardly move the params: as
+    If hardly any rate is left after a high one, as in a decay that ends just above 0, the bound is
+    large, since the last steps cannot make up for that one. But they hardly move the params: as
     gradients are at most $G$, the loss after step $T$ is within $\gamma G^2 S_{T'+1}$ of that
     after $T'$. So from 64 steps on the bracket is that of a stop at $T'$, plus $2 S_{T'+1}$, for
-    the $T'$ that promises most, if the peak is a tenth higher with it.
+    the most promising $T'$, if that makes the peak a tenth higher.
 
     References:
       Defazio et al., [When, Why and How Much?](https://arxiv.org/abs/2310.07831), 2023,
@@ -71,23 +71,22 @@ def peak_ratio(shape: optax.Schedule, num_steps: int) -> float | jax.Array:
 
 
 def _heights(numpy: Any, values: Any) -> Any:
-    """Return the values as parts of the highest, 0 where they are a rounding of it."""
+    """Return the values over the highest, with 0 for those that are its rounding errors."""
     heights = values / numpy.max(values)
     return numpy.where(heights < _ROUNDING, 0, heights)
 
 
 def _look(shape: optax.Schedule, edges: Any) -> tuple[Any, Any]:
-    """Return the value of a schedule at one step of each block, and how many steps that has.
+    """Return the value of a schedule at one step of each block, and the steps in each block.
 
-    Both are float64 where they are known, and otherwise what the schedule returns, at least
-    float32.
+    Both are float64 if they are concrete, and otherwise of the schedule's dtype, at least float32.
     """
     numpy: Any = jnp if is_traced(edges) else np
     counts = numpy.diff(edges)
-    # Nowhere in particular within the block, lest the form be seen at one phase of short cycles.
+    # The place within a block varies, lest short cycles be sampled at a single phase.
     place = np.arange(len(counts)) * _GOLDEN_RATIO % 1
     inner = numpy.floor(np.float32(place) * counts.astype(np.float32)).astype(np.int32)
-    # Blocks without a step have the value of the last one, which does not count.
+    # Empty blocks take the value of the last step, which has no weight there.
     values: Any = schedule_values("shape", shape, numpy.minimum(edges[:-1] + inner, edges[-1] - 1))
     if not is_traced(values):
         values = np.asarray(jax.device_get(values), np.float64)
@@ -96,10 +95,10 @@ def _look(shape: optax.Schedule, edges: Any) -> tuple[Any, Any]:
 
 
 def schedule_values(name: str, schedule: optax.Schedule, steps: Any) -> jax.Array:
-    """Return the value of a schedule, the argument of that name, at each of the steps."""
+    """Return the value of a schedule at each of the steps; errors call it by ``name``."""
     allowed = f"{name} must be a schedule that jax.jit can trace, step -> number; {shown(schedule)}"
     try:
-        values = jax.vmap(schedule)(steps)  # since some of Optax's refuse arrays of steps
+        values = jax.vmap(schedule)(steps)  # some of Optax's schedules refuse arrays of steps
     except Exception as error:
         raise ValueError(f"{allowed} failed: {error}") from error
     if not (isinstance(values, jax.Array) and values.shape == steps.shape) or not (
@@ -131,18 +130,18 @@ def _bound(numpy: Any, heights: Any, counts: Any) -> Any:
 
 
 def _bound_of_best_stop(numpy: Any, heights: Any, counts: Any) -> Any:
-    """Return the same for the stop that promises most, if that allows a much higher peak."""
+    """Return the same for the most promising stop, if that allows a much higher peak."""
     sums, squares = _after(numpy, counts * heights), _after(numpy, counts * heights**2)
     stops = _stops(numpy, heights, sums)
     rest, rest_squares = sums[stops], squares[stops]
     row = np.arange(len(counts), dtype=np.int32)
     until = numpy.where(row[None] <= stops[:, None], heights[None], 0)
-    # Of few digits only where what follows a stop is high for it, and the stop of no use.
+    # These lose digits only if most of the schedule follows the stop, which is of no use then.
     sums = numpy.maximum(sums[None] - rest[:, None], 0)
     squares = numpy.maximum(squares[None] - rest_squares[:, None], 0)
     total, bracket = _total_and_bracket(numpy, until, counts[None], sums, squares)
     bracket = bracket + 2 * rest
-    # A schedule that is 0 up to a stop promises nothing there.
+    # A stop with nothing but zeros up to it promises nothing.
     promise = numpy.where(total > 0, bracket / numpy.where(total > 0, total, 1), np.inf)
     bounds = total * bracket
     whole, best = bounds[-1], bounds[numpy.argmin(promise)]
@@ -161,7 +160,7 @@ def _total_and_bracket(
 
 
 def _stops(numpy: Any, heights: Any, sums: Any) -> Any:
-    """Return the blocks after which little is left for how high they are, and the last one."""
+    """Return the blocks that are highest relative to the sum after them, and the last block."""
     falls = heights / numpy.where(sums > 0, sums, np.inf)
     num_stops = min(_NUM_STOPS, len(falls))
     stops = numpy.argpartition(falls, -num_stops)[-num_stops:]
@@ -171,16 +170,16 @@ def _stops(numpy: Any, heights: Any, sums: Any) -> Any:
 def _terms(numpy: Any, heights: Any, counts: Any, sums: Any, squares: Any) -> Any:
     """Return what each block adds to the sum in the bracket, from the sums after it.
 
-    Exact for blocks of one step. In longer ones, ``S_k`` and ``Q_k`` are those of the middle.
+    Exact for blocks of one step. For longer ones, ``S_k`` and ``Q_k`` are taken at the middle.
     """
     middle = sums + heights * (counts + 1) / 2
     middle_after = sums + heights * (counts - 1) / 2
     middle_squares = squares + heights**2 * (counts + 1) / 2
-    # A block after which nothing moves the params is a constant rate of its own.
+    # A block with nothing but zeros after it adds what a run at a constant rate would.
     at_end = numpy.log(numpy.maximum(counts, 2) - 0.5) + np.euler_gamma
     at_end = numpy.where(counts > 1, heights * at_end, 0)
     is_last = sums == 0
-    # Not over the product of the two, which is below any float32 where heights are small.
+    # Divide by each in turn, since their product underflows float32 if heights are small.
     of_sums = heights / numpy.where(is_last, 1, middle_after)
     of_squares = middle_squares / numpy.where(is_last, 1, middle)
     return numpy.where(is_last, at_end, counts * of_sums * of_squares)
@@ -202,13 +201,13 @@ def _harmonic(number: int) -> float:
 def _edges(num_steps: int) -> np.ndarray:
     """Return where the blocks of a run begin, and its end, ``i32[b + 1]``.
 
-    Those of a run that is not looked at step by step are followed by ones without a step, so that
-    their number, for which JAX compiles, is always the same.
+    Unless every step is a block, empty blocks are appended, so that their number, for which JAX
+    compiles, is always the same.
     """
     longest = num_steps / _NUM_BLOCKS
     if longest <= 1:
         return np.arange(num_steps + 1, dtype=np.int32)
-    # From both ends one by one, then by a ratio, and at even distances in between.
+    # Single steps at both ends, then blocks growing by a ratio, and even ones in between.
     one_by_one = 1 / _BLOCK_OF_REST
     num_growing = math.ceil(math.log(longest) / math.log1p(_BLOCK_OF_REST))
     growing = one_by_one * (1 + _BLOCK_OF_REST) ** np.arange(num_growing)
@@ -219,9 +218,9 @@ def _edges(num_steps: int) -> np.ndarray:
 
 
 def _split(edges: np.ndarray, values: Any) -> Any:
-    """Return the edges of ``_MOST_BLOCKS`` blocks that all have a step, if there are such parts.
+    """Return the edges of ``_MOST_BLOCKS`` blocks, with parts of others in place of empty ones.
 
-    Those are split where the value changes, or that are long for what comes after them.
+    Blocks are split if the value changes there, or if they are long for what comes after them.
     """
     numpy: Any = jnp if is_traced(values) else np
     counts, highest = np.diff(edges), numpy.max(values)
@@ -232,12 +231,12 @@ def _split(edges: np.ndarray, values: Any) -> Any:
     block = numpy.minimum(numpy.searchsorted(ends, row, side="right"), _MOST_BLOCKS - 1)
     parts, counts, starts = parts[block], numpy.asarray(counts)[block], numpy.asarray(edges)[block]
     part = row - ends[block] + parts
-    # The longest block times the number of parts is below 2**31.
+    # No overflow: the longest block times the number of parts is below 2**31.
     return numpy.append(starts + counts * part // numpy.maximum(parts, 1), edges[-1])
 
 
 def _num_parts(numpy: Any, counts: np.ndarray, heights: Any, num_more: int) -> Any:
-    """Return how many parts each block becomes, ``i32[b]``, ``num_more`` more in all."""
+    """Return how many parts each block is split into, ``i32[b]``, at most ``num_more`` more."""
     steps = np.asarray(counts, heights.dtype)
     changes = numpy.abs(numpy.diff(heights))
     changes = numpy.maximum(numpy.append(changes, 0), numpy.append(0, changes))

@@ -1,4 +1,4 @@
-"""Schedules that count epochs."""
+"""Schedules that count epochs instead of steps."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def per_epoch_schedule(schedule: optax.Schedule, steps_per_epoch: int) -> optax.
     $$t \mapsto \text{schedule}(\lfloor t / \text{steps\_per\_epoch} \rfloor)$$
 
     Args:
-      schedule: pure function of an integer, from this library, Optax or your own.
-      steps_per_epoch: optimizer steps of one epoch, a positive Python integer.
+      schedule: pure function of an integer, from this library, from Optax or your own.
+      steps_per_epoch: optimizer steps per epoch, a positive Python integer.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value.
+      A pure function that maps the step, integers of any dtype and shape, to the value.
 
     Raises:
-      TypeError: if ``schedule`` is not callable or ``steps_per_epoch`` not an integer.
+      TypeError: if ``schedule`` is not callable or ``steps_per_epoch`` is not an integer.
       ValueError: if ``steps_per_epoch`` is below 1.
 
     Examples:

@@ -1,6 +1,6 @@
 """A range test as people see it: in a few lines of text, and as a figure.
 
-Both are methods of a ``RangeTestResult``, which gives itself and the curve that is read of it.
+Both are methods of ``RangeTestResult``, which passes itself and the curve that is read.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _reason(result: Any) -> str:
 
 
 def _batches(sizes: set[int]) -> str:
-    """Return how large the batches were, if they were alike."""
+    """Return the size of the batches, if all had the same."""
     if len(sizes) != 1:
         return ""
     return f"; batches of {max(sizes) or 'a single example'}"
@@ -91,12 +91,12 @@ def _lowest(averages: np.ndarray, losses: np.ndarray) -> str:
     known = averages[np.isfinite(averages)]
     if not known.size:
         return "it has no average"
-    # By rounding it may lie below all losses, and below 0.
+    # Rounding may put the average below all losses, and below 0.
     return f"its average falls to {max(known.min(), np.nanmin(losses)):.3g}"
 
 
 def draw(result: Any, curve: Curve, ax: Axes, rules: Sequence[Rule]) -> Axes:
-    """Draw the losses of a test over its rates, and what they read as; return the Axes."""
+    """Draw the losses of a test and the rates read from them; return the Axes."""
     reading = _reading.read_curve(curve)
     _draw_curves(result, curve, ax, *_reading.averages(reading))
     _draw_reading(ax, reading)
@@ -110,7 +110,7 @@ def draw(result: Any, curve: Curve, ax: Axes, rules: Sequence[Rule]) -> Axes:
 def _draw_curves(
     result: Any, curve: Curve, ax: Axes, grid: np.ndarray, averages: np.ndarray
 ) -> None:
-    """Draw the losses, of a single test, and the averages."""
+    """Draw the averages, and for a single test also the losses."""
     num_rows = curve.losses.shape[-1]
     columns = (result.learning_rates, result.losses, curve.losses)
     all_rates, training, read = (

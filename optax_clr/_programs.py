@@ -1,8 +1,8 @@
-"""Compiled programs, kept from one range test to the next while they are still true.
+"""Compiled programs, kept from one range test to the next while they are still valid.
 
-A program is true while the functions that were traced into it refer to the same things. That is
-more than ``jax.jit`` asks for: nobody sees a ``jit`` in the call of a range test, and nobody would
-look for an old curve there. They live as long as these functions, and hold none of them.
+A program is valid while the functions traced into it refer to the same things. That is stricter
+than ``jax.jit``: nobody sees a ``jit`` in the call of a range test, so nobody would suspect a stale
+curve there. Programs live as long as these functions, and keep none of them alive.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NEEDS_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConve
 
 
 class CompiledLoop:
-    """The programs of a loop, compiled for the shapes that they are called with."""
+    """The programs of a loop, compiled for the shapes they are called with."""
 
     def __init__(self, loop: Loop) -> None:
         self.whole = jax.jit(loop.whole)
@@ -51,7 +51,7 @@ class CompiledLoop:
 
 
 class Programs:
-    """The compiled programs of a step and of what makes its batches, if a function does.
+    """The compiled programs of a step and of the function that makes its batches, if any.
 
     They share one trace of the training step.
     """
@@ -66,9 +66,9 @@ class Programs:
         self._loops: dict[Any, CompiledLoop] = {}
 
     def facts(self, initial: PyTree, batch: PyTree, values: ArrayLike, num_steps: int) -> StepFacts:
-        """Trace the step, and return what it shows of itself."""
+        """Trace the step, and return its facts."""
         arguments = initial, batch, values
-        is_inside = is_inside_program()  # where no batch can be looked at
+        is_inside = is_inside_program()  # then batches have no values
         of_arguments = jax.tree.structure(arguments), *map(_type_of, jax.tree.leaves(arguments))
         key = num_steps, is_inside, *of_arguments
         if key not in self._facts:
@@ -88,7 +88,7 @@ class Programs:
         return self._facts[key]
 
     def loop(self, **shape: Any) -> CompiledLoop:
-        """Return the loop of that shape: see ``Loop``."""
+        """Return the loop with these fields of ``Loop``."""
         key = tuple(sorted(shape.items()))
         if key not in self._loops:
             loop = Loop(
@@ -126,7 +126,7 @@ def _notes_on(error: Exception, batch: PyTree) -> Iterator[str]:
             "The loss, and a step, are traced, so that nothing in them has a value: write them "
             "with jax.numpy, without float(), .item(), numpy, or an if that asks for a value."
         )
-    if "trace level" in str(error):  # in the words of Flax
+    if "trace level" in str(error):  # Flax's wording
         yield (
             "The loss, and a step, may change the model and the optimizer that they are given, "
             f"and none outside. {see('training-steps/#nnx')}"
@@ -143,8 +143,8 @@ def _type_of(leaf: Any) -> Any:
 class _Kept(NamedTuple):
     programs: Programs
     sight: Sight  # what the functions referred to when they were traced
-    sight_of: dict[Any, Sight]  # and what the arguments carried, by their structure
-    watches: list[Any]  # that remove this entry when one of the functions is gone
+    sight_of: dict[Any, Sight]  # the same of the arguments' static parts, by structure
+    watches: list[Any]  # which remove this entry when one of the functions is gone
 
 
 _kept: dict[Any, _Kept] = {}
@@ -152,15 +152,15 @@ _kept: dict[Any, _Kept] = {}
 
 @contextlib.contextmanager
 def programs_of(step: Step, batch_fn: Function | None, arguments: PyTree) -> Iterator[Programs]:
-    """Give the programs of a step: those of before if its functions see the same things.
+    """Yield the programs of a step: the kept ones if its functions still see the same things.
 
-    So must what ``arguments``, pytrees, carry beside arrays, such as the functions of a TrainState.
+    The static parts of ``arguments``, such as the functions of a TrainState, must do so too.
     """
     functions = step.functions if batch_fn is None else (*step.functions, batch_fn)
     key = type(step), step.has_aux, _kind_of_keys(), *map(_identity, functions)
-    kept = _kept.pop(key, None)  # back when all has gone well
+    kept = _kept.pop(key, None)  # put back if all goes well
     structure, carried = jax.tree.structure(arguments), carried_by(arguments)
-    # By the names of the functions too: a loss names the methods of a model that it is given.
+    # Static parts are searched by the functions' names too: a loss names methods of its model.
     is_true = kept is not None and sees_the_same(functions, kept.sight)
     if kept is not None and structure in kept.sight_of:
         is_true = is_true and sees_the_same(carried, kept.sight_of[structure], kept.sight.names)
@@ -184,12 +184,12 @@ def _can_be_seen_again(seen: list[Seen]) -> bool:
 
 
 def _new(step: Step, functions: tuple[Function, ...], key: Any) -> _Kept:
-    """Return new programs, which know the functions by weak references if that is possible."""
+    """Return new programs, with weak references to the functions if that is possible."""
     try:
-        # Where JAX looks for leaks of tracers, its own caches keep nothing either.
+        # When JAX checks for tracer leaks, its own caches keep nothing either.
         if _CONFIG.jax_check_tracer_leaks:
             raise TypeError
-        forget = lambda _, kept=_kept: kept.pop(key, None)  # also when globals are gone, at exit
+        forget = lambda _, kept=_kept: kept.pop(key, None)  # works without globals too, at exit
         owners = [getattr(function, "__self__", function) for function in functions]
         watches: list[Any] = [weakref.ref(owner, forget) for owner in owners]
         functions = tuple(map(_Borrowed, functions))
@@ -202,10 +202,10 @@ def _new(step: Step, functions: tuple[Function, ...], key: Any) -> _Kept:
 
 
 class _Borrowed:
-    """A function that is called while its owner has it, and not kept."""
+    """A function by weak reference: it can be called while something else keeps it alive."""
 
     def __init__(self, function: Function) -> None:
-        # Of a method both parts: weakref.WeakMethod prints an error if they die together.
+        # A method is kept as its two parts: weakref.WeakMethod prints an error if both die at once.
         parts: tuple[Any, ...] = (function,)
         if isinstance(function, types.MethodType):
             parts = function.__func__, function.__self__
@@ -224,12 +224,12 @@ class _Borrowed:
 
 
 def _kind_of_keys() -> Any:
-    """Return what decides which random numbers a key is for, and jax.jit does not look at."""
+    """Return the settings that decide which random numbers a key gives, which jax.jit ignores."""
     return _CONFIG.jax_default_prng_impl, _CONFIG.jax_enable_custom_prng
 
 
 def _identity(function: Function) -> Any:
-    """Return what tells functions apart; each look at a method makes a new object of it."""
+    """Return what identifies a function: of a method its parts, as each access makes a new one."""
     if isinstance(function, types.MethodType):
         return id(function.__self__), id(function.__func__)
     return id(function)

@@ -42,72 +42,73 @@ def range_test(
     steps_per_value: int = 1,
     progress: bool = False,
 ) -> RangeTestResult:
-    r"""Run any training step while a value changes, in one compiled program; record the loss.
+    r"""Run any training step while a value changes, in one compiled program, and record the loss.
 
     The value need not be a learning rate, and the values may come in any order. The loss
-    $L_i$ of row $i$ is smoothed with weight $\beta$ = ``smoothing`` and its bias
-    corrected,
+    $L_i$ of row $i$ is smoothed with weight $\beta$ = ``smoothing`` and bias correction,
 
     $$s_i = \frac{1 - \beta}{1 - \beta^{i + 1}} \sum_{j \le i} \beta^{i - j} L_j$$
 
-    and the test has diverged when three losses in a row are not finite, or when, after twenty rows,
+    and the test has diverged if three losses in a row are not finite, or if, after twenty rows,
 
     $$s_i - \min_j s_j > \text{stop\_factor} \cdot \max(\text{fall}, 4 \, \text{noise})$$
 
-    and each of the last three losses is above $\min_j s_j$ by as much. The fall is that of $s$ to
-    its minimum; the noise is measured on moves downward, of which a divergence has none. One bad
-    batch does not end a test: a loss that is not finite is a gap. A constant in the loss, or a
-    factor, changes nothing.
+    and each of the last three losses exceeds $\min_j s_j$ by as much. The fall is that of $s$ to
+    its minimum; the noise is estimated from downward moves, which a divergence does not have. One
+    bad batch does not end a test: a loss that is not finite is a gap. Adding a constant to the
+    loss, or multiplying it by a factor, changes nothing.
 
-    The rows are trained in chunks of at most 64, on an accelerator 128, and the rule looks at a
-    chunk when it is trained: what is left of the chunk in which the loss diverges is trained, but
-    not in the result. Under ``jax.vmap`` all runs advance together: the test ends
-    with the last of them, and runs that have diverged train on with the others.
+    Rows are trained in chunks of at most 64 (128 on an accelerator), and the rule is applied after
+    each chunk: the rest of the chunk in which the loss diverges is trained, but left out of the
+    result. Under ``jax.vmap`` all runs advance together: the test ends with the last of them, and
+    runs that have diverged keep training until then.
 
-    A compiled program is kept while ``step_fn`` lives, and is used again while what the function
-    refers to is the same; otherwise the step is traced again.
+    The compiled program is cached for as long as ``step_fn`` is alive, and reused while what the
+    function refers to is unchanged; otherwise the step is traced again.
 
     Args:
-      step_fn: ``(state, batch, value) -> (state, loss)``, a pure training step that can be
-        traced; with ``has_aux`` it returns ``(state, (loss, metrics))``. It may train anything:
-        batch statistics, keys for dropout and gradient accumulators are parts of the state. It
-        is traced once, and must use the value. Calling again with the same function, and shapes,
-        compiles nothing.
-      state: pytree of arrays that the step starts from; never changed.
+      step_fn: ``(state, batch, value) -> (state, loss)``, a pure, traceable training step; with
+        ``has_aux`` it returns ``(state, (loss, metrics))``. It may train anything: batch
+        statistics, dropout keys and gradient accumulators are part of the state. It is traced
+        once, and must use the value. A second test with the same function and shapes compiles
+        nothing.
+      state: pytree of arrays to start from; never changed.
       batches: one of
 
-        - a pytree of arrays with a leading axis of ``n * steps_per_value`` (more are not used);
+        - a pytree of arrays with a leading axis of at least ``n * steps_per_value`` (entries
+          beyond that are not used);
         - a function from the step, ``i32[]``, to a batch, which is traced into the program;
         - a Python iterable of batches, such as a data loader or a list of tuples: read while the
           device computes, stacked in chunks of at most 8 MiB or 256 rows (a larger batch is a
-          chunk), and read again from its start when it runs out, unless it is an iterator. A last
-          batch of another shape, as at the end of an epoch, is left out.
+          chunk by itself), and restarted when it runs out, unless it is an iterator. A last batch
+          of another shape, as at the end of an epoch, is left out.
       values: ``[n]`` values to try, in this order; may be traced.
-      has_aux: whether the step returns metrics beside the loss; see ``RangeTestResult.metrics``.
+      has_aux: whether the step also returns metrics; see ``RangeTestResult.metrics``.
       smoothing: weight of the past in the moving average, from 0 up to but not including 1.
       stop_factor: rise of the smoothed loss, in units of its fall, that counts as divergence;
         with ``math.inf`` only losses that are not finite end a test.
-      steps_per_value: training steps for each value; the row has the mean of their losses and
+      steps_per_value: training steps per value; a row records the mean of their losses and
         metrics.
-      progress: whether to show a bar, with the value and the smoothed loss (needs tqdm). The test
-        is then run in chunks of about half a second, by Python.
+      progress: whether to show a progress bar with the value and the smoothed loss (needs tqdm).
+        The test then runs in pieces of about half a second, driven by Python.
 
     Returns:
-      A [`RangeTestResult`][] with ``n`` rows. Where a test with a stream or a bar ends early,
-      because an iterator runs out, reading raises an exception, or Ctrl-C is pressed, it has the
-      rows so far, padded as after divergence, and a ``RuntimeWarning`` says how many and why;
-      with none, the exception is raised.
+      A [`RangeTestResult`][] with ``n`` rows. If a test with a stream or a bar ends early, because
+      an iterator runs out, reading raises an exception, or Ctrl-C is pressed, the result has the
+      rows so far, padded as after divergence, and a ``RuntimeWarning`` says how many and why; if
+      there are none, the exception is raised.
 
     Raises:
-      TypeError: if the step is not a function, its result is not as above, the batches are none of
-        the above, or a stream or a bar is asked for inside ``jax.jit`` or ``jax.vmap``.
-      ValueError: if an argument is out of range or empty, the batches are too few or do not agree
-        in length or shape, the loss is not a scalar, the step changes the shape of its state, its
-        loss does not depend on the value, or ``optax.MultiSteps`` does not fit ``steps_per_value``.
-      ImportError: if ``progress`` is asked for and tqdm is not installed.
-      RangeTestWarning: a warning, if every step trained on the same batch, or the last ones did,
-        where a function indexes beyond the end of the data; or if an optimizer in the state has a
-        schedule of its own.
+      TypeError: if the step is not a function or returns something else, the batches are none of
+        the above, or a stream or a bar is requested inside ``jax.jit`` or ``jax.vmap``.
+      ValueError: if an argument is out of range or empty, the batches are too few or differ in
+        length or shape, the loss is not a scalar, the step changes the shape of its state, its
+        loss does not depend on the value, or ``steps_per_value`` is not a multiple of the steps
+        that ``optax.MultiSteps`` accumulates.
+      ImportError: if ``progress`` is set and tqdm is not installed.
+      RangeTestWarning: a warning, if every step trained on the same batch; if the last steps did,
+        because a function indexes beyond the end of the data; or if an optimizer in the state has
+        a schedule of its own.
 
     Examples:
       >>> def step_fn(position, batch, rate):  # gradient descent on position**2 / 2, noisy
@@ -157,51 +158,52 @@ def lr_range_test(
 ) -> RangeTestResult:
     r"""Sweep the learning rate once over a short training run, in one compiled program.
 
-    Of ``n = num_steps / steps_per_value`` rows, row $i$ trains with the rate
+    The test has ``n = num_steps / steps_per_value`` rows. Row $i$ trains with the rate
 
     $$\text{min\_lr} \cdot (\text{max\_lr} / \text{min\_lr})^{i / (n - 1)}$$
 
-    or the linear interpolation. For anything more than a loss, parameters and an Optax optimizer,
-    such as batch statistics or dropout, see [`range_test`][].
+    or with the linear interpolation. For anything more than a loss, parameters and an Optax
+    optimizer, such as batch statistics or dropout, see [`range_test`][].
 
     Args:
       loss_fn: ``(params, batch) -> loss``, a scalar; with ``has_aux``, ``(loss, metrics)``.
       params: pytree of arrays to start from; never changed.
-      optimizer: function from a learning rate to a ``GradientTransformation``: ``optax.adamw``, or
-        ``lambda rate: optax.chain(optax.clip(1.0), optax.sgd(rate))``.
+      optimizer: function from a learning rate to a ``GradientTransformation``, such as
+        ``optax.adamw`` or ``lambda rate: optax.chain(optax.clip(1.0), optax.sgd(rate))``.
       batches: pytree of arrays with a leading axis of at least ``num_steps``; or a function from
         the step, ``i32[]``, to a batch, which is traced into the program; or a Python iterable of
         batches, such as a data loader, which is streamed. See [`range_test`][].
-      min_lr: positive rate of the first row, may be traced.
-      max_lr: rate of the last row, larger than ``min_lr``, may be traced.
+      min_lr: positive rate of the first row; may be traced.
+      max_lr: rate of the last row, larger than ``min_lr``; may be traced.
       num_steps: training steps; ``None`` means as many as there are batches (the largest multiple
         of ``steps_per_value``), or 300 if ``batches`` is a function or an iterable.
       spacing: ``"log"`` or ``"linear"`` spacing of the rates.
-      has_aux: whether the loss comes with metrics; see ``RangeTestResult.metrics``.
+      has_aux: whether ``loss_fn`` also returns metrics; see ``RangeTestResult.metrics``.
       smoothing: weight of the past in the moving average, as in [`range_test`][].
-      stop_factor: when the test stops, as in [`range_test`][].
-      steps_per_value: training steps at each rate; the row has their mean loss.
-      held_out: a batch that is not trained on, of any size; its loss after each row is recorded
-        too, and the readings then read that. It has less noise than the training loss, but a test
-        is too short for it to show overfitting. ``None`` means none.
-      progress: whether to show a bar, as in [`range_test`][].
+      stop_factor: rise of the smoothed loss that ends the test, as in [`range_test`][].
+      steps_per_value: training steps at each rate; a row records their mean loss.
+      held_out: a batch of any size that is not trained on; its loss after each row is recorded
+        too, and the readings then use it. It is less noisy than the training loss, but a test is
+        too short for it to show overfitting. ``None`` means no such batch.
+      progress: whether to show a progress bar, as in [`range_test`][].
 
     Returns:
-      A [`RangeTestResult`][] with ``n`` rows, of which ``bounds()``, ``suggest()`` and
-      ``one_cycle_peak()`` read rates to train with. One that ends early has the rows so far, as
-      in [`range_test`][].
+      A [`RangeTestResult`][] with ``n`` rows; its ``bounds()``, ``suggest()`` and
+      ``one_cycle_peak()`` return rates to train with. If the test ends early, the result has the
+      rows so far, as in [`range_test`][].
 
     Raises:
-      TypeError: if a function is missing or returns something else, the optimizer is one already
-        built, the params are not real floats, or a stream or a bar is asked for inside ``jax.jit``
-        or ``jax.vmap``.
-      ValueError: if an argument is out of range or empty, the batches are too few or do not agree
-        in length or shape, the loss is not a scalar, the optimizer ignores its rate or keeps the
-        first one in its state, or ``optax.MultiSteps`` does not fit ``steps_per_value``.
-      ImportError: if ``progress`` is asked for and tqdm is not installed.
-      RangeTestWarning: a warning, if every step trained on the same batch, or the last ones did,
-        where a function indexes beyond the end of the data; if the optimizer has a schedule of its
-        own; or if a step trained on a single example, where ``num_steps`` was not given.
+      TypeError: if ``loss_fn`` or ``optimizer`` is not a function or returns something else, the
+        optimizer is already built, the params are not real floats, or a stream or a bar is
+        requested inside ``jax.jit`` or ``jax.vmap``.
+      ValueError: if an argument is out of range or empty, the batches are too few or differ in
+        length or shape, the loss is not a scalar, the optimizer ignores its rate or keeps the
+        first one in its state, or ``steps_per_value`` is not a multiple of the steps that
+        ``optax.MultiSteps`` accumulates.
+      ImportError: if ``progress`` is set and tqdm is not installed.
+      RangeTestWarning: a warning, if every step trained on the same batch; if the last steps did,
+        because a function indexes beyond the end of the data; if the optimizer has a schedule of
+        its own; or if a step trained on a single example and ``num_steps`` was not given.
 
     Examples:
       >>> def loss_fn(params, batch):
@@ -226,7 +228,7 @@ def lr_range_test(
     num_steps = check_num_steps(num_steps, batches, steps_per_value)
     values = spaced(min_lr, max_lr, num_steps // steps_per_value, spacing)
     rule = stop_rule(smoothing, stop_factor)
-    held_out = held_out_batch(held_out)  # before a batch of the caller's iterator is read
+    held_out = held_out_batch(held_out)  # checked before the caller's iterator is read
     source = open_batches(batches, values.shape[0], steps_per_value)
     outcome = run(
         step,
@@ -244,7 +246,7 @@ def lr_range_test(
 
 
 def _remarks(outcome: Outcome, counts_batches: bool) -> Iterator[Warning]:
-    # Of Ctrl-C also where no row is missing, since it came with the last: nobody else hears of it.
+    # Ctrl-C during the last row leaves none missing, but was caught: only this reports it.
     if outcome.ended_early or isinstance(outcome.stopped_by, KeyboardInterrupt):
         yield RuntimeWarning(_early_end(outcome))
     yield from remarks_on(outcome.facts, counts_batches)

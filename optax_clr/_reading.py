@@ -48,19 +48,19 @@ from optax_clr._valley import (
 )
 
 _SHARDING: Any = jax.sharding
-# Fitted on the development tasks of docs/study/suggestions.py, all three lengths together.
+# Fitted to the development tasks of docs/study/suggestions.py, over all three lengths of tests.
 _CONSTANT = 1 / 18
-# What _peak_ratio gives for 1,000 steps of one cycle, and of four triangular cycles from a quarter.
+# peak_ratio over 1,000 steps of one cycle, and of four triangular cycles whose base is a quarter.
 _ONE_CYCLE = 2.637
 _PEAK = 1.758
-# Of the rate at which the test itself has lost half of its fall, where it went so far: no peak is
-# higher. A longer test of a model that is slow to begin moves the lower end of the valley little,
-# and the centre would move up by the root of the length.
+# No rate that is read exceeds this share of the valley's upper end, if the test reached it. In a
+# longer test of a model that is slow to start, the lower end hardly moves down, so what is read
+# would rise with the square root of the length.
 _HIGHEST = 0.7
-# So many rows without a loss at the end of one curve may be missing from it.
+# This many rows without a loss at the end of a curve may be a gap; more mean that it ended early.
 _LONGEST_GAP = 3
-# Of 1/2 to 1/50 those from 1/4 to 1/10 do equally well there. Smith, 1506.01186, section 3.3, has a
-# third or a quarter.
+# In docs/study, 1/4 and 1/10 do about equally well, 1/2 and 1/50 slightly worse. Smith, 1506.01186,
+# section 3.3, has a third or a quarter.
 _BASE_OF_PEAK = 1 / 4
 
 
@@ -108,13 +108,13 @@ class RangeTestWarning(UserWarning):
     """
 
 
-# Each result's, where Python would show a text once for each line of a program; the caller's
-# filters go first.
+# Show the warning for every result: by default Python shows the same text only once per source
+# line. Appended last, so that the caller's own filters take precedence.
 warnings.filterwarnings("always", category=RangeTestWarning, append=True)
 
 
 class EndedBy(enum.IntEnum):
-    """What a range test ended with, as ``RangeTestResult.ended_by`` has it."""
+    """What ended a range test: the values of ``RangeTestResult.ended_by``."""
 
     LAST_VALUE = 0
     DIVERGENCE = 1
@@ -123,24 +123,24 @@ class EndedBy(enum.IntEnum):
 
 
 class Curve(NamedTuple):
-    """The columns that are read, ``f32[..., n]`` each, how they ended, and of what optimizer."""
+    """The columns to read, ``f32[..., n]`` each, how they ended, and their optimizer's factor."""
 
     learning_rates: Array
     losses: Array
     equivalent_steps: Array
     diverged: Array | bool  # bool[...]
-    ran_out: Array | bool  # bool[...] of batches, or was interrupted
-    factor: Array | float  # f32[...] of the optimizer's kind
+    ran_out: Array | bool  # bool[...] out of batches, or interrupted
+    factor: Array | float  # f32[...] for the kind of optimizer
 
 
 class Valley(NamedTuple):
     """Where the loss is low, ``f32[]`` each."""
 
-    lower: Array  # the rate at which it has made half of its fall
-    upper: Array  # the rate at which it has lost half of it again
-    steps: Array  # training at the lower rate, in steps at that rate
-    factor: Array  # of the optimizer's kind
-    limit: Array  # no rate is higher; inf where the test did not come to its upper end
+    lower: Array  # rate at which the loss has made half of its fall
+    upper: Array  # rate at which it has risen by half of its fall again
+    steps: Array  # equivalent steps at the lower rate
+    factor: Array  # for the kind of optimizer
+    limit: Array  # no rate that is read is higher; inf if the test did not reach the upper end
 
 
 def suggest(valley: Valley) -> Array:
@@ -154,13 +154,13 @@ def suggest(valley: Valley) -> Array:
 
 
 def peak(valley: Valley, ratio: ArrayLike) -> Array:
-    """Return a peak that is so many times the best constant rate, and within the limit."""
+    """Return ``ratio`` times the constant rate, or the limit if that is lower."""
     numpy = numpy_of((valley, ratio))
     return numpy.minimum(_CONSTANT * _centre(valley) * ratio, valley.limit)
 
 
 def one_cycle_peak(valley: Valley) -> Array:
-    """Return the peak of one cycle, 2.64 times the constant rate, since the run ends at a low one.
+    """Return the peak of one cycle, 2.64 times the constant rate, since it ends at a low rate.
 
     On the same tasks the median is 5, 3 and 2%.
     """
@@ -170,28 +170,28 @@ def one_cycle_peak(valley: Valley) -> Array:
 def bounds(valley: Valley) -> LRBounds:
     """Return the bounds of a cycle: a peak of 1.76 times the constant rate.
 
-    On the same tasks the median is 7, 5 and 5%. The base is a quarter of the peak: a tenth, and
-    bases read from where the loss begins to fall or stagnates, came to 13 and 14% where a quarter
-    came to 12 (docs/study/README.md).
+    On the same tasks the median is 7, 5 and 5%. The base is a quarter of the peak. In
+    docs/study/README.md that comes to 12%; a tenth of the peak, and bases read from where the loss
+    begins to fall or stagnates, come to 13 and 14%.
     """
     peak_value = peak(valley, _PEAK)
     return LRBounds(_BASE_OF_PEAK * peak_value, peak_value)
 
 
 def _centre(valley: Valley) -> Array:
-    """Return the centre of the valley as a test of one step at each rate would have it.
+    """Return the valley's centre, corrected for the length of the test and the optimizer's kind.
 
-    A rate twice as high learns as much in half the steps, so with the length of the test the lower
-    end of the valley moves down, and the centre with the root of it. The upper end is where
-    training is no longer stable, however long the test. What the optimizer makes of either is in
-    its factor.
+    Twice the rate learns as much in half the steps, so a longer test moves the lower end of the
+    valley down in proportion, and the centre down by the square root: multiplying by the root of
+    the equivalent steps undoes that. The upper end, where training becomes unstable, does not
+    depend on the length.
     """
-    sqrt = numpy_of(valley).sqrt  # of each, since a product may be beyond float32
+    sqrt = numpy_of(valley).sqrt  # of each number: their product may be out of float32's range
     return valley.factor * sqrt(valley.lower) * sqrt(valley.upper) * sqrt(valley.steps)
 
 
 def read_valley(curve: Curve) -> Valley:
-    """Return what ``find_valley`` finds, and warn, where a method of the result was called."""
+    """Return the valley, and warn of its doubts at the line that called the result's method."""
     valley, doubts = find_valley(read_curve(curve))
     for doubt in doubts:
         warnings.warn(doubt, RangeTestWarning, stacklevel=5)  # the caller of a method of the result
@@ -199,7 +199,7 @@ def read_valley(curve: Curve) -> Valley:
 
 
 def find_valley(reading: Reading) -> tuple[Valley, list[str]]:
-    """Return the valley of a curve and what is doubtful, or raise (NaN, and nothing, if traced)."""
+    """Return the valley and its doubts, or raise; if traced, NaN for an error, and no doubts."""
     problem = reading.problem
     if any_traced(reading):
         return reading.valley, []
@@ -210,7 +210,7 @@ def find_valley(reading: Reading) -> tuple[Valley, list[str]]:
 
 
 def checked(curve: Curve) -> Curve:
-    """Return the curve, with all of it of NumPy if no column is of JAX, if they have one shape."""
+    """Check shapes, steps and factor; return the curve, in NumPy unless a column is a JAX array."""
     _check_shapes(curve.learning_rates, curve.losses)
     if not np.size(curve.losses):
         raise ValueError(
@@ -235,7 +235,7 @@ def checked(curve: Curve) -> Curve:
 
 
 def _check_steps(curve: Curve) -> None:
-    """Raise for steps that cannot be, as far as they, and the rows, are known."""
+    """Raise for impossible steps, as far as they and the other columns are concrete."""
     steps = curve.equivalent_steps
     if not isinstance(steps, np.ndarray):
         return
@@ -253,7 +253,7 @@ def _check_steps(curve: Curve) -> None:
 
 
 def floats(name: str, column: Any) -> Array:
-    """Return a column as floats, NumPy's as they are: float64 where JAX has none."""
+    """Return a column as floats of 32 bits or more: NumPy's float64 stays, whatever JAX's mode."""
     column = as_array(name, column)
     if not is_real_dtype(column.dtype):
         raise TypeError(f"{name} must be real numbers, got dtype {column.dtype}.")
@@ -262,7 +262,7 @@ def floats(name: str, column: Any) -> Array:
 
 
 def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Return the two as JAX's arrays of floats, if they have the same shape, of some axes."""
+    """Check that both have the same shape ``[..., n]``, and return them as JAX float arrays."""
     columns = floats("learning_rates", learning_rates), floats("losses", losses)
     _check_shapes(*columns)
     if not math.prod(columns[1].shape[:-1]):
@@ -281,9 +281,9 @@ def _check_shapes(learning_rates: Any, losses: Any) -> None:
 
 
 def at_hand(tree: Any) -> Any:
-    """Return a pytree with NumPy's arrays, where all are known to this process.
+    """Return a pytree of NumPy arrays, if all are concrete and addressable by this process.
 
-    Otherwise, as inside of ``jax.jit``, with all entries of each on each device.
+    Otherwise, as inside ``jax.jit``, return it with arrays over Explicit axes replicated.
     """
     leaves = jax.tree.leaves(tree)
     if not any_traced(tree) and all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
@@ -292,9 +292,9 @@ def at_hand(tree: Any) -> Any:
 
 
 def gathered(column: Any) -> Any:
-    """Return a column with all of its entries on each device, where it is over Explicit axes.
+    """Return a column replicated on every device, if it is sharded over Explicit mesh axes.
 
-    JAX would have to be told how to shard whatever is computed of it.
+    Otherwise JAX would have to be told the sharding of everything computed from it.
     """
     sharding = explicit_sharding(column)
     if sharding is None:
@@ -304,32 +304,32 @@ def gathered(column: Any) -> Any:
 
 
 def read_curve(curve: Curve) -> Reading:
-    """Return what a curve says, once for all that is shown of it.
+    """Return what a curve says, read once for everything that is shown of it.
 
-    By NumPy where it is known: to compile takes seconds, for each length anew.
+    Uses NumPy when the curve is concrete: compiling takes seconds, again for every new length.
     """
     read = _read_compiled if numpy_of(curve) is jnp else _read
-    with np.errstate(all="ignore"):  # of what is not used
+    with np.errstate(all="ignore"):  # from entries that are masked afterwards
         losses, constants = centred(curve.losses)
         reading: Reading = read(*curve._replace(losses=losses))
     return reading._replace(constants=constants)
 
 
 def averages(reading: Reading) -> tuple[np.ndarray, np.ndarray]:
-    """Return the average that is read of each curve: rates ``[g]`` and losses ``[c, g]``."""
+    """Return the averages that are read, one per curve: rates ``[g]`` and losses ``[c, g]``."""
     losses = np.asarray(reading.averages) + np.reshape(reading.constants, (-1, 1))
     return np.asarray(reading.rates), losses
 
 
 class Reading(NamedTuple):
-    """What a curve says, of which the caller's program computes what is used."""
+    """What a curve says; in the caller's jitted program, XLA drops the parts that are not used."""
 
-    valley: Valley  # NaN if there is none
-    problem: Array  # i32[] index of PROBLEMS
-    doubts: Array  # bool[d] which of DOUBTS there are
-    rates: Array  # f32[g]
-    averages: Array  # f32[c, g] of the losses of each curve, less these constants:
-    constants: Any = ()
+    valley: Valley  # NaN if the curve cannot be read
+    problem: Array  # i32[] index into PROBLEMS
+    doubts: Array  # bool[d] which of DOUBTS apply
+    rates: Array  # f32[g] grid of the averages
+    averages: Array  # f32[c, g] average losses of each curve, less its constant
+    constants: Any = ()  # subtracted from each curve before reading
 
 
 def _read(
@@ -353,12 +353,12 @@ def _read(
     average = average_of(weights, depth, valid)
     within = locate_valley(average, grid)
     steps = numpy.exp(average_of(weights[within.lower][None], numpy.log(steps), valid)[0])
-    is_known = (within.upper < GRID_SIZE - 1) | diverged.all()  # the upper end
+    is_known = (within.upper < GRID_SIZE - 1) | diverged.all()  # whether the upper end is
     valley = Valley(
         lower=10 ** grid[within.lower],
         upper=10 ** grid[within.upper],
         steps=steps,
-        factor=factor.mean(),  # the same for all
+        factor=factor.mean(),  # all the same, or the curves are refused as mixed
         limit=numpy.where(is_known, _HIGHEST * 10 ** grid[within.upper], np.inf),
     )
     descent = descent_to(rows, scales, within.lowest)
@@ -366,7 +366,7 @@ def _read(
     problem = problem_of(rows, grid[within.lowest], clarity, diverged.all())
     half = average[within.lowest] / 2
     has_risen = each(lambda curve, depth: _has_risen(curve, depth, half))(rows.curves, depths)
-    # Where it is not known what ended a curve before the others, it is taken for divergence.
+    # A curve that ended before the others, for an unknown reason, counts as diverged.
     has_exploded = each(lambda curve: _ends_before(curve, valid))(rows.curves) & ~ran_out
     ended_suddenly = numpy.any((diverged.reshape(-1) | has_exploded) & ~has_risen)
     found = problem == READABLE
@@ -383,31 +383,31 @@ _read_compiled = jax.jit(_read)
 
 
 def _has_risen(curve: Array, depth: Array, half: Array) -> Array:
-    """Return whether one curve had risen to a half of its fall when it ended."""
+    """Return whether a curve had risen by half of its fall when it ended."""
     known = numpy_of(curve).isfinite(curve)
     end = mean_where(depth, last_rows(known))
     return (known.sum() >= MIN_ROWS) & (end > half)
 
 
 def _ends_before(curve: Array, valid: Array) -> Array:
-    """Return whether one curve ends before others do, by more than a gap at the end."""
+    """Return whether a curve ends more rows before the others than a gap may have."""
     known = numpy_of(curve).isfinite(curve) & valid
     return (valid & after_last(known)).sum() > _LONGEST_GAP
 
 
 def _losses_read(rows: Rows, curve: Array, scale: Scale) -> Array:
-    """Return the averages of one curve, as losses."""
+    """Return the average of one curve on the grid, as losses."""
     numpy = numpy_of(rows)
     finite = rows.valid & numpy.isfinite(curve)
     depth = scale.depth(curve, True, rows.valid)
     read = scale.loss(average_of(rows.weights, depth, finite))
-    # A curve that never fell has no depth.
+    # A curve that never fell has no depth: average its losses directly.
     plain = average_of(rows.weights, numpy.minimum(curve, scale.ceiling), finite)
     return numpy.where(scale.whole > 0, read, plain)
 
 
 def spread(curve: Curve) -> tuple[float, float] | None:
-    """Return the lowest and highest suggestion of the single curves; None if there is one."""
+    """Return the lowest and highest suggestion of single curves; None below two suggestions."""
     num_rows, leading = np.shape(curve.losses)[-1], np.shape(curve.losses)[:-1]
     if math.prod(leading) == 1:
         return None

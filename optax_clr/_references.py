@@ -1,4 +1,4 @@
-"""What functions refer to, and whether it is still what it was."""
+"""What functions refer to, and whether that has changed."""
 
 from __future__ import annotations
 
@@ -26,61 +26,63 @@ from optax_clr._states import nodes_of_others
 
 Function = Callable[..., Any]
 
-# There may be anything among what functions refer to. With more objects than this, of which a look
-# takes a tenth of a second, a program is not kept, for nobody could say whether it is still true.
-# The graph of a Flax module has 2,000 for each layer of a transformer.
+# Functions may refer to anything. Looking through this many objects takes a tenth of a second; if
+# there are more, a program is not kept, since its validity could not be checked. The graph of a
+# Flax module has 2,000 objects for each layer of a transformer.
 MOST_OBJECTS = 100_000
 _ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _LEAVES = frozenset((*_ATOMS, types.CodeType))
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _MAPPINGS = (dict, types.MappingProxyType)
-# Anyone may write into these. Of one that is larger, as data are, only which it is is looked at.
+# Anyone may write into these. Their contents are compared up to _MOST_BYTES; a larger one, such as
+# a data set, is compared by identity alone.
 _BUFFERS = (np.ndarray, bytearray, array.array)
 _MOST_BYTES = 2**20
-# Of these nothing can be seen but which they are, and they may hold what the function goes with.
+# What these hold cannot be seen, so they are compared by identity alone. They may hold the function
+# itself, so no strong reference to them is kept.
 _HOLDERS: tuple[type, ...] = (
     *(map, filter, zip, enumerate, reversed, super, BaseException),
     *(type({}.keys()), type({}.values()), type({}.items())),
 )
-_BUILT_IN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)  # as those of a dictionary
-# Of these what is in them counts. A method is a new object at each look; of others there are no
-# weak references, and by a strong one a program could keep alive the function that it goes with.
+_BUILT_IN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)  # such as those of a dict
+# These are compared by their contents. A method is a new object at each access; others cannot be
+# weakly referenced, and a strong reference could keep the function alive that a program belongs to.
 _CONTAINERS = (
     *(list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial, *_HOLDERS),
     *(types.SimpleNamespace, property, staticmethod, classmethod, types.MemberDescriptorType),
 )
-# With these a function may find attributes whose names do not stand in it.
+# With these a function may find attributes whose names do not appear in its code.
 _BY_ANY_NAME = {"vars", "__dict__", "getattr", "dir", "attrgetter", "getmembers", "fields"}
-# These methods are called by JAX and by this library, of whatever class.
+# Methods that JAX and this library call on objects of any class.
 _NAMES_OF_OTHERS = frozenset({"init", "update", "tree_flatten", "tree_unflatten"})
-# One of a class that is derived from these may have attributes too.
+# Exact types without attributes to look at; an object of a derived class may have some.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
-# What nobody changes, or where nothing can be seen.
+# Immutable, or nothing in them can be seen.
 _OPAQUE = (types.CodeType, np.generic, jax.Array, inspect.Signature)
 
 
 class Seen(NamedTuple):
-    """An object that a function referred to, not kept alive by this where that is possible."""
+    """An object that a function referred to, by a weak reference if that is possible."""
 
     kind: Callable[[], type | None]  # a weak reference
-    get: Callable[[], Any] | None  # None of a container
+    get: Callable[[], Any] | None  # None for a container
     is_atom: bool
 
     @property
     def is_tracer(self) -> bool:
-        """Whether it is known only while a compiled program runs."""
+        """Whether the object is a JAX tracer."""
         return self.get is not None and is_traced(self.get())
 
 
 class Sight(NamedTuple):
-    """What functions, or what a pytree carries, referred to."""
+    """What functions, or the static parts of a pytree, referred to."""
 
     seen: list[Seen]
-    names: frozenset[str]  # of their attributes, by which functions may find those of other objects
+    names: frozenset[str]  # in the functions' code, by which attributes of objects are found
 
 
 def look(values: tuple[Any, ...], names: frozenset[str] = _NAMES_OF_OTHERS) -> Sight:
-    """Return what functions, or what a pytree carries, refer to, by names that are known."""
+    """Return what functions, or static parts, refer to; attributes are found by ``names`` too."""
     found, names = _referred_to(values, names)
     return Sight([_seen(value) for value in found], names)
 
@@ -92,7 +94,7 @@ def _seen(value: Any) -> Seen:
     if not isinstance(value, _ATOMS):
         with contextlib.suppress(TypeError):
             return Seen(kind, weakref.ref(value), False)
-        # What a class of C holds is in no slot.
+        # Compared by its slots, unless a class in C, which has none, holds things elsewhere.
         if all("__slots__" in vars(each) for each in type(value).__mro__[:-1]) and _slots(
             type(value)
         ):
@@ -103,7 +105,7 @@ def _seen(value: Any) -> Seen:
 def sees_the_same(
     values: tuple[Any, ...], then: Sight, names: frozenset[str] = _NAMES_OF_OTHERS
 ) -> bool:
-    """Return whether functions, or what a pytree carries, refer to what they did then."""
+    """Return whether functions, or static parts, still refer to what they did ``then``."""
     seen, (now, _) = then.seen, _referred_to(values, names)
     for (kind, get, is_atom), value in zip(seen, now, strict=False):
         if type(value) is not kind():
@@ -117,17 +119,17 @@ def sees_the_same(
 
 
 def _is_equal(then: Any, now: Any) -> bool:
-    """Whether two numbers or texts are the same; of floats 0 and -0 are not, and NaN is."""
+    """Whether two numbers or strings are the same: NaN equals NaN, but 0.0 differs from -0.0."""
     if isinstance(now, (float, complex, np.inexact)):
         return repr(then) == repr(now)
     return bool(then == now)
 
 
 def carried_by(tree: Any) -> tuple[Any, ...]:
-    """Return the classes, functions, numbers and texts in a pytree that are none of its leaves.
+    """Return a pytree's static parts: classes, functions, numbers and strings besides its leaves.
 
-    Such are a model's class, the ``apply_fn`` of a TrainState, and a config in a static field. Of
-    other objects in them an equal one will do, as JAX has it.
+    Examples are a model's class, the ``apply_fn`` of a TrainState, and a config in a static field.
+    Other objects in static fields may be replaced by equal ones, as in JAX.
     """
     waiting = [part for node in nodes_of_others(jax.tree.structure(tree)) for part in node][::-1]
     found: list[Any] = []
@@ -147,14 +149,14 @@ def _referred_to(
 ) -> tuple[list[Any], frozenset[str]]:
     """Return what functions see: variables, globals, attributes, entries, and what these see.
 
-    Classes of installed packages are not looked into, but their objects are; JAX's arrays are not,
-    since they do not change. Of a class or a module those attributes count that some function
-    names, and of a class what others may call: its operators, and all it defines where it is
-    derived from an installed one. Of functions that installed packages have made only what they
-    carry with them counts, such as the function that ``jax.vmap`` was given, and of those that
-    stand in a module of theirs nothing.
+    Instances of installed classes are looked into, the classes themselves are not; nor are JAX
+    arrays, which do not change. Of a class or a module, the attributes that some function names
+    count; of a class, also what others may call: its operators, and everything it defines if it
+    derives from an installed class. Of a function made by an installed package, only what it
+    carries counts, such as the function passed to ``jax.vmap``; of one found in an installed
+    module, nothing.
 
-    Returned with it are ``names``, those that are known before, and those of these functions.
+    Also return ``names``, extended by the names in the code of these functions.
     """
     waiting: list[Any] = list(values)[::-1]
     found: list[Any] = []
@@ -170,17 +172,17 @@ def _referred_to(
             if is_own(value.__module__):
                 owners.append(value)
                 waiting += [*value.__bases__, *_read_by_others(value), *_named(value, names)]
-                waiting += [type(value)]  # a metaclass may have what a class has not
-            else:  # such as that which flax.linen.remat makes of a class
+                waiting += [type(value)]  # a metaclass may have attributes that a class lacks
+            else:  # such as the class that flax.linen.remat makes
                 waiting += [base for base in value.__mro__[1:] if is_own(base.__module__)]
         elif isinstance(value, types.ModuleType):
             owners.append(value)
             waiting += _named(value, names)
         elif not _is_plain(value) and is_installed(value):
             continue
-        elif type(value) is types.FunctionType:  # not what says that it is one, as wrapt's do
+        elif type(value) is types.FunctionType:  # not isinstance, which wrapt's proxies pass
             waiting += _carried_by(value)
-            # By its globals, since what functools.wraps has made has the name of another module.
+            # Judged by its globals: functools.wraps copies the name of another module.
             if is_own(value.__globals__.get("__name__")):
                 new_names = set(_names(value.__code__)) - names
                 names |= new_names
@@ -196,7 +198,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _named(owner: type | types.ModuleType, names: Set[str]) -> list[Any]:
-    """Return what names find in a class or a module; of a package's, what may be called."""
+    """Return the attributes with these names; of a package, only callables and modules."""
     attributes = vars(owner)
     if is_package(owner):
         found = [attributes[name] for name in sorted(names & attributes.keys())]
@@ -206,9 +208,9 @@ def _named(owner: type | types.ModuleType, names: Set[str]) -> list[Any]:
 
 
 def _read_by_others(owner: type) -> list[Any]:
-    """Return what is read without its name: ``__call__``, ``__mul__``, ``setup`` by Flax.
+    """Return what is read without being named: ``__call__``, ``__mul__``, Flax's ``setup``.
 
-    All that a class defines, where the code of an installed one reads it, or a pattern may.
+    Attributes other than operators count if an installed base class, or a pattern, may read them.
     """
     has_installed_base = not all(is_own(base.__module__) for base in owner.__mro__[:-1])
     is_read = has_installed_base or "__match_args__" in vars(owner)
@@ -221,12 +223,12 @@ def _read_by_others(owner: type) -> list[Any]:
 
 def _is_method(value: Any) -> bool:
     kind = type(value)
-    is_bound_to_objects = hasattr(kind, "__get__")  # as functools.partialmethod is
+    is_bound_to_objects = hasattr(kind, "__get__")  # such as functools.partialmethod
     return (callable(value) or is_bound_to_objects) and kind is not types.GetSetDescriptorType
 
 
 def _parts(value: Any) -> list[Any]:
-    """Return what an object is made of, as far as its owner may change it."""
+    """Return those parts of an object that its owner may change."""
     if isinstance(value, _OPAQUE):
         return []
     kind, entries = type(value), _entries(value)
@@ -238,7 +240,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _entries(value: Any) -> list[Any]:
-    """Return what is in an object of Python's own types, or of a class derived from one."""
+    """Return the contents of an object of a standard type, or of a class derived from one."""
     if isinstance(value, _MAPPINGS):
         return _items(value)
     if isinstance(value, _SEQUENCES):
@@ -256,7 +258,7 @@ def _entries(value: Any) -> list[Any]:
     if isinstance(value, contextvars.ContextVar):
         return [value.get(None)]
     if isinstance(value, threading.local):
-        return _items(vars(value))  # those of this thread
+        return _items(vars(value))  # this thread's values
     if isinstance(value, _BUFFERS):
         return _numbers(value)
     if isinstance(value, _HOLDERS):
@@ -265,7 +267,7 @@ def _entries(value: Any) -> list[Any]:
 
 
 def _numbers(buffer: Any) -> list[Any]:
-    """Return what stands for the numbers in a buffer; of an array of objects, these."""
+    """Return a fingerprint of the numbers in a buffer, or the objects in an array of objects."""
     numbers = buffer if isinstance(buffer, np.ndarray) else memoryview(buffer)
     if numbers.nbytes > _MOST_BYTES:
         return []
@@ -275,7 +277,7 @@ def _numbers(buffer: Any) -> list[Any]:
 
 
 def _attributes(value: Any) -> list[Any]:
-    """Return names and values of an object's attributes, and what is in its slots."""
+    """Return the names and values of an object's attributes, and the contents of its slots."""
     slots = [_in_slot(place, name, value) for place, name in _slots(type(value))]
     return [*_items(attribute(value, "__dict__") or {}), *slots]
 
@@ -283,12 +285,12 @@ def _attributes(value: Any) -> list[Any]:
 def _in_slot(place: int, name: str, value: Any) -> Any:
     try:
         return vars(type(value).__mro__[place])[name].__get__(value)
-    except AttributeError:  # it is not filled
+    except AttributeError:  # the slot is empty
         return None
 
 
 def _items(mapping: Mapping[Any, Any]) -> list[Any]:
-    """Return the keys, in one string if they are names, and the values."""
+    """Return the keys, joined to one string if they are strings, and the values."""
     try:
         keys: list[Any] = ["\n".join(mapping)]
     except TypeError:
@@ -297,18 +299,18 @@ def _items(mapping: Mapping[Any, Any]) -> list[Any]:
 
 
 def _carried_by(function: types.FunctionType) -> list[Any]:
-    """Return a function's code, defaults and attributes, and its free variables."""
-    # A notebook's autoreload gives a function that has been edited other code.
+    """Return a function's code, defaults, attributes and free variables."""
+    # A notebook's autoreload replaces the code of a function that has been edited.
     values: list[Any] = [function.__code__, function.__defaults__, function.__kwdefaults__]
     values.append(vars(function))
     for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # one that is not filled yet
+        with contextlib.suppress(ValueError):  # a cell that is still empty
             values.append(cell.cell_contents)
     return values
 
 
 def _globals_of(function: types.FunctionType) -> list[Any]:
-    """Return the globals that a function names, and what it imports."""
+    """Return the globals that a function names, and the modules that it imports."""
     names, variables = _names(function.__code__), function.__globals__
     if "globals" in names:
         return list(variables.values())
@@ -317,16 +319,17 @@ def _globals_of(function: types.FunctionType) -> list[Any]:
     values += [sys.modules[name] for name in modules if name in sys.modules]
     if "getenv" in names:
         values.append(os.environ)
-    # Of a package also what is no function: by the name of another function it may be anything.
+    # From a package, not only callables, as in _named: here the names are this function's own, and
+    # not those of another, which could match anything.
     packages = [vars(value) for value in values if is_package(value)]
     return values + [package[name] for package in packages for name in names if name in package]
 
 
 @functools.lru_cache(maxsize=1000)
 def _modules_by(names: tuple[str, ...], package: str) -> list[str]:
-    """Return what modules may be imported by names, ``from .`` included.
+    """Return the names of modules that these names may import, including by ``from .``.
 
-    Of what a function takes from them each is looked for by its own name.
+    Whatever a function takes from such a module is found by its own name.
     """
     parents = list(itertools.accumulate(package.split("."), "{}.{}".format))
     return [each for name in names for each in (name, *(f"{parent}.{name}" for parent in parents))]
@@ -334,10 +337,10 @@ def _modules_by(names: tuple[str, ...], package: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1000)
 def _names(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names that a function's code, and that of functions in it, looks up."""
+    """Return the names that a function's code looks up, including that of nested functions."""
     parts = [const for const in code.co_consts if isinstance(const, types.CodeType)]
     inner = [name for part in parts for name in _names(part)]
-    # The keywords of a pattern, case Config(scale=s), are in a tuple.
+    # The keywords of a pattern, as in case Config(scale=s), are in a constant tuple.
     tuples = [const for const in code.co_consts if isinstance(const, tuple)]
     in_tuples = [name for each in tuples for name in each if isinstance(name, str)]
     return tuple(dict.fromkeys([*code.co_names, *in_tuples, *inner]))
@@ -347,13 +350,13 @@ _slots_of: weakref.WeakKeyDictionary[type, list[tuple[int, str]]] = weakref.Weak
 
 
 def _slots(kind: type) -> list[tuple[int, str]]:
-    """Return the slots of a class: whose they are, by the place in its order, and their names."""
+    """Return the slots of a class: the place of their owner in its MRO, and their names."""
     found = _slots_of.get(kind)
     if found is None:
         found = _slots_of[kind] = [
             (place, name)
             for place, each in enumerate(kind.__mro__)
-            if "__slots__" in vars(each)  # and not a class of C, whose members nobody changes
+            if "__slots__" in vars(each)  # not classes in C, whose members nobody changes
             for name, attribute in vars(each).items()
             if isinstance(attribute, types.MemberDescriptorType)
         ]

@@ -1,4 +1,4 @@
-"""The result of a range test: its rows, and what they read as."""
+"""The result of a range test: its rows, and the rates read from them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from optax_clr._reading import EndedBy
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# What is raised where fields are no arrays with values: as jax.tree.map and jax.eval_shape make
-# them, without rows, or donated.
+# Errors of results that cannot be shown, because their fields are not arrays with values (as after
+# jax.tree.map or jax.eval_shape), have no rows, or were donated.
 _NOT_SHOWN = (TypeError, ValueError, ArithmeticError, RuntimeError)
 
 
@@ -32,30 +32,30 @@ class RangeTestResult(NamedTuple):
     """One row for each value tried; ``n`` is the number of values.
 
     XLA needs static shapes, so a test that diverges early still has ``n`` rows: those from
-    ``num_valid`` on are NaN, padding and not data. A sweep by ``jax.vmap`` puts leading axes
-    before all of these shapes; every method reads the curves of all of them together. The arrays
-    can be saved with ``numpy.savez(file, **result._asdict())``, and read without pickle, where
-    ``metrics`` is empty or one array.
+    ``num_valid`` on are NaN, padding and not data. Under ``jax.vmap`` all of these shapes get
+    leading axes; every method then reads all the curves together. The arrays can be saved with
+    ``numpy.savez(file, **result._asdict())``, and loaded without pickle if ``metrics`` is empty or
+    a single array.
 
     Attributes:
       learning_rates: ``f32[n]`` value used at each row, in the order tried.
       losses: ``f32[n]`` raw batch loss, measured before that row's update.
       smoothed_losses: ``f32[n]`` bias-corrected moving average of ``losses``.
       num_valid: ``i32[]`` rows recorded before divergence; ``n`` if there was none. The row that
-        told of the divergence is the last of them, if its loss is finite. A single row whose loss
+        revealed the divergence is the last of them, if its loss is finite. A single row whose loss
         is not finite counts, as a gap.
-      metrics: what ``has_aux`` returned at each row, as floats, a pytree of ``[n, ...]``; ``()``
+      metrics: auxiliary output of the loss at each row, as floats, a pytree of ``[n, ...]``; ``()``
         without ``has_aux``.
-      held_out_losses: ``f32[n]`` loss of the held-out batch after each row, which the readings
-        then read; ``()`` without one.
-      equivalent_steps: ``f32[n]`` sum of the rates up to a row, over all updates of the params,
-        divided by its own rate; ``()`` means one update a row.
+      held_out_losses: ``f32[n]`` loss of the held-out batch after each row, which the methods read
+        instead of ``losses``; ``()`` without one.
+      equivalent_steps: ``f32[n]`` sum of the rates of all updates up to a row, divided by the rate
+        of that row; ``()`` means one update per row.
       ended_by: ``i32[]`` what ended the test: 0 the last value, 1 divergence, 2 the end of the
-        data, 3 an interrupt or an exception of the data loader; ``()`` where it is not known.
+        data, 3 an interrupt or an exception in the data loader; ``()`` if it is not known.
       batch_size: ``i32[]`` examples in a batch, the length of the leading axis that its arrays
-        share; 0 where one of them is a scalar, ``()`` where they share none.
-      optimizer_factor: ``f32[]`` by which the rates that are read differ from those of Adam or
-        momentum with the same curve; ``()`` means 1. See [`suggest`][].
+        share; 0 if one of them is a scalar, ``()`` if they do not share one.
+      optimizer_factor: ``f32[]`` ratio of the rates that are read to those of Adam or momentum
+        with the same curve; ``()`` means 1. See [`suggest`][].
 
     Examples:
       >>> inputs = jax.random.normal(jax.random.key(0), (300, 32))
@@ -80,7 +80,7 @@ class RangeTestResult(NamedTuple):
     optimizer_factor: Any = ()
 
     def __repr__(self) -> str:
-        """Return the summary, or the fields where they are not arrays with values, as in jit."""
+        """Return the summary, or the fields if they are not arrays with values, as in jit."""
         try:
             return self.summary()
         except _NOT_SHOWN:
@@ -88,7 +88,7 @@ class RangeTestResult(NamedTuple):
             return f"RangeTestResult({', '.join(fields)})"
 
     def _repr_html_(self) -> str:
-        """Return the summary, with the curve where Matplotlib is installed, for a notebook."""
+        """Return the summary for a notebook, with the curve if Matplotlib is installed."""
         picture = ""
         with contextlib.suppress(*_NOT_SHOWN):
             picture = _picture(self)
@@ -96,23 +96,24 @@ class RangeTestResult(NamedTuple):
 
     @undisturbed()
     def suggest(self) -> float | jax.Array:
-        r"""Return one rate to train with throughout.
+        r"""Return a constant rate to train with.
 
         $$f \sqrt{N \eta_1 \eta_2} / 18$$
 
         The valley of the curve reaches from the rate $\eta_1$, at which the loss has made
-        half of its fall, to $\eta_2$, at which it has lost half of that again. $N$ are
-        the ``equivalent_steps`` at $\eta_1$: the longer the test, the lower it is. Losses
-        are averaged by a Gaussian whose standard deviation is 0.3 decades of the rate, and counted
-        logarithmically above their noise. With leading axes all the curves are read together.
+        half of its fall, to $\eta_2$, at which it has lost half of that fall again. $N$ is
+        ``equivalent_steps`` at $\eta_1$: the longer the test, the lower $\eta_1$ is.
+        Losses are averaged with a Gaussian whose standard deviation is 0.3 decades of the rate, on
+        a scale that is logarithmic above their noise. With leading axes all the curves are read
+        together.
 
-        The factor $f$ is ``optimizer_factor``: 2 for optimizers that average no gradients (plain
-        SGD, Adagrad), 1/4 for those whose updates have one size, whatever that of the gradients
-        (Lion, Muon, LAMB), 1/2 where both hold (sign SGD), else 1. It is detected from Optax's
-        states and functions; where that fails, set it:
+        The factor $f$ is ``optimizer_factor``: 2 for optimizers that do not average gradients
+        (plain SGD, Adagrad), 1/4 for those whose updates have the same size whatever the size of
+        the gradients (Lion, Muon, LAMB), 1/2 if both hold (sign SGD), else 1. It is detected from
+        Optax's states and functions; if that fails, set it:
         ``result._replace(optimizer_factor=0.25).suggest()``.
 
-        No rate that any method returns is above $0.7 \, \eta_2$, if the test went so far.
+        No method returns a rate above $0.7 \, \eta_2$, if the test went that far.
 
         On 22 small held-out tasks the validation loss after training was 5% above that with the
         best rate in the median, and 13% in the mean.
@@ -124,8 +125,9 @@ class RangeTestResult(NamedTuple):
         Raises:
           RangeTestError: if the curve cannot be read; the message says what to change. Inside
             ``jit`` and ``vmap`` the answer is NaN instead.
-          RangeTestWarning: a warning, where values are known, if an end of the sweep cuts the
-            valley or noise blurs it; the message says what to change.
+          RangeTestWarning: a warning, outside ``jit`` and ``vmap``, if the reading is doubtful, as
+            when an end of the sweep cuts the valley or noise blurs it; the message says what to
+            change.
 
         Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
@@ -142,7 +144,7 @@ class RangeTestResult(NamedTuple):
 
         $$2.64 \, \eta$$
 
-        with $\eta$ from [`suggest`][]: what [`peak_for`][] gives for one cycle of 1,000
+        with $\eta$ from [`suggest`][]; [`peak_for`][] gives the same for one cycle of 1,000
         steps.
 
         Returns:
@@ -165,41 +167,43 @@ class RangeTestResult(NamedTuple):
 
     @undisturbed()
     def peak_for(self, shape: optax.Schedule, num_steps: int) -> float | jax.Array:
-        r"""Return the peak of any schedule: the best constant rate, times what its form allows.
+        r"""Return the peak of any schedule: the constant rate times a ratio given by its shape.
 
         $$
         \eta \sqrt{\frac{T (1 + H_{T-1})}{S_1 B}}, \quad
         B = \frac{Q_1}{S_1} + \sum_{k=1}^{T-1} \frac{s_k}{S_{k+1}} \frac{Q_k}{S_k}
         $$
 
-        with $\eta$ from [`suggest`][], the schedule $s_1 \dots s_T$ over its highest
+        with $\eta$ from [`suggest`][], $s_1 \dots s_T$ the schedule divided by its highest
         value, $S_k$ and $Q_k$ the sums of $s_t$ and of $s_t^2$ from step
-        $k$ on, and $H$ the harmonic numbers. The factor is the ratio of two rates: the peak
-        that minimises the bound of convex optimisation on the last loss under this schedule, and
-        the constant rate that minimises the same bound. Nothing in it is fitted. From 64 steps on,
-        a schedule may end in steps so small that they barely move the params, as a decay to a
-        millionth of the peak does. It is then treated as one that stops before them, at a step
-        $T'$, and $2 S_{T'+1}$ is added to $B$ for what they can still change, if that allows a
-        peak at least a tenth higher.
+        $k$ on, and $H$ the harmonic numbers. The root is the ratio of two rates: the peak
+        that minimises a bound from convex optimisation on the loss of the last params under this
+        schedule, and the constant rate that minimises the same bound. Nothing in it is fitted. A
+        schedule may end in steps so small that they barely move the params, as a decay to a
+        millionth of the peak does. With at least 64 steps, it is then treated as one that stops
+        before them, after step $T'$, with $2 S_{T'+1}$ added to $B$ for what they can still change,
+        if that allows a peak at least a tenth higher.
 
         Args:
-          shape: any schedule, ``step -> value``; its height does not matter, values are at least 0.
-          num_steps: positive integer, the length of the training in optimizer steps. A longer one
-            than 32,768 is sampled, most where the schedule changes, which changes the answer by
-            less than a thousandth; up to some hundredths for cycles of sharp peaks that are shorter
-            than ``num_steps / 32,768`` steps. A single peak so narrow may be missed.
+          shape: any schedule, ``step -> value``, of values that are at least 0; its height does not
+            matter.
+          num_steps: positive integer, the length of the training in optimizer steps. Above 32,768
+            the schedule is sampled, most densely where it changes. That changes the answer by less
+            than a thousandth, but by up to a few hundredths for cycles with sharp peaks that are
+            shorter than ``num_steps / 32,768`` steps. A single peak that narrow may be missed.
 
         Returns:
           The highest rate of the schedule, a float; inside ``jax.jit`` or ``jax.vmap`` ``f32[]``,
-          and NaN if the curve cannot be read, or the schedule has values that are refused outside.
+          and NaN if the curve cannot be read, or the schedule has values that raise an error
+          outside.
 
         Raises:
           RangeTestError: if the curve cannot be read; the message says what to change. Inside
             ``jit`` and ``vmap`` the answer is NaN instead.
           RangeTestWarning: a warning, as for [`suggest`][].
           TypeError: if ``shape`` is not a function, or ``num_steps`` not an integer.
-          ValueError: if ``num_steps`` is below 1, the schedule cannot be traced or does not give a
-            number, or if one of its values is negative or not finite, or none is above 0.
+          ValueError: if ``num_steps`` is below 1, if the schedule cannot be traced or does not
+            return a number, if one of its values is negative or not finite, or if none is above 0.
 
         Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
@@ -227,7 +231,7 @@ class RangeTestResult(NamedTuple):
         \eta_\text{base} = \eta_\text{peak} / 4
         $$
 
-        with $\eta$ from [`suggest`][]: what [`peak_for`][] gives for four such cycles in
+        with $\eta$ from [`suggest`][]; [`peak_for`][] gives the same peak for four such cycles in
         1,000 steps.
 
         Returns:
@@ -258,8 +262,8 @@ class RangeTestResult(NamedTuple):
         """Return what the test showed, in a few lines of text.
 
         Returns:
-          The number of rows and curves, the range of rates and of the loss, what it reads as, or
-          why it cannot be read.
+          The number of rows and curves, the range of rates and of the loss, and the rates that are
+          read, or why the curve cannot be read.
 
         Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
@@ -277,18 +281,18 @@ class RangeTestResult(NamedTuple):
 
     @undisturbed()
     def plot(self, ax: Axes | None = None, rules: Sequence[Rule] = ()) -> Axes:
-        """Draw the losses over the rates, and what they read as; return the Axes.
+        """Draw the losses over the rates, and the rates read from them; return the Axes.
 
-        The losses of a single test are drawn faintly, and strongly their average, which is what
-        the methods read: of the held-out losses, where there are any. Of several curves (leading
-        axes, such as seeds) the median of their averages is drawn, in a band from the lowest to
-        the highest. [`bounds`][] is shaded, [`suggest`][] and [`one_cycle_peak`][] are
-        lines. Where the curve cannot be read the title says why.
+        For a single test, the losses are drawn faintly, and their average, which is what the
+        methods read, as a bold line: that of the held-out losses, if there are any. For several
+        curves (leading axes, such as seeds) the median of their averages is drawn, in a band from
+        the lowest to the highest. [`bounds`][] is shaded, [`suggest`][] and [`one_cycle_peak`][]
+        are lines. If the curve cannot be read, the title says why.
 
         Args:
           ax: Matplotlib Axes to draw on; ``None`` makes a new figure. Nothing is shown or saved.
           rules: functions ``(learning_rates, losses) -> rate`` whose answers are drawn too, such as
-            those of [`optax_clr.peer_rules`][]. They are given the smoothed losses.
+            those of [`optax_clr.peer_rules`][]. They get the smoothed losses.
 
         Returns:
           The Axes.
@@ -321,7 +325,7 @@ def _valley(result: RangeTestResult) -> _reading.Valley:
 
 
 def _curve(result: RangeTestResult) -> _reading.Curve:
-    """Return what is read of a result, checked: the held-out losses, where there are any."""
+    """Return the checked curve to read from a result: its held-out losses, if there are any."""
     columns = result._replace(metrics=())._asdict()
     columns = {name: native(name, column) for name, column in columns.items()}
     result = _reading.at_hand(RangeTestResult(**columns))
@@ -329,7 +333,7 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
     rates = _reading.floats("learning_rates", result.learning_rates)
     held_out, steps = result.held_out_losses, result.equivalent_steps
     (num_rows,) = np.shape(rates)[-1:] or (0,)
-    has_end = result.num_valid <= num_rows  # unless a caller has taken the first rows alone
+    has_end = result.num_valid <= num_rows  # False if the caller kept only the first rows
     ended_by = result.ended_by if np.size(result.ended_by) else int(EndedBy.LAST_VALUE)
     if not np.size(steps):
         with np.errstate(all="ignore"):
@@ -349,7 +353,7 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
 
 
 def _recorded(losses: Array, num_valid: Array) -> Array:
-    """Return the losses with NaN from the first row on that is no data."""
+    """Return the losses with NaN in the padding, the rows from ``num_valid`` on."""
     numpy, shape = numpy_of((losses, num_valid)), np.shape(losses)
     if np.shape(num_valid) not in ((), shape[:-1]) or not shape:
         return losses
@@ -359,7 +363,7 @@ def _recorded(losses: Array, num_valid: Array) -> Array:
 
 
 def _with_defaults(result: RangeTestResult) -> RangeTestResult:
-    """Return the result with its defaults where there is None, or Flax has made ``{}`` of them."""
+    """Return the result with defaults for fields that are None, or that Flax turned into ``{}``."""
     defaults = RangeTestResult._field_defaults
     missing = [
         name
@@ -370,7 +374,7 @@ def _with_defaults(result: RangeTestResult) -> RangeTestResult:
 
 
 def _check_entries(result: RangeTestResult) -> None:
-    """Raise unless there is one entry, or one for each curve, of what is said of a test."""
+    """Raise unless each per-test field has a single entry, or one for each curve."""
     count: Any = result.num_valid
     if not (hasattr(count, "dtype") or isinstance(count, int)):
         raise TypeError(f"num_valid must be an integer, or one for each curve, got {shown(count)}.")
@@ -395,9 +399,9 @@ def _refuse_traced(result: RangeTestResult, method: str) -> None:
 
 
 def _number(rate: float | jax.Array) -> float | jax.Array:
-    """Return a rate as a float, which prints and goes into JSON, unless it is traced.
+    """Return a rate as a Python float, which prints and serialises plainly, unless it is traced.
 
-    It is the float with the fewest digits that is the same ``float32``.
+    Of the floats that round to the same ``float32``, it is the one with the fewest digits.
     """
     if is_traced(rate):
         return rate
@@ -405,7 +409,7 @@ def _number(rate: float | jax.Array) -> float | jax.Array:
 
 
 def _picture(result: RangeTestResult) -> str:
-    """Return the figure as an image in HTML; nothing without Matplotlib, or for tracers."""
+    """Return the figure as an HTML image; empty without Matplotlib, or for traced results."""
     figure = _drawing.hidden_figure()
     if figure is None or any_traced(result):
         return ""

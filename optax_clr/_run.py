@@ -1,7 +1,7 @@
-"""Running a range test: what decides how, drives the loop, shows how far it is.
+"""Running a range test: choosing how, driving the loop, and showing progress.
 
-Everything is run by the same loop. It is one program where all batches are there, and is called
-from Python, some rows at a time, for streams, for a bar, and for convolutions on a CPU.
+Every test runs the same loop. It is one program if all batches are available up front, and is
+called from Python, a few rows at a time, for streams, progress bars, and convolutions on a CPU.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from optax_clr._step_facts import StepFacts
 from optax_clr._stop_rule import ChunkRule, Past, StopRule, for_chunks
 
 _CONFIG: Any = jax.config
-# How long a call from Python should take: short enough for a bar that moves, and for Ctrl-C.
+# How long a call from Python should take: short enough for a smooth bar and a prompt Ctrl-C.
 _SECONDS_PER_CALL = 0.5
 _MAX_GROWTH = 8
 
 
 class Device(NamedTuple):
-    """What suits a kind of device.
+    """The limits on a chunk, for one kind of device.
 
-    A chunk that diverges is trained to its end, and judging it costs as much as a few rows of the
-    smallest network. So it has no more rows than pay, and no more operations than a tenth of a
-    second's, by the order of magnitude.
+    A chunk that diverges is trained to its end, and judging one costs as much as training a few
+    rows of the smallest network. So a chunk has no more rows than pay off, and no more operations
+    than take about a tenth of a second, to an order of magnitude.
     """
 
     rows_per_chunk: int
@@ -48,15 +48,15 @@ _ACCELERATOR = Device(rows_per_chunk=128, operations_per_chunk=1e12)
 
 
 class Outcome(NamedTuple):
-    """A test that has been run.
+    """A finished test.
 
     Attributes:
       result: its rows.
-      state: what was trained, after the last of them.
+      state: the trained state after the last row.
       evaluate: ``(state, batch) -> loss``, compiled.
-      facts: of its training step.
-      ended_early: whether it ended before its last value, and not because it diverged.
-      stopped_by: the exception that ended it then, if any.
+      facts: the facts of its training step.
+      ended_early: whether it ended before its last value for a reason other than divergence.
+      stopped_by: the exception that stopped it, if any.
     """
 
     result: RangeTestResult
@@ -79,17 +79,17 @@ def run(
     keeps_state: bool = False,
     progress: bool = False,
 ) -> Outcome:
-    """Train with each of the values, and record.
+    """Train with each of the values in turn, and record the rows.
 
     Args:
-      step: what is trained.
-      batches: what it is trained on.
-      initial: what the state is made from.
+      step: the training step.
+      batches: the batches to train on.
+      initial: what the step makes its initial state from.
       values: ``[n]``.
       rule: when the test ends.
       steps_per_value: training steps for each value.
-      held_out: a batch whose loss is recorded after each row; None without.
-      keeps_state: whether the state after the last row is wanted.
+      held_out: a batch whose loss is recorded after each row, or None.
+      keeps_state: whether the caller needs the state after the last row.
       progress: whether to show a bar.
     """
     with (
@@ -140,7 +140,7 @@ def run(
             result, state = loop.whole(initial, batches.arrays, values, chunk_rule, held_out)
             stopped_by, ended_early = None, False
             if device is _CPU and _has_host_arrays((initial, batches.arrays, held_out)):
-                # The program reads the caller's own memory, which may be written to after this.
+                # The program reads the caller's own memory, which may be overwritten later.
                 result, state = jax.block_until_ready((result, state))  # type: ignore[no-untyped-call]
         return Outcome(result, state, programs.evaluate, facts, ended_early, stopped_by)
 
@@ -152,8 +152,8 @@ def _has_host_arrays(arrays: PyTree) -> bool:
 def _check_step(
     step: Step, facts: StepFacts, num_rows: int, steps_per_value: int, keeps_state: bool
 ) -> None:
-    """Raise unless the step trains with each value, and every loss is of a value."""
-    # A grid test keeps the state, and trains at one rate throughout.
+    """Raise unless the step trains with each value, and every loss belongs to one value."""
+    # Only a grid test keeps the state; each of its runs trains at one rate throughout.
     if keeps_state:
         trains_with_value = facts.reads_value or facts.keeps_first_value
         _check_some_update(facts, num_rows)
@@ -199,9 +199,9 @@ def look_ahead(
     values: jax.Array | np.ndarray,
     held_out: PyTree,
 ) -> tuple[StepFacts, bool]:
-    """Return the facts of a test of one step for each value, and whether it runs row by row.
+    """Return the facts of a test with one step per value, and whether it runs row by row.
 
-    That is, from Python: it cannot be a lane of ``jax.vmap``.
+    If so, Python drives it, and it cannot run under ``jax.vmap``.
     """
     with programs_of(step, batches.batch_fn, (initial, batches.example, held_out)) as programs:
         facts = programs.facts(initial, batches.example, values, values.shape[0])
@@ -209,30 +209,30 @@ def look_ahead(
 
 
 def _runs_by_rows(facts: StepFacts, arrays: PyTree) -> bool:
-    """Whether the step has a convolution, is on a CPU, and Python can call its rows one by one.
+    """Whether the step has a convolution, runs on a CPU, and Python can call its rows one by one.
 
-    A loop of XLA's CPU backend computes convolutions ten times slower than a program without.
+    XLA's CPU backend computes convolutions ten times slower inside a loop.
     """
     return facts.has_convolution and not _is_inside(facts, arrays) and _platform(arrays) == "cpu"
 
 
 def _is_inside(facts: StepFacts, arrays: PyTree) -> bool:
-    """Whether the test is inside a transformation, such as jax.jit, of the caller."""
+    """Whether the test is inside one of the caller's transformations, such as jax.jit."""
     return facts.closes_over_tracers or any_traced(arrays) or is_inside_program()
 
 
 def _platform(arrays: PyTree) -> str:
-    """Return the kind of device on which the arrays are, or will be."""
+    """Return the platform that the arrays are on, or will be put on."""
     for leaf in jax.tree.leaves(arrays):
         if isinstance(leaf, jax.Array) and not is_traced(leaf):
             return str(next(iter(leaf.devices())).platform)
-    # Which jax.default_backend does not know: a device, or the name of a platform.
+    # A device or the name of a platform, which jax.default_backend ignores.
     default = _CONFIG.jax_default_device
     return str(getattr(default, "platform", default) or jax.default_backend())
 
 
 def _rows_per_chunk(device: Device, operations_per_row: int, num_rows: int, most_rows: int) -> int:
-    """Return how many rows a chunk has: about as many as suit, and with little left over."""
+    """Return the rows per chunk: about as many as suit the device, with little padding."""
     suitable = int(device.operations_per_chunk / max(operations_per_row, 1))
     most = max(1, min(suitable, device.rows_per_chunk, num_rows, most_rows))
     sizes = range(most, most // 2, -1)
@@ -240,10 +240,10 @@ def _rows_per_chunk(device: Device, operations_per_row: int, num_rows: int, most
 
 
 class _Driver(NamedTuple):
-    """What calls the loop from Python, some rows at a time.
+    """Calls the loop from Python, a few rows at a time.
 
-    The next rows are read while the device computes the last. What ends a test early, be it the end
-    of the data, an exception in a loader or Ctrl-C, leaves the rows so far.
+    The next rows are read while the device computes the current ones. A test that ends early, by
+    the end of the data, an exception in a loader or Ctrl-C, keeps the rows so far.
     """
 
     loop: CompiledLoop
@@ -252,7 +252,7 @@ class _Driver(NamedTuple):
     rule: ChunkRule
     held_out: PyTree
     steps_per_value: int
-    size: int  # rows in a chunk; a call has several
+    size: int  # rows in a chunk; a call may have several chunks
     room: int  # most rows in a call
 
     def run(
@@ -283,7 +283,7 @@ class _Driver(NamedTuple):
                     outputs.append((count, rows))
                     num_done += count
                     num_valid, alive = int(seen[0]), bool(seen[1])
-                    last = max(num_valid, 1) - 1  # what is trained after divergence is not shown
+                    last = max(num_valid, 1) - 1  # rows after divergence are not shown
                     report(num_valid, values[last], float(Past(*seen[2]).average))
                     wanted = self._paced(wanted, count, time.perf_counter() - started)
             except KeyboardInterrupt as interrupt:
@@ -310,7 +310,7 @@ class _Driver(NamedTuple):
         return inputs
 
     def _paced(self, wanted: int, count: int, seconds: float) -> int:
-        """Return how many rows the next call should have, in whole chunks."""
+        """Return the number of rows for the next call, in whole chunks."""
         if jax.process_count() > 1:
             return self.room  # the clocks of several processes would not agree
         paced = min(_SECONDS_PER_CALL * count / max(seconds, 1e-6), _MAX_GROWTH * wanted)
@@ -318,7 +318,7 @@ class _Driver(NamedTuple):
 
 
 def _joined(outputs: list[tuple[int, Columns]], num_rows: int) -> Columns:
-    """Return the rows of all calls, and room for those that are missing."""
+    """Return the rows of all calls, with zeros for those that are missing."""
 
     def join(*columns: jax.Array) -> np.ndarray:
         parts = [column[:count] for (count, _), column in zip(outputs, columns, strict=True)]
@@ -331,7 +331,7 @@ def _joined(outputs: list[tuple[int, Columns]], num_rows: int) -> Columns:
 
 @contextlib.contextmanager
 def _bar(num_rows: int, show: bool) -> Iterator[Callable[[int, float, float], None]]:
-    """Show a bar, if asked, that is told rows, value and smoothed loss after each call."""
+    """Show a bar, if asked; yield the function that updates it after each call."""
     if not show:
         yield lambda num_done, value, loss: None
         return

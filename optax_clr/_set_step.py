@@ -1,4 +1,4 @@
-"""Moving the schedules of a state to another step: which counter counts what."""
+"""Moving the schedules of a state to another step, given what each counter counts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from optax_clr._states import (
 )
 
 # Counters that only schedules read. A state that is a single counter needs no entry here, unless it
-# may lie in a field that is not known to hold states.
+# may be in a field that is not known to hold states.
 _OF_SCHEDULES = {
     "AddNoiseState": "count",  # the variance of the noise falls with it
     "AveragingState": "step",
@@ -50,7 +50,7 @@ _SHARED = {
     "ScaleBySimplifiedAdEMAMixState": "t",
 }
 _MOVED = _OF_SCHEDULES | _SHARED
-_FIRST = {"ScheduleFreeState": 1}  # where a counter begins, if not at 0
+_FIRST = {"ScheduleFreeState": 1}  # the initial value of a counter, if not 0
 # Counters that no schedule reads: bias corrections, and positions within a period.
 _KEPT = {
     "ApplyEvery": {"count"},
@@ -84,17 +84,17 @@ _KEPT = {
 def set_step(state: Any, step: int | jax.Array) -> Any:
     """Return the state with every schedule moved to ``step``, to resume a run there.
 
-    A state does not say which of its counters a schedule reads, so each counter is moved or kept
+    A state does not record which of its counters a schedule reads, so each counter is moved or kept
     according to what it is known to count:
 
     - Counters of schedules move: those of injected states and the schedules in them, of
       ``scale_by_schedule``, ``add_decayed_weights``, ``add_noise``, ``conditionally_transform``,
-      ``schedule_free``, ``average_at_cycle_ends``, the real updates of ``MultiSteps``, and any
+      ``schedule_free`` and ``average_at_cycle_ends``, the actual updates of ``MultiSteps``, and any
       state that is a single counter.
     - Counters that a schedule shares with the rest of a transformation move too: those of
       ``prodigy``, ``dadapt_adamw``, ``momo``, ``momo_adam``, ``madgrad`` and
       ``simplified_ademamix``. The next update is that of a run whose first ``step`` gradients
-      were zero.
+      were all zero.
     - Adam's own step count and other bias corrections are left unchanged, and so are positions
       within a period (``lookahead``, the mini-batches that ``MultiSteps`` has accumulated) and
       the ``step`` of a ``TrainState``.
@@ -105,13 +105,13 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
       step: integer scalar, optimizer steps done so far; the next update uses ``schedule(step)``.
 
     Returns:
-      A new state of the same structure, all of whose arrays are copies. Until the next update
-      [`get_hyperparams`][] still reads the values of the last one.
+      A new state with the same structure, all of whose arrays are copies. Until the next update,
+      [`get_hyperparams`][] still returns the values of the last one.
 
     Raises:
-      TypeError: if ``step`` is not an integer, or ``state`` is one of shapes, as
-        ``jax.eval_shape`` makes it, or an ``nnx.Optimizer`` in a version of Flax in which it is not
-        a pytree.
+      TypeError: if ``step`` is not an integer, or if ``state`` holds shapes, as from
+        ``jax.eval_shape``, or is an ``nnx.Optimizer`` in a version of Flax in which it is not a
+        pytree.
       ValueError: if ``step`` is not a scalar or is negative; if the state has no schedule, or has
         a counter that a schedule may or may not read.
 
@@ -170,7 +170,7 @@ class _Move:
         return self.state(child, path, known_only)
 
     def trainer_field(self, node: Any, path: Path, child: Any, known_only: bool) -> Any:
-        # Also critic_opt_state beside it, and where the trainer is itself a field of an agent.
+        # Also a critic_opt_state beside opt_state, even if the trainer is a field of an agent.
         name = key_name(path[-1])
         return self.state(child, path, known_only="opt" not in name or "state" not in name)
 
@@ -181,7 +181,7 @@ class _Move:
         if name == "hyperparams_states":
             found, build = children(child)
             return build([self.schedule(state, (*path, key)) for key, state in found])
-        # Optax's own states hold other states only in fields with such names.
+        # Optax's own states hold other states only in fields with "state" in their names.
         return self.state(child, path, known_only or "state" not in name or name == "skip_state")
 
     def counter(self, node: Any, path: Path, counter: Any, known_only: bool) -> Any:
@@ -214,7 +214,7 @@ class _Move:
         """Return the step in the dtype, shape and, if it has one, nnx.Variable of a counter."""
         self.num_moved += 1
         old = jnp.asarray(counter)
-        # Like Optax's own counters, it stays at the last step that can be counted.
+        # Like Optax's own counters, it saturates instead of overflowing.
         most = min(INT32_MAX, np.iinfo(old.dtype).max)
         step = (jnp.minimum(self.step, most - first) + first).astype(old.dtype)
         return in_place_of(counter, jnp.broadcast_to(step, old.shape))

@@ -25,7 +25,7 @@ RESTORE = "Restore it with its types: checkpointer.restore(path, optimizer.init(
 
 
 def check_state(state: Any) -> None:
-    """Raise if a state has shapes in the place of arrays, or is what makes one."""
+    """Raise if a state is an optimizer, holds shapes instead of arrays, or has lost its types."""
     if isinstance(state, optax.GradientTransformation):
         raise TypeError(
             "state must be what the optimizer's init(params) returned, or its update after that, "
@@ -44,7 +44,7 @@ def check_state(state: Any) -> None:
 
 
 def _is_of_plain_tuples(state: Any) -> bool:
-    """Whether a state is of tuples and lists in tuples and lists, with a count in one of them."""
+    """Whether a state consists of nested plain tuples and lists, with a counter in an inner one."""
     if type(state) not in (tuple, list):
         return False
     if any(kind is not type(None) for kind, _ in nodes_of_others(jax.tree.structure(state))):
@@ -54,7 +54,7 @@ def _is_of_plain_tuples(state: Any) -> bool:
 
 
 def nodes_of_others(structure: Any) -> Iterator[tuple[type, Any]]:
-    """Yield type and static data of the nodes of a pytree that are no containers of Python's."""
+    """Yield type and static data of the pytree nodes that are not Python's own containers."""
     node = structure.node_data()
     if node is not None and node[0] not in (dict, list, tuple):
         yield node
@@ -63,11 +63,11 @@ def nodes_of_others(structure: Any) -> Iterator[tuple[type, Any]]:
 
 
 def _is_injected(entries: Any) -> bool:
-    """Whether entries are those of the state of an optimizer with injected hyperparameters."""
+    """Whether entries are the fields of a state with injected hyperparameters."""
     if len(entries) != len(Injected._fields):
         return False
     count, values, driven, _ = entries
-    # Not averages of gradients, which another optimizer may have there.
+    # Scalars, and not averages of gradients, which another optimizer's state may have there.
     are_scalars = isinstance(values, dict) and not any(map(np.ndim, jax.tree.leaves(values)))
     return _is_count(count) and are_scalars and isinstance(driven, dict)
 
@@ -77,7 +77,7 @@ def _is_count(leaf: Any) -> bool:
 
 
 def is_counter(leaf: Any) -> bool:
-    """Whether a leaf is an integer, with a leading axis under vmap, and not an old-style key."""
+    """Whether a leaf is an integer, or a batch of them from vmap, and not an old-style key."""
     if not holds_array(leaf):
         return isinstance(leaf, int) and not isinstance(leaf, bool)
     return jnp.issubdtype(leaf.dtype, jnp.integer) and not is_key(leaf)
@@ -108,8 +108,8 @@ def is_variable(node: Any) -> bool:
 
 
 def is_param(variable: Any) -> bool:
-    """Whether a variable is an nnx.Param, and not statistics or constants of a model."""
-    kind = getattr(variable, "type", None)  # which split states of older versions have
+    """Whether a variable is an nnx.Param, rather than statistics or constants of a model."""
+    kind = getattr(variable, "type", None)  # set in split states of older Flax
     kind = kind if isinstance(kind, type) else type(variable)
     return any(base.__name__ == "Param" for base in kind.__mro__)
 
@@ -136,14 +136,14 @@ def children(node: Any) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], An
 
 
 def walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Yield the path and the node of every node in a tree, outermost first."""
+    """Yield every node in a tree with its path, outermost first."""
     yield path, node
     for key, child in children(node)[0]:
         yield from walk(child, (*path, key))
 
 
 def injected_in(state: Any, *, restored: bool = False) -> Iterator[tuple[Path, Any]]:
-    """Yield the path and node of every injected state; with ``restored``, also of dicts of one."""
+    """Yield every injected state with its path; with ``restored``, also one restored as a dict."""
     for path, node in walk(state):
         is_dict = restored and was_restored(node, "count", "hyperparams", "inner_state")
         if is_dict or isinstance(node, Injected):
@@ -160,7 +160,7 @@ def rebuild(visit: Callable[[Path, Any], Any], node: Any, path: Path = ()) -> An
 
 def is_of_optax(kind: type | types.FunctionType) -> bool:
     """Whether a type or a function is one of Optax's, or of ours."""
-    module = str(kind.__module__)  # None of a function that exec was given no name for
+    module = str(kind.__module__)  # None if exec made the function without a module name
     return module.partition(".")[0] in ("optax", "optax_clr")
 
 
@@ -173,7 +173,7 @@ def key_name(key: Any) -> str:
 
 
 def is_trainer(node: Any) -> bool:
-    """Whether a node is a trainer's state, such as a Flax ``TrainState``, and not Optax's."""
+    """Whether a node is a trainer's state, such as a Flax ``TrainState``, rather than Optax's."""
     return hasattr(node, "opt_state") and not isinstance(node, tuple)
 
 
@@ -189,14 +189,14 @@ def check_rebuildable(trainer: Any) -> None:
 
 
 def with_optimizer_state(trainer: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a trainer's state with its optimizer's state changed."""
+    """Return a trainer's state with its optimizer state changed."""
     check_rebuildable(trainer)
     found, build = children(trainer)
     return build([change(child) if key_name(key) == "opt_state" else child for key, child in found])
 
 
 def in_place_of(old: Any, new: jax.Array) -> Any:
-    """Return a new array where an old one was: on its devices, and in its nnx.Variable."""
+    """Return a new array in place of an old one: on its devices, and in its nnx.Variable if any."""
     array = jnp.asarray(old)
     if not is_traced(array) and not is_traced(new) and array.committed:
         new = jax.device_put(new, array.sharding)
@@ -204,5 +204,5 @@ def in_place_of(old: Any, new: jax.Array) -> Any:
 
 
 def was_restored(node: Any, *fields: str) -> bool:
-    """Whether a node is a dict that a checkpoint gave back for a named tuple of these fields."""
+    """Whether a node is a dict that a checkpoint restored for a named tuple with these fields."""
     return hasattr(node, "keys") and set(fields) <= set(node.keys())

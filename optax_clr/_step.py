@@ -1,7 +1,7 @@
 """The training step inside a range test: any function, or the ordinary step of an optimizer.
 
-Both are one thing to the test: ``start`` makes the state, ``train`` is one step of training, and
-``functions`` are the caller's functions that it is made of.
+Both have the same interface: ``start`` makes the state, ``train`` takes one training step, and
+``functions`` are the caller's functions behind it.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class Step(Protocol):
 
     @property
     def unread_value(self) -> str:
-        """What is wrong where the step never uses the value."""
+        """The error message if the step never uses the value."""
 
     @property
     def unread_state(self) -> str:
-        """What is wrong where the loss is that of nothing that is trained."""
+        """The error message if the loss does not depend on the state."""
 
     def with_functions(self, functions: Sequence[Callable[..., Any]]) -> Step:
-        """Return the same step of other functions."""
+        """Return the same step with other functions."""
 
     def is_one_size(self, value: jax.Array) -> bool:
-        """Whether an optimizer is known to bring its updates to one size."""
+        """Whether the optimizer is known to normalize its updates to one size."""
 
     def start(self, initial: PyTree, value: jax.Array) -> PyTree:
         """Return the state before the first step."""
@@ -105,7 +105,7 @@ class FunctionStep:
 
     def is_one_size(self, value: jax.Array) -> bool:
         del value
-        return False  # what the caller's function does cannot be known
+        return False  # unknown: the caller's function may do anything
 
     def start(self, initial: PyTree, value: jax.Array) -> PyTree:
         del value  # the caller has made the state
@@ -169,7 +169,7 @@ class OptimizerStep:
 
     def is_one_size(self, value: jax.Array) -> bool:
         found: list[bool | None] = []
-        # Traced, as in training: a factory may not take a number that is known.
+        # Traced, as in training: a factory may not accept a concrete number.
         jax.eval_shape(lambda rate: found.append(has_one_size(self.optimizer(rate))), value)
         return found[0] is True
 
@@ -184,7 +184,7 @@ class OptimizerStep:
                 f"test reads. {see('range-test/')}"
             )
             raise
-        # Not by type: optax.MultiSteps is none, and serves as one.
+        # Not checked by type: optax.MultiSteps is not a GradientTransformation, but works as one.
         if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
             raise TypeError(
                 f"optimizer must return a GradientTransformation, got {describe(transformation)} "
@@ -242,7 +242,7 @@ class OptimizerStep:
         params: PyTree,
         extras: dict[str, Any],
     ) -> tuple[PyTree, PyTree]:
-        """Return updates and state of an optimizer, given what it takes of the extras."""
+        """Return the updates and state of the optimizer, given those extras that it accepts."""
         update = self.optimizer(rate).update
         kinds = {name: entry.kind for name, entry in inspect.signature(update).parameters.items()}
         if inspect.Parameter.VAR_KEYWORD not in kinds.values():

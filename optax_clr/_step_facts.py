@@ -1,4 +1,4 @@
-"""What the traced program of a training step shows of itself, before anything is compiled."""
+"""What the traced program of a training step reveals, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from optax_clr._swept_optimizer import SweptOptimizer
 
 
 class StepFacts(NamedTuple):
-    """What the engine has to know of a training step."""
+    """What the engine needs to know about a training step."""
 
     has_convolution: bool
     reads_state: bool  # whether the loss depends on what is trained
     reads_value: bool  # whether the loss, of this step or a later one, depends on the value
-    keeps_first_value: bool  # whether it depends on the value that the state was made with
+    keeps_first_value: bool  # whether the loss depends on the value used to make the state
     closes_over_tracers: bool
-    waits_along: frozenset[str]  # axes of shard_map: devices need each other, and losses differ
-    num_operations: int  # on single numbers, roughly
-    steps_per_update: int  # that gradients are accumulated over; 1 without
-    batch_size: int | None  # examples in a batch, where that can be told
-    trains_at_other_rates: bool  # than the values, by a schedule or a scale of the optimizer
-    is_one_batch: bool  # whether a function makes the batches, the same one in every step
-    repeats_last_batch: bool  # or the same one in the last steps
-    optimizer_factor: float  # of the rates that are read
+    waits_along: frozenset[str]  # axes of shard_map along which devices wait and losses differ
+    num_operations: int  # on scalars, roughly
+    steps_per_update: int  # over which gradients are accumulated; 1 without
+    batch_size: int | None  # examples in a batch, if known
+    trains_at_other_rates: bool  # than the values: the optimizer has its own schedule or scale
+    is_one_batch: bool  # whether a function makes the same batch in every step
+    repeats_last_batch: bool  # or the same batch in the last steps
+    optimizer_factor: float  # of the suggested rates
 
 
 def facts_of(
@@ -45,9 +45,9 @@ def facts_of(
     batches: BatchFacts,
     optimizer_factor: float,
 ) -> StepFacts:
-    """Return the facts of ``(state, batch, value) -> (state, (loss, metrics))``, a closed jaxpr.
+    """Return the facts of a closed jaxpr ``(state, batch, value) -> (state, (loss, metrics))``.
 
-    ``start`` is that of ``(initial, value) -> state``.
+    ``start`` is the closed jaxpr of ``(initial, value) -> state``.
     """
     jaxpr = closed.jaxpr
     num_leaves = len(jax.tree.leaves(state))
@@ -70,9 +70,9 @@ def facts_of(
 
 
 def remarks_on(facts: StepFacts, counts_batches: bool) -> Iterator[Warning]:
-    """Yield what there is to say of a test, whatever its curve looks like.
+    """Yield the warnings about a test that do not depend on its curve.
 
-    ``counts_batches`` is whether the number of its steps is that of the entries of the batches.
+    ``counts_batches`` is whether ``num_steps`` was left to the batches.
     """
     if facts.is_one_batch:
         yield RangeTestWarning(ONE_BATCH)
@@ -91,9 +91,9 @@ _COLLECTIVES = {
 
 
 def _waits_along(jaxpr: Any, place_of_loss: int) -> frozenset[str]:
-    """Return along which axes of shard_map losses differ, as far as JAX tells, and devices wait.
+    """Return the axes of shard_map along which losses differ, if JAX knows, and devices wait.
 
-    Each would end the test by its own loss, and the others wait for it.
+    Each device would end the test by its own loss, and leave the others waiting.
     """
     calls = [each.params for each in equations(jaxpr) if each.primitive.name in _COLLECTIVES]
     names = [call.get("axes", call.get("axis_name")) for call in calls]
@@ -108,12 +108,12 @@ def _reads_state(jaxpr: Any, num_state_leaves: int) -> bool:
 
 
 def _only_loss(jaxpr: Any, num_state_leaves: int) -> list[bool]:
-    """Return which output is the loss, which comes after the state."""
+    """Return which output is the loss: the one right after the state."""
     return [place == num_state_leaves for place in range(len(jaxpr.outvars))]
 
 
 def _what_matters(jaxpr: Any, num_state_leaves: int) -> tuple[list[bool], bool]:
-    """Return which leaves of the state reach a loss, now or later, and whether the value does."""
+    """Return which state leaves affect a loss, now or later, and whether the value does."""
     wanted = _only_loss(jaxpr, num_state_leaves)
     matters = wanted[:num_state_leaves]
     while True:

@@ -12,16 +12,16 @@ from optax_clr._arguments import describe, shape_in_words, shown
 from optax_clr._documentation import see
 
 PyTree = Any
-_EXTENDED: Any = jax.dtypes.extended  # of keys of random numbers
+_EXTENDED: Any = jax.dtypes.extended  # the dtypes of typed PRNG keys
 
 
 def as_float32(loss: jax.Array) -> jax.Array:
-    """Return a loss in float32, or in float64 if it is."""
+    """Return a loss in float32, or unchanged if it is float64."""
     return loss if loss.dtype == jnp.float64 else loss.astype(jnp.float32)
 
 
 def is_swapped(state: PyTree, result: tuple[Any, Any]) -> bool:
-    """Whether a step has returned (loss, state)."""
+    """Whether a step has returned (loss, state) instead of (state, loss)."""
     first, second = result
     forms = [
         (jax.tree.structure(tree), [np.shape(leaf) for leaf in jax.tree.leaves(tree)])
@@ -32,7 +32,7 @@ def is_swapped(state: PyTree, result: tuple[Any, Any]) -> bool:
 
 
 def split_output(output: Any, has_aux: bool, name: str) -> tuple[jax.Array, PyTree]:
-    """Return loss and metrics, checked while the step is traced."""
+    """Return the loss and the metrics, checked while the step is traced."""
     metrics: PyTree = ()
     if has_aux:
         if not isinstance(output, tuple) or len(output) != 2:
@@ -66,7 +66,7 @@ def as_floats(metrics: PyTree) -> PyTree:
                 "key."
             )
         array = jnp.asarray(metric)
-        # Not bfloat16 either, which numpy.savez does not keep.
+        # Narrower floats are converted too: numpy.savez does not preserve bfloat16.
         is_wide = jnp.issubdtype(array.dtype, jnp.inexact) and array.dtype.itemsize >= 4
         return array if is_wide else array.astype(jnp.float32)
 
@@ -74,9 +74,9 @@ def as_floats(metrics: PyTree) -> PyTree:
 
 
 def check_state(old: PyTree, new: PyTree, giver: str, remedy: str) -> PyTree:
-    """Return ``new``, which ``giver`` has returned, if it can take the place of ``old``.
+    """Return ``new``, which ``giver`` has returned, if it can replace ``old``.
 
-    ``remedy`` is for another dtype.
+    ``remedy`` is the advice for a leaf whose dtype differs.
     """
     structures: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
     if structures[0] != structures[1]:
@@ -100,7 +100,7 @@ def check_state(old: PyTree, new: PyTree, giver: str, remedy: str) -> PyTree:
 
 
 def _structural_difference(old: PyTree, new: PyTree) -> str:
-    """Return, in words, the first leaf that only one of two states has."""
+    """Describe the first leaf that only one of two states has."""
     before, after = (
         [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
         for state in (old, new)
@@ -113,7 +113,7 @@ def _structural_difference(old: PyTree, new: PyTree) -> str:
 
 
 def _other_node(old: PyTree, new: PyTree) -> str:
-    """Return, in words, the first container that is of another type, or has another static part."""
+    """Describe the first container whose type or static part differs."""
     waiting: list[Any] = [(jax.tree.structure(old), jax.tree.structure(new))]
     while waiting:
         before, after = waiting.pop(0)

@@ -1,4 +1,4 @@
-"""When a range test has diverged: the loss is compared with what the curve itself has shown."""
+"""When a range test has diverged: the rise of the loss, compared with its own fall and noise."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from jax.typing import ArrayLike
 
 from optax_clr._arguments import INT32_MAX, known_float
 
-# Before so many rows are averaged the smoothed loss is noise, and says nothing of divergence. With
-# ten, a first batch of low loss stopped 6 of 672 real tests; with fifteen, none.
+# Until this many rows are averaged, the smoothed loss is too noisy to show divergence. With ten, a
+# first batch of low loss stopped 6 of 672 real tests; with fifteen, none.
 _SETTLED_ROWS = 20
-# A rise of so many standard deviations of the noise is as much as one of the whole fall.
+# A rise by this many standard deviations of the noise counts like a rise by the whole fall.
 _NOISE_PER_FALL = 4.0
-# So many losses in a row have to be high, or not finite: one bad batch is not divergence.
+# This many losses in a row must be high, or not finite: one bad batch is not divergence.
 _ROWS_IN_A_ROW = 3
 
 
 class StopRule(NamedTuple):
-    """The two numbers of the rule, ``f32[]`` each."""
+    """The two parameters of the rule, each ``f32[]``."""
 
     smoothing: ArrayLike
     stop_factor: ArrayLike
@@ -33,8 +33,8 @@ class StopRule(NamedTuple):
 class Decay(NamedTuple):
     """The weights of a moving average over a chunk of rows."""
 
-    within: ArrayLike  # [chunk, chunk], of each row (column) in the average at each row
-    before: ArrayLike  # [chunk], of all that was before the chunk
+    within: ArrayLike  # [chunk, chunk]; at [i, j] that of row j in the average at row i
+    before: ArrayLike  # [chunk], of everything before the chunk
 
 
 class ChunkRule(NamedTuple):
@@ -45,9 +45,9 @@ class ChunkRule(NamedTuple):
 
 
 def for_chunks(rule: StopRule, num_rows: int) -> ChunkRule:
-    """Return the rule for chunks of so many rows, over which an average is a matrix product.
+    """Return the rule for chunks of ``num_rows`` rows, where averaging is a matrix product.
 
-    The weights of a known smoothing are computed here: it would take longer to compile that.
+    The weights of a known smoothing are computed by NumPy: compiling that would take longer.
     """
     smoothing = known_float(rule.smoothing)
     if smoothing is None:
@@ -57,41 +57,41 @@ def for_chunks(rule: StopRule, num_rows: int) -> ChunkRule:
 
 @functools.lru_cache(maxsize=32)
 def _known_decay(smoothing: float, num_rows: int) -> Decay:
-    with np.errstate(under="ignore"):  # the caller's np.seterr may be another
+    with np.errstate(under="ignore"):  # the caller's np.seterr may raise
         within, before = _decay(np, smoothing, num_rows)
         return Decay(np.asarray(within, np.float32), np.asarray(before, np.float32))
 
 
 def _decay(numpy: Any, smoothing: Any, num_rows: int) -> Decay:
-    age = np.arange(num_rows)[:, None] - np.arange(-1, num_rows)  # the first column: all before
+    age = np.arange(num_rows)[:, None] - np.arange(-1, num_rows)  # first column: everything before
     weights = numpy.where(age >= 0, smoothing ** np.maximum(age, 0).astype(np.float32), 0)
     return Decay(within=weights[:, 1:], before=weights[:, 0])
 
 
 class Past(NamedTuple):
-    """What the rule knows of the rows so far, scalars or columns in the dtype of the loss."""
+    """What the rule knows about the rows so far: scalars or columns in the dtype of the loss."""
 
-    weight: jax.Array  # of all rows in the two averages
+    weight: jax.Array  # total weight of the rows in both averages
     average: jax.Array
-    drop: jax.Array  # average of the moves downward, of which a divergence has none
+    drop: jax.Array  # average downward move; a divergence has none
     highest: jax.Array
     best: jax.Array
     fall: jax.Array  # from the highest average to the best
-    alarm: jax.Array  # of the last row: 0 none, 1 its loss is high, 2 it is not finite
+    alarm: jax.Array  # of the last row: 0 none, 1 high loss, 2 loss not finite
     alarm_before: jax.Array  # of the row before that
 
 
 class Watch(NamedTuple):
-    """Where a test is by the rule."""
+    """The state of the rule after some rows."""
 
-    alive: jax.Array  # bool[], whether it goes on
+    alive: jax.Array  # bool[], whether the test goes on
     num_rows: jax.Array  # i32[], rows that are data
-    past: jax.Array  # a Past in one array: XLA's CPU backend takes a kernel for each array
+    past: jax.Array  # a Past in one array: XLA's CPU backend runs a kernel for each array
 
 
 def new_watch(loss: jax.Array) -> Watch:
-    """Return what is known before the first row, in the dtype of ``loss``."""
-    # Made from the loss: inside shard_map arrays also carry over which devices they vary.
+    """Return the state before the first row, in the dtype of ``loss``."""
+    # Made from the loss: inside shard_map an array's type includes the axes that it varies along.
     zero = jnp.zeros_like(loss)
     past = Past(
         weight=zero,
@@ -109,10 +109,10 @@ def new_watch(loss: jax.Array) -> Watch:
 def watch_rows(
     watch: Watch, losses: jax.Array, num_recorded: jax.Array, rule: ChunkRule
 ) -> tuple[Watch, jax.Array]:
-    """Return what is known after a chunk of rows, and the smoothed losses of the rows.
+    """Return the state after a chunk of rows, and the smoothed losses of these rows.
 
     Args:
-      watch: what was known before the chunk.
+      watch: the state before the chunk.
       losses: ``[chunk]``.
       num_recorded: ``i32[]``, how many of them are rows of the test; the others are padding.
       rule: when the test ends, for chunks of this length.
@@ -121,15 +121,14 @@ def watch_rows(
     within, before_it = (jnp.asarray(weights, losses.dtype) for weights in rule.decay)
     order = np.arange(len(losses), dtype=np.int32)
     finite = jnp.isfinite(losses)
-    # What is not finite is a gap: it has no weight in the averages.
+    # A loss that is not finite is a gap: it has no weight in the averages.
     known = jnp.where(finite, losses, 0)
     counts = finite.astype(losses.dtype)
     count = watch.num_rows + order + 1
     settled = count >= _SETTLED_ROWS
 
-    # Averages are of differences from the average before, which has all the weight before: so
-    # equal losses have that loss as their average to the last bit, and a level curve does not rise
-    # by rounding.
+    # What is averaged is the difference from the previous average, which has all earlier weight.
+    # So equal losses average to exactly that loss, and rounding does not make a flat curve rise.
     before = jnp.where(past.weight > 0, past.average, known[jnp.argmax(finite)])
     weight, difference = _weigh(within, counts, counts * (known - before))
     weight = weight + before_it * past.weight
@@ -138,16 +137,16 @@ def watch_rows(
     smoothed = jnp.where(before_it[0] > 0, before + difference / divisor, losses)
     smoothed = jnp.where(is_known, smoothed, jnp.nan)
     drop = jnp.where((count > 1) & finite, _shifted(before, smoothed) - known, 0)
-    drop = jnp.where(drop > 0, drop, 0)  # 0 also after rows without an average
+    drop = jnp.where(drop > 0, drop, 0)  # NaN, after rows without an average, becomes 0 too
     (more_drop,) = _weigh(within, counts * (drop - past.drop))
     drops = past.drop + more_drop / divisor
-    # The mean of the normal distribution's negative part is its deviation over this root.
+    # The negative part of a centred normal variable has the mean sigma / sqrt(2 pi).
     noise = math.sqrt(2 * math.pi) * drops
 
     candidates = jnp.where(settled & is_known, smoothed, jnp.inf)
     largest, negative = _so_far(jnp.where(is_known, smoothed, -jnp.inf), -candidates)
     highest, best = jnp.maximum(past.highest, largest), jnp.minimum(past.best, -negative)
-    # With every new best the fall is larger: the highest is no lower, and the best is lower.
+    # Every new best makes the fall larger: the highest never drops, and the best is lower.
     is_best = candidates < _shifted(past.best, best)
     (fallen,) = _so_far(jnp.where(is_best, highest - smoothed, -jnp.inf))
     fall = jnp.maximum(past.fall, fallen)
@@ -159,14 +158,14 @@ def watch_rows(
     alarms = _last(_ROWS_IN_A_ROW, alarm, past.alarm, past.alarm_before)
     all_high, none_finite = alarms.min(0) > 0, alarms.min(0) > 1
     diverged = none_finite | (all_high & settled & (smoothed - best > least_rise))
-    # The row that told of the divergence is data; losses at the end that are not finite are not.
+    # The row that revealed the divergence is data; trailing losses that are not finite are not.
     num_gaps = jnp.cumprod(alarms > 1, axis=0).sum(0, dtype=jnp.int32)
     num_data = jnp.where(diverged, order + 1 - num_gaps, _NO_END)
     num_data = jnp.min(jnp.where(order < num_recorded, num_data, _NO_END))
     state = Past(weight, smoothed, drops, highest, best, fall, alarms[0], alarms[1])
     after = Watch(
         alive=watch.alive & (num_data == _NO_END),
-        # A lane of jax.vmap that has ended is trained on with the others, and not recorded.
+        # Under jax.vmap a run that has ended trains on with the others, but is not recorded.
         num_rows=watch.num_rows + jnp.where(watch.alive, jnp.minimum(num_data, num_recorded), 0),
         past=jnp.stack(state)[:, -1],
     )
@@ -179,24 +178,24 @@ _NO_END = np.int32(INT32_MAX)
 def _weigh(within: jax.Array, *columns: jax.Array) -> jax.Array:
     """Return the weighted sums of columns up to each row, ``[column, row]``."""
     entries = jnp.stack(columns)
-    # No sum may overflow, or a later row would undo the rows before it: infinity times zero is NaN.
+    # Keep all sums finite: an infinite row, times its weight of zero, makes earlier rows NaN.
     largest = float(np.finfo(entries.dtype).max) / (4 * entries.shape[-1])
-    # In full precision: accelerators would round the factors of a product to fewer bits.
+    # In full precision: by default, accelerators round the factors of a product to fewer bits.
     return jnp.matmul(jnp.clip(entries, -largest, largest), within.T, precision="highest")
 
 
 def _so_far(*columns: jax.Array) -> jax.Array:
-    """Return the largest entries of columns up to each row, ``[column, row]``."""
+    """Return the running maximum of each column, ``[column, row]``."""
     return lax.cummax(jnp.stack(columns), axis=1)
 
 
 def _last(number: int, column: jax.Array, *before: jax.Array) -> jax.Array:
-    """Return each row's entry, that of the row before it, and so on: ``[number, row]``."""
+    """Return each row's entry, the previous row's entry, and so on: ``[number, row]``."""
     whole = jnp.concatenate([*(entry[None] for entry in reversed(before)), column])
     size = column.shape[0]
     return jnp.stack([whole[number - 1 - age :][:size] for age in range(number)])
 
 
 def _shifted(before: jax.Array, column: jax.Array) -> jax.Array:
-    """Return what each row finds: the entry of the row before it."""
+    """Return the entry before each row: for the first row ``before``."""
     return jnp.concatenate([before[None], column[:-1]])

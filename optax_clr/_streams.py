@@ -25,18 +25,18 @@ from optax_clr._arrays import (
 from optax_clr._loop import Inputs
 from optax_clr._step import PyTree
 
-# One read of a stream is no longer than this. With 256 rows the calls cost a few percent of the
-# smallest training steps; 8 MiB are a transfer of good size, and memory that malloc uses again.
+# Limits of one read of a stream. With 256 rows the calls cost a few percent of the smallest
+# training steps; 8 MiB is an efficient size for a transfer, and memory that malloc reuses.
 _READ_ROWS = 256
 _READ_BYTES = 2**23
-_ALIGNMENT = 64  # in bytes, of XLA's buffers on the CPU
+_ALIGNMENT = 64  # in bytes, of XLA's CPU buffers
 
 
 class StreamedBatches:
     """Batches of a Python iterable, stacked in arrays that all have the same shape.
 
-    One that can be iterated again is, when it runs out; ``ended_by`` is the exception that it
-    ended with, if any.
+    When the iterable runs out, it is iterated again if that is possible; ``ended_by`` is the
+    exception that ended it, if any.
     """
 
     held = False
@@ -88,7 +88,7 @@ class StreamedBatches:
         return Inputs(batches, np.int32(0), np.int32(num_rows))
 
     def _split(self, leaves: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Return the leaves that are stacked by NumPy, and those by JAX."""
+        """Return the leaves that NumPy stacks, and those that JAX stacks."""
         if not any(self._by_jax):
             return leaves, []
         parts: tuple[list[Any], list[Any]] = ([], [])
@@ -106,8 +106,8 @@ class StreamedBatches:
         except _UnfitBatchError:
             raise
         except (Exception, KeyboardInterrupt) as error:
-            self.ended_by = error  # whatever it is, the batches before it are good
-            self._next_batches = iter(())  # Ctrl-C may come between two batches, with more to come
+            self.ended_by = error  # whatever it is, the batches before it are valid
+            self._next_batches = iter(())  # read no more, even if Ctrl-C left some
             return None
         return None if batch is None else batch.leaves
 
@@ -125,7 +125,7 @@ class _Batch(NamedTuple):
 def _passes(batches: Iterable[PyTree]) -> Generator[_Batch, None, None]:
     """Yield the batches, pass after pass if they can be read again.
 
-    A loader's own iterator, with its workers and threads, is closed with this generator.
+    Closing this generator closes the loader's own iterator too, with its workers and threads.
     """
     first: _Batch | None = None
     again = True
@@ -145,10 +145,10 @@ def _passes(batches: Iterable[PyTree]) -> Generator[_Batch, None, None]:
                     first = _checked_first(batch, tree)
                 unfit = _difference(batch, first)
                 if unfit is None:
-                    # An iterator at its end, such as a queue's, may block if asked for more.
+                    # Do not restart an iterator: at its end one, such as a queue's, may block.
                     again = iterator is not batches
                     yield batch
-            # A last batch that does not fit is what remained of the data: it is left out.
+            # A last batch that does not fit is the remainder of the data, and is left out.
             is_exhausted = True
         finally:
             if not is_exhausted and iterator is not batches and hasattr(iterator, "close"):
@@ -170,7 +170,7 @@ def _checked_first(batch: _Batch, tree: PyTree) -> _Batch:
 
 
 def _difference(batch: _Batch, first: _Batch) -> str | None:
-    """Return what is wrong with a batch that is not like the first."""
+    """Return what is wrong with a batch that differs from the first; None if it does not."""
     if batch.structure != first.structure:
         return (
             f"batches must all have the structure of the first, {first.structure}; got "
@@ -203,7 +203,7 @@ def _in_words(types: list[Any]) -> str:
 
 
 def _is_stacked_by_jax(leaf: Any) -> bool:
-    """Whether a leaf is to stay on its devices, with its sharding; on the host NumPy is faster."""
+    """Whether a leaf should stay on its devices, sharded as it is; on the host NumPy is faster."""
     if not isinstance(leaf, jax.Array):
         return False
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
@@ -212,7 +212,7 @@ def _is_stacked_by_jax(leaf: Any) -> bool:
 
 
 class _HostColumn:
-    """A NumPy array, into which batches are copied: a loader may use its own memory again."""
+    """A NumPy array that batches are copied into: a loader may reuse its own memory."""
 
     def __init__(self, like: Any, num_slots: int) -> None:
         self._array = aligned((num_slots, *like.shape), like.dtype)
@@ -221,13 +221,13 @@ class _HostColumn:
         self._array[slot] = leaf
 
     def filled(self, length: int) -> np.ndarray:
-        """Return the array; free slots have the last batch, which nothing records."""
+        """Return the array, its free slots filled with the last batch, which is not recorded."""
         self._array[length:] = self._array[length - 1]
         return self._array
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return an empty array for a batch's dtype, which the CPU backend takes without a copy."""
+    """Return an uninitialized array, in JAX's dtype, that the CPU backend takes without a copy."""
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     num_bytes = math.prod(shape) * dtype.itemsize
     room = np.empty(num_bytes + _ALIGNMENT, np.uint8)
@@ -237,7 +237,7 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 class _DeviceColumns:
-    """JAX arrays, into which batches are copied on their devices."""
+    """JAX arrays that batches are copied into, on their devices."""
 
     def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots

@@ -1,4 +1,4 @@
-"""Which of the optimizers in a state the value of a test moves, as a GAN has two of them."""
+"""Which optimizer in a state a test sweeps: there may be several, such as the two of a GAN."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import jax.numpy as jnp
 from optax_clr._jaxprs import sources
 from optax_clr._states import Injected, Path, is_of_optax, key_name, walk
 
-# What something is computed from: the value, the count of an injected schedule, or other data. The
-# bits above are of the states of Optax, of each its own fields.
+# Bits for what something is computed from: the swept value, the count of an injected schedule, or
+# other data. Each higher bit stands for the fields of one Optax state.
 _VALUE, _COUNT, _OTHER, _FIRST_STATE = 1, 2, 4, 8
 
 
 class SweptOptimizer:
-    """What the value of a training step moves, and which states of Optax do.
+    """What the swept value of a training step trains, and which Optax states do the training.
 
-    What is outside of these states is trained if the value and data reach it. A state is of the
-    optimizer that trains it if it reaches just that: the one of a discriminator reaches its params
-    too, or not those of the generator.
+    A leaf outside these states is trained if it is computed from both the value and data. A state
+    is one of the swept optimizer if it reaches exactly the leaves that are trained. If that is the
+    generator of a GAN, the state of the discriminator is not: it also reaches the discriminator's
+    params, or does not reach those of the generator.
     """
 
     def __init__(self, jaxpr: Any, state: Any, *, takes_rate: bool) -> None:
         """Follow the value, the last input of ``(state, batch, value) -> (state, ...)``.
 
-        ``takes_rate`` is whether the value is known to be a rate, and all of the state to be of
+        ``takes_rate`` is whether the value is known to be a rate, and the whole state to belong to
         one optimizer.
         """
         self._takes_rate = takes_rate
@@ -45,36 +46,36 @@ class SweptOptimizer:
         else:
             moved = list(filter(self._is_moved, outside))
             own = [_largest_without(moved, rate) for rate in self._rates]
-        # Nor is the state of a transformation of the caller's outside, in a chain with the rate.
+        # The state of a caller's own transformation, in a chain with the rate, is not outside.
         outside = [path for path in outside if not any(_is_in(path, part) for part in own)]
         self._trained = set(filter(self._is_moved, outside))
-        # Of the states that reach anything outside.
+        # Only states that reach anything outside are in it.
         self._trains = {
             path: self._is_just_what_is_trained(path, reached)
             for path, bit in self._bits.items()
             if (reached := {leaf for leaf in outside if self._kinds[leaf] & bit})
         }
-        # Where there is no rate to go by, and the state may keep something of each update, too.
+        # Without a rate, and if none matches, all may train: the step may store its updates too.
         if not (self.has_rate or any(self._trains.values())):
             self._trains = dict.fromkeys(self._trains, True)
 
     @property
     def has_rate(self) -> bool:
-        """Whether the value is a learning rate: it is known, or the state has it as one."""
+        """Whether the value is a learning rate: known to be one, or stored as one in the state."""
         return self._takes_rate or bool(self._rates)
 
     @property
     def meets_count(self) -> bool:
-        """Whether something is computed from the value and the count of a schedule alone."""
+        """Whether something is computed from the value and a schedule's count, without data."""
         alone = _VALUE | _COUNT
         return any(kinds & (alone | _OTHER) == alone for kinds in self._on_the_way)
 
     def states(self, kinds: tuple[type, ...]) -> Iterator[Path]:
-        """Yield where there are states of these kinds."""
+        """Yield the paths of the states of these kinds."""
         return (path for path, node in self._nodes.items() if isinstance(node, kinds))
 
     def trains(self, path: Path) -> bool:
-        """Whether the state at a path moves what is trained."""
+        """Whether the state at a path is one that trains with the value."""
         return self._trains.get(path, False)
 
     def is_given_value(self, path: Path) -> bool:
@@ -82,7 +83,7 @@ class SweptOptimizer:
         return any(kinds & _VALUE for leaf, kinds in self._kinds.items() if _is_in(leaf, path))
 
     def may_have(self, path: Path) -> bool:
-        """Whether what is at a path is of this optimizer, as far as can be told."""
+        """Whether a node belongs to the swept optimizer, as far as can be told."""
         around = [node for node in self._trains if _is_in(path, node)]
         if around:
             return self._trains[max(around, key=len)]
@@ -97,7 +98,7 @@ class SweptOptimizer:
         from jax.interpreters.partial_eval import dce_jaxpr
 
         is_state = [place < len(leaves) for place in range(len(jaxpr.outvars))]
-        # Without what is only recorded, such as the rates of two optimizers.
+        # Drop what is only recorded, such as the rates of two optimizers.
         jaxpr, _ = dce_jaxpr(jaxpr, is_state, instantiate=True)
         of_state = [self._kind_of(path, leaf) for path, leaf in leaves]
         of_batch = [_OTHER] * (len(jaxpr.invars) - len(leaves) - 1)
@@ -109,20 +110,20 @@ class SweptOptimizer:
             return _OTHER
         injected = [node for node in around if isinstance(self._nodes[node], Injected)]
         is_count = leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.integer)
-        # Not a count of the optimizer into which a schedule is injected.
+        # A count in the inner optimizer is not that of an injected schedule.
         if is_count and injected and key_name(path[len(injected[-1])]) != "inner_state":
             return self._bits[around[-1]] | _COUNT
         return self._bits[around[-1]] | _OTHER
 
     def _around(self, path: Path) -> list[Path]:
-        """Return the states of Optax that a path is in, or is the path of, outermost first."""
+        """Return the paths of the Optax states at a path or around it, outermost first."""
         return [part for part in _parts_around(path) if part in self._nodes]
 
     def _is_just_what_is_trained(self, path: Path, reached: set[Path]) -> bool:
         if not self._trained:
             return True
         around = self._around(path)
-        # A part of it, where that much is known to be one optimizer.
+        # A part of it is enough for a state that is known to belong to the optimizer of the rate.
         if self._takes_rate or any(_is_in(rate, node) for node in around for rate in self._rates):
             return reached <= self._trained
         return reached == self._trained
@@ -133,12 +134,12 @@ def _is_of_optax(node: Any) -> bool:
 
 
 def _parts_around(path: Path) -> list[Path]:
-    """Return the whole tree, and each part of it that has a path, down to that itself."""
+    """Return the paths of all subtrees that contain a path, from the whole tree to the path."""
     return [path[:length] for length in range(len(path) + 1)]
 
 
 def _largest_without(moved: list[Path], path: Path) -> Path:
-    """Return the largest part around a path that has none of what is moved."""
+    """Return the path of the largest subtree around a path without any of the moved leaves."""
     parts = (
         part for part in _parts_around(path) if not any(_is_in(other, part) for other in moved)
     )
@@ -150,4 +151,4 @@ def _is_in(path: Path, node: Path) -> bool:
 
 
 def _is_rate(path: Path) -> bool:
-    return "learning_rate" in map(key_name, path[-2:])  # a variable of nnx has its value in it
+    return "learning_rate" in map(key_name, path[-2:])  # an nnx variable has its value below it

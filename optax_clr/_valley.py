@@ -12,21 +12,23 @@ from optax_clr._noise import deviation, mean_where, together, typical_deviation,
 # Rows are averaged with a Gaussian of this standard deviation, in decades: a narrower one reads
 # noise, a wider one blurs the valley. From 0.2 to 0.4 it makes no difference on real tasks.
 _WIDTH = 0.3
-# Where the average is computed: enough for 0.03 decades over eight, and a bound on the memory.
+# Number of grid points: a spacing of 0.03 decades over eight decades, with bounded memory.
 GRID_SIZE = 256
-# Of the rows at a point of it: none is within three decades. Products of smaller ones underflow.
+# Minimum total weight at a grid point; below it no row lies within three decades. Products of
+# smaller weights underflow.
 _LEAST_WEIGHT = 1e-20
-# So many rows tell a loss that falls and rises.
+# Fewest rows that can show a loss falling and rising.
 MIN_ROWS = 6
-# By so much of its depth no valley of 45 tasks but three is lower again, once it has been left, and
-# no loss but that of one, of raw features, rises on its way down.
+# Share of its depth that a loss may fall after its lowest point, or rise before it. Of 45 tasks,
+# only three fall again by more, and only one, with raw features, rises by more on its way down.
 _FALLS_AGAIN = 0.3
-# Where there is no noise, the loss is told apart to this part of its fall.
+# Lower bound of the noise, as a share of the fall, for curves with hardly any noise.
 _LEAST_NOISE = 0.01
-# Of the rows that a test has, the part before training. Whatever room it had for more, it is read
-# alike: a twentieth of the room was as good, but read the same rows or refused them by that.
+# One in so many recorded rows counts as before training. Padding does not count, so that the same
+# rows read the same in an array of any length: a twentieth of the array was as accurate, but there
+# the length alone could decide whether the rows were read or refused.
 _PART_BEFORE = 15
-# So many rows tell whether the loss had risen when a test ended.
+# Number of last rows that tell whether the loss had risen when a test ended.
 _NUM_LAST = 3
 
 
@@ -34,19 +36,19 @@ class Rows(NamedTuple):
     """The curves, and the Gaussian weights by which their rows are averaged on a grid of rates."""
 
     position: Array  # f32[n] log10 of the rate of each row; NaN where there is none
-    valid: Array  # bool[n] rows that some curve has
+    valid: Array  # bool[n] rows that at least one curve has
     grid: Array  # f32[g] where the averages are computed, log10 of the rate
     weights: Array  # f32[g, n]
-    curves: Array  # f32[c, n] without lone spikes, as they differ from their constants
+    curves: Array  # f32[c, n] losses less their constants, NaN for lone spikes
     mixed: Array  # bool[] whether the curves are over different rates
 
 
 def rows_of(learning_rates: Array, losses: Array) -> Rows:
-    """Return the rows of curves ``[..., n]``, without their constants, over one sweep."""
+    """Return the rows of curves ``[..., n]`` over one sweep, whose constants are subtracted."""
     numpy = numpy_of(losses)
     num_rows = losses.shape[-1]
     curves = each(without_spikes)(losses.reshape(-1, num_rows).astype(np.float32))
-    # The same sweep in every curve, which may end early in some and then is NaN there.
+    # All curves share one sweep; the rates of a curve that ended early are NaN from there on.
     all_rates = learning_rates.reshape(-1, num_rows).astype(np.float32)
     rates = highest(all_rates)
     position = numpy.log10(numpy.where(rates > 0, rates, np.nan))
@@ -61,7 +63,7 @@ def rows_of(learning_rates: Array, losses: Array) -> Rows:
 
 
 def centred(curves: Any) -> tuple[Any, Any]:
-    """Return the losses less a constant that means nothing, which may hold most of their digits."""
+    """Return each curve less its first finite loss, to save float32's digits, and that loss."""
     numpy = numpy_of(curves)
     some_row = numpy.argmax(numpy.isfinite(curves), axis=-1, keepdims=True)
     constants = numpy.nan_to_num(numpy.take_along_axis(curves, some_row, -1))
@@ -69,7 +71,7 @@ def centred(curves: Any) -> tuple[Any, Any]:
 
 
 def highest(columns: Array) -> Array:
-    """Return the highest entry over curves, of those that have the row; NaN where none has."""
+    """Return the highest entry of each row over the curves that have it; NaN if none has it."""
     numpy = numpy_of(columns)
     known = ~numpy.isnan(columns)
     found = numpy.max(columns, axis=0, initial=-np.inf, where=known)
@@ -77,7 +79,7 @@ def highest(columns: Array) -> Array:
 
 
 def mean(columns: Array) -> Array:
-    """Return the mean over curves, of those that have the row."""
+    """Return the mean of each row over the curves that have it."""
     numpy = numpy_of(columns)
     known = numpy.isfinite(columns)
     count = known.sum(0, dtype=columns.dtype)
@@ -86,21 +88,21 @@ def mean(columns: Array) -> Array:
 
 
 class Within(NamedTuple):
-    """Where on the grid the valley is, indices ``i32[]``."""
+    """Where the valley is, as indices ``i32[]`` of the grid."""
 
     lower: Array
     lowest: Array
     upper: Array
-    is_destroyed: Array  # bool[] whether it is likely that the model is, beyond it
+    is_destroyed: Array  # bool[] whether the model is likely to be destroyed beyond the valley
     falls_again: Array  # bool[] whether the loss falls again after it has risen
 
 
 def locate_valley(average: Array, grid: Array) -> Within:
-    """Return the index of the lowest entry, between those of what is below half, in one piece.
+    """Return the lowest point of the average, and the stretch around it below half its depth.
 
-    Where the loss does not rise by three quarters of its fall but by one, and stays there for two
-    decades, the valley ends with that quarter: training began at a loss far worse than that of a
-    guess, to which a model goes back that is destroyed.
+    If the loss rises by a quarter of its fall and stays there for two decades, but never rises by
+    three quarters, the valley ends where it rose by that quarter: training began at a loss far
+    worse than that of a guess, and a destroyed model goes back to guessing.
     """
     numpy = numpy_of(average)
     index = np.arange(GRID_SIZE, dtype=np.int32)
@@ -113,7 +115,7 @@ def locate_valley(average: Array, grid: Array) -> Within:
     highest_above = numpy.max(average, initial=-np.inf, where=above)
     stays = (highest_above < 0.25 * average[lowest]) & (grid[-1] - grid[quarter] > 2)
     stays = stays & (quarter < upper)
-    # What a model does that has been destroyed, above where it began, does not matter.
+    # Ignore changes above the initial loss: the model is destroyed there.
     seen = numpy.where(numpy.isfinite(average), numpy.minimum(average, 0), np.nan)
     rise = numpy.where(index[:, None] < index[None], seen[None] - seen[:, None], 0)
     rise = numpy.nan_to_num(rise)
@@ -124,25 +126,25 @@ def locate_valley(average: Array, grid: Array) -> Within:
 
 
 class Scale(NamedTuple):
-    """How high a loss is above the lowest average of its curve, in units of the noise there.
+    """The scale of a curve: heights above its lowest average, in units of the noise there.
 
-    By ``asinh``: linearly within the noise, and logarithmically above. So a loss that begins
-    hundreds of times higher than it ends, as with raw features or targets, has its valley at the
-    lowest losses, and not where it has left the highest. Neither a factor nor a constant in the
-    loss matters, and curves of different seeds can be averaged.
+    Heights are taken through ``asinh``: linear within the noise, and logarithmic above. So a loss
+    that begins hundreds of times higher than it ends, as with raw features or targets, has its
+    valley around its lowest values, not wherever it is below the highest. The scale is invariant to
+    a factor and an offset of the loss, so curves of different seeds can be averaged.
     """
 
     lowest: Array  # f32[] the lowest average
-    unit: Array  # f32[] noise
-    whole: Array  # f32[] height of the first losses
-    ceiling: Array  # f32[] as far above the first losses as the lowest is below, twice
-    typical: Array  # f32[] noise anywhere, or a hundredth of the fall
+    unit: Array  # f32[] noise near the lowest average, at least a hundredth of the fall
+    whole: Array  # f32[] height of the first losses, through asinh
+    ceiling: Array  # f32[] twice as far above the first losses as the lowest loss is below them
+    typical: Array  # f32[] noise anywhere in the curve, at least a hundredth of the fall
 
     def depth(self, curve: Array, ran_out: Array | bool, valid: Array) -> Array:
         """Return 0 where the loss is as it began, -1 where its average is lowest, at most 1.
 
-        Where the curve has ended and others go on, it is an explosion, unless it ran out of
-        batches, or has hardly begun; where it has a gap, NaN.
+        After the last row of a curve it is 1, as for an explosion, if other curves go on, unless
+        this one ran out of batches or had hardly begun; in a gap it is NaN.
         """
         numpy = numpy_of(curve)
         finite = valid & numpy.isfinite(curve)
@@ -182,7 +184,7 @@ def scale_of(curve: Array, valid: Array, weights: Array) -> Scale:
 
 
 def average_of(weights: Array, rows: Array, valid: Array) -> Array:
-    """Return the weighted averages of the valid rows; inf where all of them are far away."""
+    """Return the weighted averages of the valid rows; inf at grid points far from all of them."""
     numpy = numpy_of(weights)
     total = weights @ valid.astype(weights.dtype)
     near = total > _LEAST_WEIGHT
@@ -191,14 +193,14 @@ def average_of(weights: Array, rows: Array, valid: Array) -> Array:
 
 
 def first_rows(known: Array) -> Array:
-    """Return which of the rows that are known tell the loss before training."""
+    """Return which of the known rows tell the loss before training."""
     numpy = numpy_of(known)
     num_first = numpy.maximum(3, known.sum() // _PART_BEFORE)
     return known & (numpy.cumsum(known) <= num_first)
 
 
 def after_last(known: Array) -> Array:
-    """Return which rows come after the last one that is known."""
+    """Return which rows come after the last known one."""
     row = np.arange(known.shape[0], dtype=np.int32)
     return row > numpy_of(known).max(row, initial=-1, where=known)
 
@@ -210,6 +212,6 @@ def last_rows(valid: Array) -> Array:
 
 def _gaussian(deviations: Array) -> Array:
     numpy = numpy_of(deviations)
-    # What is below the normal numbers takes a processor ten times as long.
+    # Clipped, since subnormal numbers take a CPU ten times as long.
     deviations = numpy.clip(deviations, -12, 12)
     return numpy.exp(-0.5 * deviations**2)

@@ -1,4 +1,4 @@
-"""Cosine decays that start again, as in SGDR."""
+"""Cosine decay with warm restarts, as in SGDR."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ def warm_restarts_schedule(
     warmup_steps: int = 0,
     num_cycles: int | None = None,
 ) -> optax.Schedule:
-    r"""Return SGDR: in every cycle fall from the peak along a cosine, then restart at the peak.
+    r"""Return an SGDR schedule: each cycle falls from the peak along a cosine; then it restarts.
 
-    At position $p$ of cycle $i$, of length $T_i$, after $w$ steps of
-    warm-up, the value is
+    At position $p$ of cycle $i$, of $T_i$ steps, after its $w$ steps of warm-up, the value is
 
     $$
     \text{base} + (\text{peak}_i - \text{base}) \cdot
@@ -36,26 +35,27 @@ def warm_restarts_schedule(
     \text{peak}_i = \max(\text{peak} \cdot \text{peak\_decay}^i, \text{base})
     $$
 
-    During the warm-up it climbs linearly from the base to $\text{peak}_i$.
+    During the warm-up the value climbs linearly from the base to $\text{peak}_i$.
 
     Args:
       peak_value: scalar at the start of cycle 0 (after its warm-up), may be traced.
       steps: optimizer steps (not epochs) of cycle 0, warm-up included, a Python integer.
       base_value: scalar that every cycle falls to, may be traced.
-      mult: how many times longer each cycle is than the one before; may be a float, and below 1,
-        as in [`Cycles`][].
+      mult: ratio of the length of each cycle to that of the one before; may be a float, and below
+        1, as in [`Cycles`][].
       peak_decay: positive scalar by which the peak is multiplied at each restart, may be traced.
-        A peak never falls below ``base_value``; unless it is 1, ``peak_value >= base_value``.
-      warmup_steps: steps of linear climb at the start of each cycle, fewer than in any cycle.
-      num_cycles: number of cycles, after which the value stays at ``base_value``; ``None``:
-        without end.
+        No peak falls below ``base_value``; unless ``peak_decay`` is 1, ``peak_value`` must be at
+        least ``base_value``.
+      warmup_steps: steps of linear climb at the start of each cycle, fewer than any cycle has.
+      num_cycles: number of cycles, after which the value stays at ``base_value``; ``None`` means
+        no end.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value, of the same
-      shape and float32 (float64 where the values are float64 arrays).
+      A pure function that maps the step, integers of any dtype and shape, to the value, an array
+      of the same shape in float32 (in float64 if the values are float64 arrays).
 
     Raises:
-      TypeError: if a count is not an integer or a value not a real number.
+      TypeError: if a count is not an integer or a value is not a real number.
       ValueError: if a count or value is out of range, or a cycle is not longer than its warm-up.
 
     Examples:

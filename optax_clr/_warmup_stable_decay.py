@@ -24,10 +24,10 @@ def warmup_stable_decay_schedule(
     warmup_wave: Wave = waves.linear,
     decay_wave: Wave = waves.linear,
 ) -> optax.Schedule:
-    r"""Return WSD: rise from zero to the peak, stay there, and decay at the end of the run.
+    r"""Return a WSD schedule: rise from zero to the peak, stay there, decay at the end of the run.
 
-    With $N$ = ``total_steps``, $w$ = ``warmup_steps`` and $d$ = ``decay_steps``
-    the value at step $t$ is
+    With $N$ = ``total_steps``, $w$ = ``warmup_steps`` and $d$ = ``decay_steps``, the value at step
+    $t$ is
 
     $$
     \begin{cases}
@@ -39,34 +39,35 @@ def warmup_stable_decay_schedule(
     \end{cases}
     $$
 
-    So step 0 of a warm-up has the value 0, and ``end_value`` comes one step after the last that a
-    run of $N$ steps uses. With linear waves this is ``optax.join_schedules`` of
+    So a warm-up starts with the value 0 at step 0, and ``end_value`` is reached at step $N$, one
+    step after the last of a run of $N$ steps. With linear waves this is ``optax.join_schedules`` of
     ``linear_schedule``, ``constant_schedule`` and ``linear_schedule``.
 
-    The decay can begin at any checkpoint of a run on the stable part: restore the state, and go on
-    with the same arguments but ``total_steps = step + decay_steps``. No value before that step
-    differs, so the result is that of a run planned this way from its start.
+    The decay can begin at any checkpoint from the stable part of a run: restore the state, and
+    continue with the same arguments except ``total_steps = step + decay_steps``. All values before
+    that step are the same, so the result is that of a run planned this way from the start.
 
     Args:
       peak_value: scalar of the stable part, may be traced.
-      total_steps: optimizer steps of the run (not epochs), a Python integer: the epochs times the
-        batches of one. From there on the value stays at ``end_value`` without a warning.
+      total_steps: optimizer steps of the run (not epochs), a Python integer: the number of epochs
+        times the batches per epoch. After them the value stays at ``end_value`` without a warning.
       warmup_steps: steps of the rise, at least 0; with 0 the run starts at the peak.
       decay_steps: steps of the decay, at least 0; with 0 the peak lasts to the end of the run. A
         tenth to a fifth of ``total_steps`` is usual.
       end_value: scalar at step ``total_steps`` and after, may be traced.
       warmup_wave: pure function from heights to heights, both in [0, 1]: ``waves.linear``,
         ``waves.cosine``, ``waves.welch`` or your own.
-      decay_wave: the same for the decay, from the height 1 at its start down to 0.
+      decay_wave: the same for the decay, during which the height falls from 1 to 0.
 
     Returns:
-      A pure function from the step, an integer of any dtype and shape, to the value, of the same
-      shape and float32 (float64 where the values are float64 arrays).
+      A pure function that maps the step, integers of any dtype and shape, to the value, an array
+      of the same shape in float32 (in float64 if the values are float64 arrays).
 
     Raises:
-      TypeError: if a count is not an integer, a value not a real number, a wave not callable.
+      TypeError: if a count is not an integer, a value is not a real number, or a wave is not
+        callable.
       ValueError: if a count is out of range, ``warmup_steps + decay_steps`` is more than
-        ``total_steps``, a value is not finite, or a wave does not give one number for each height.
+        ``total_steps``, a value is not finite, or a wave does not return one number per height.
 
     Examples:
       >>> schedule = warmup_stable_decay_schedule(1.0, 10, warmup_steps=2, decay_steps=4)
@@ -112,7 +113,7 @@ def warmup_stable_decay_schedule(
 
 
 def _parts(count: jax.Array, whole: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
-    """Return ``count / whole`` and the rest of 1, each to a rounding; zeros where whole is 0."""
+    """Return ``count / whole`` and its complement to 1, each rounded once; zeros if whole is 0."""
     length = max(whole, 1)
     return count.astype(dtype) / length, (whole - count).astype(dtype) / length
 

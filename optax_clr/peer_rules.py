@@ -1,13 +1,13 @@
 """The rules by which other systems read a range test, as plain functions, for comparison.
 
-Each takes the rates and the losses of one sweep (smoothed ones, where the other system smooths),
-works under ``jax.jit`` and ``jax.vmap``, and never draws. Curves with leading axes, such as one per
-seed, are averaged first. Rows from the first NaN on are left out, as
-[`optax_clr.RangeTestResult`][] pads them. fastai also leaves out the first tenth of the rows and
-the last five before it applies its rules; slice them off to do the same.
+Each takes the rates and losses of one sweep (smoothed, if the other system smooths), works under
+``jax.jit`` and ``jax.vmap``, and never draws. Curves with leading axes, such as one per seed, are
+averaged first. Rows from the first NaN on are left out: [`optax_clr.RangeTestResult`][] pads with
+NaN. fastai also leaves out the first tenth of the rows and the last five before it applies its
+rules; slice them off to do the same.
 
-The readings of this library, [`optax_clr.RangeTestResult.suggest`][] and its neighbours, are
-others.
+This library's own readings, [`optax_clr.RangeTestResult.suggest`][] and the methods beside it, do
+not use these rules.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def steepest(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
       ``f32[]`` the rate; NaN if fewer than two rows are valid.
 
     Raises:
-      TypeError: if a column is not of real numbers.
+      TypeError: if a column does not hold real numbers.
       ValueError: if the shapes differ, there is no curve, ``n < 2``, a rate is not positive, or
         curves are over different rates.
 
@@ -72,7 +72,7 @@ def minimum(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
       ``f32[]`` the rate; NaN if no row is valid.
 
     Raises:
-      TypeError: if a column is not of real numbers.
+      TypeError: if a column does not hold real numbers.
       ValueError: if the shapes differ, there is no row, a rate is not positive, or curves are
         over different rates.
 
@@ -93,8 +93,8 @@ def minimum(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
 def valley(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     """Return the rate halfway along the longest valley: the longest falling subsequence.
 
-    With the subsequence taken as the rows from its end back by its length, and divided into
-    thirds, the rate is that in the middle of the second third, indices rounded down.
+    The subsequence is taken as the rows from its end back by its length, and divided into thirds;
+    the rate is that in the middle of the second third, with indices rounded down.
 
     Args:
       learning_rates: ``f32[..., n]`` positive rates in the order of the sweep, ``n >= 2``.
@@ -104,7 +104,7 @@ def valley(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
       ``f32[]`` the rate; NaN if fewer than two rows are valid.
 
     Raises:
-      TypeError: if a column is not of real numbers.
+      TypeError: if a column does not hold real numbers.
       ValueError: if the shapes differ, there is no curve, ``n < 2``, a rate is not positive, or
         curves are over different rates.
 
@@ -121,9 +121,9 @@ def valley(learning_rates: jax.Array, losses: jax.Array) -> jax.Array:
     end = jnp.argmax(lengths)
     # A curve that never falls has no subsequence: fastai then starts and ends at row 0.
     length = jnp.where(lengths[end] > 1, lengths[end], 0)
-    # A third, rounded down, and half of that third, rounded down: of the exact fractions.
+    # The exact third and the exact sixth of the length, each rounded down.
     middle = end - length + length // 3 + length // 6
-    # One before the first row, for two rows that fall, is the last one: so it is in fastai.
+    # With two falling rows at the start this is -1, which indexes the last row, as in fastai.
     middle = jnp.where(middle < 0, valid.sum() - 1, middle)
     return jnp.where(valid[1], rates[middle], jnp.nan)
 
@@ -151,8 +151,8 @@ def slide(
       ``f32[]`` the rate; NaN if no more than ``interval`` rows are valid.
 
     Raises:
-      TypeError: if ``interval`` is not an integer, ``threshold`` not a real number, or a column not
-        of real numbers.
+      TypeError: if ``interval`` is not an integer, ``threshold`` not a real number, or a column
+        does not hold real numbers.
       ValueError: if the shapes differ, ``interval`` is below 1, ``threshold`` or a rate not
         positive, ``n <= interval``, or curves are over different rates.
 
@@ -221,7 +221,7 @@ def _one_curve(
     num_rows = losses.shape[-1]
     if num_rows < minimum_rows:
         raise ValueError(f"losses must have at least {minimum_rows} rows, got {num_rows}.")
-    # Sweeps over the same rates: where one has ended, another may still have the rate.
+    # All sweeps are over the same rates: if one has ended, another may still have the rate.
     learning_rates = learning_rates.reshape(-1, num_rows)
     rates = jnp.nanmax(learning_rates, axis=0)
     if not is_traced(learning_rates) and learning_rates.is_fully_addressable:

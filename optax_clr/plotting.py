@@ -24,10 +24,10 @@ __all__ = ["plot_range_test", "plot_schedule"]
 def plot_range_test(
     result: RangeTestResult, ax: Axes | None = None, rules: Sequence[Rule] = ()
 ) -> Axes:
-    """Draw a range test and what it reads as: [`optax_clr.RangeTestResult.plot`][].
+    """Draw a range test and the rates read from it: [`optax_clr.RangeTestResult.plot`][].
 
     Args:
-      result: what [`optax_clr.lr_range_test`][] or [`optax_clr.range_test`][] returned.
+      result: the result of [`optax_clr.lr_range_test`][] or [`optax_clr.range_test`][].
       ax: Matplotlib Axes to draw on; ``None`` makes a new figure. Nothing is shown or saved.
       rules: functions such as those of [`optax_clr.peer_rules`][], whose answers are drawn too.
 
@@ -68,7 +68,8 @@ def plot_schedule(schedule: optax.Schedule, num_steps: int, ax: Axes | None = No
 
     Raises:
       ImportError: if Matplotlib is not installed.
-      TypeError: if ``schedule`` is no function, ``num_steps`` no integer or ``ax`` no Axes.
+      TypeError: if ``schedule`` is not a function, ``num_steps`` not an integer, or ``ax`` not an
+        Axes.
       ValueError: if ``num_steps`` is below 1, or ``schedule`` does not map each step to a number.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Waves: the shape of a cycle, as a function of the height that is linear in steps.
+"""Waves: functions that shape a cycle, applied to a height that is linear in the step.
 
 Any pure function from heights in [0, 1] to heights in [0, 1] can be a ``wave``; these are the
 usual ones.
@@ -19,15 +19,15 @@ Wave = Callable[[jax.Array], ArrayLike]
 
 
 def linear(height: jax.Array) -> jax.Array:
-    r"""Return the height itself: Smith's triangle.
+    r"""Return the height unchanged: Smith's triangle.
 
     $$w(h) = h$$
 
     Args:
-      height: float of any shape in [0, 1]; 0 at the base, 1 at the peak, linear in steps.
+      height: floats of any shape in [0, 1]: 0 at the base, 1 at the peak, linear in the step.
 
     Returns:
-      The shaped height in [0, 1], same shape and dtype.
+      The shaped height in [0, 1], with the same shape and dtype.
 
     Examples:
       >>> print(linear(jnp.array([0.0, 0.5, 1.0])))
@@ -40,15 +40,15 @@ def linear(height: jax.Array) -> jax.Array:
 
 
 def cosine(height: jax.Array) -> jax.Array:
-    r"""Return the height along half a cosine; up and down together are the Hann window.
+    r"""Return the height along half a cosine; rise and fall together form a Hann window.
 
     $$w(h) = \tfrac12 (1 - \cos \pi h) = \sin^2 (\pi h / 2)$$
 
     Args:
-      height: float of any shape in [0, 1]; 0 at the base, 1 at the peak, linear in steps.
+      height: floats of any shape in [0, 1]: 0 at the base, 1 at the peak, linear in the step.
 
     Returns:
-      The shaped height in [0, 1], same shape and dtype.
+      The shaped height in [0, 1], with the same shape and dtype.
 
     Examples:
       >>> [f"{cosine(jnp.float32(height)):.3f}" for height in (0.0, 0.25, 0.5, 1.0)]
@@ -62,15 +62,15 @@ def cosine(height: jax.Array) -> jax.Array:
 
 
 def welch(height: jax.Array) -> jax.Array:
-    r"""Return the height along a parabola, steep at the base and flat at the peak.
+    r"""Return the height along a parabola that is steep at the base and flat at the peak.
 
     $$w(h) = 1 - (1 - h)^2 = h (2 - h)$$
 
     Args:
-      height: float of any shape in [0, 1]; 0 at the base, 1 at the peak, linear in steps.
+      height: floats of any shape in [0, 1]: 0 at the base, 1 at the peak, linear in the step.
 
     Returns:
-      The shaped height in [0, 1], same shape and dtype.
+      The shaped height in [0, 1], with the same shape and dtype.
 
     Examples:
       >>> print(welch(jnp.array([0.0, 0.5, 1.0])))
