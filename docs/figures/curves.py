@@ -1,4 +1,4 @@
-"""The figures of docs/pages/reading.md: a good curve, and the four ways in which they are bad.
+"""The figures of docs/pages/reading.md: a good curve, and the five ways in which they are bad.
 
     python docs/figures/curves.py            # into docs/pages/images
     python docs/figures/curves.py FOLDER
