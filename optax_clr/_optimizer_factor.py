@@ -68,11 +68,13 @@ def optimizer_factor(
     *,
     is_one_size: bool = False,
     is_of_optimizer: Callable[[Path], bool] = lambda path: True,
+    has_params: Callable[[Path], bool] = lambda path: False,
 ) -> float:
     """Return the ratio of the suggested rate to that of Adam or momentum with the same curve.
 
     It is 1 if the state is not Optax's, or is that of any other kind of optimizer. The state may
-    contain other optimizers, which ``is_of_optimizer`` leaves out.
+    contain other optimizers, which ``is_of_optimizer`` leaves out, and the params, around which a
+    tuple is not the state of a chain.
     """
     kinds, has_normalized_fields = set(), False
     for path, node in walk(state):
@@ -81,7 +83,7 @@ def optimizer_factor(
         is_one_size |= has_one_size(getattr(node, "tx", None)) is True  # that of a TrainState
         if _is_state_of_optax(node):
             kinds.add(type(node).__name__)
-        elif type(node) is tuple and _has_a_strange_member(node):
+        elif type(node) is tuple and not has_params(path) and _has_a_strange_member(node):
             return USUAL
         elif hasattr(node, "keys") and "opt_state" in map(key_name, path):
             has_normalized_fields |= set(node.keys()) in _NORMALIZED_FIELDS
@@ -159,8 +161,7 @@ def _is_transformation(value: Any) -> bool:
 
 
 def _is_state_of_optax(node: Any) -> bool:
-    is_state = isinstance(node, tuple) and not isinstance(node, optax.MaskedNode)
-    return is_state and is_of_optax(type(node))
+    return is_of_optax(type(node)) and not isinstance(node, optax.MaskedNode)
 
 
 def _has_a_strange_member(chain: tuple[Any, ...]) -> bool:

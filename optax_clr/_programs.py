@@ -83,6 +83,7 @@ class Programs:
                 state,
                 is_one_size=self._step.is_one_size(value),
                 is_of_optimizer=optimizer.may_have,
+                has_params=optimizer.has_params,
             )
             self._facts[key] = facts_of(traced, started, state, optimizer, batches, factor)
         return self._facts[key]

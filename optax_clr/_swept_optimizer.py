@@ -90,6 +90,10 @@ class SweptOptimizer:
         within = [trains for node, trains in self._trains.items() if _is_in(node, path)]
         return not within or any(within)
 
+    def has_params(self, path: Path) -> bool:
+        """Whether a node contains anything that is trained."""
+        return any(_is_in(leaf, path) for leaf in self._trained)
+
     def _is_moved(self, path: Path) -> bool:
         both = _VALUE | _OTHER
         return self._kinds[path] & both == both

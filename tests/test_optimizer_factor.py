@@ -249,6 +249,39 @@ def test_every_reading_has_the_factor(make_optimizer, factor):
     np.testing.assert_allclose(readings(result), factor * plain, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        optax.scale_by_learning_rate,
+        lambda rate: optax.scale(-rate),
+        lambda rate: optax.stateless(lambda updates, params: jax.tree.map(
+            lambda update: -rate * update, updates)),
+    ],
+    ids=["scale_by_learning_rate", "scale", "stateless"],
+)  # fmt: skip
+def test_an_optimizer_whose_whole_state_is_empty_has_the_factor_of_sgd(make_optimizer):
+    result = optax_clr.lr_range_test(loss_fn, jnp.zeros(4), make_optimizer, BATCHES)
+    assert result.optimizer_factor == 2.0
+
+
+@pytest.mark.parametrize("make_optimizer", [optax.sgd, optax.adam, optax.lion, optax.scale])
+def test_it_is_found_beside_the_empty_state_of_a_clipper(make_optimizer):
+    clip, key, params = optax.clip(1.0), jax.random.key(0), jnp.zeros(4)
+
+    def step_fn(state, batch, rate):
+        params, key, clip_state, optimizer_state = state
+        loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
+        updates, clip_state = clip.update(gradients, clip_state)
+        optimizer = make_optimizer(rate)
+        updates, optimizer_state = optimizer.update(updates, optimizer_state, params)
+        return (optax.apply_updates(params, updates), key, clip_state, optimizer_state), loss
+
+    state = params, key, clip.init(params), make_optimizer(RATE).init(params)
+    result = optax_clr.range_test(step_fn, state, BATCHES, jnp.geomspace(1e-4, 0.1, 100))
+    alone = optax_clr.lr_range_test(loss_fn, params, make_optimizer, BATCHES)
+    assert result.optimizer_factor == alone.optimizer_factor
+
+
 def test_lanes_have_it_too():
     lane = lambda scale: optax_clr.lr_range_test(loss_fn, scale * jnp.ones(4), optax.sgd, BATCHES)
     result = jax.jit(jax.vmap(lane))(jnp.array([0.0, 0.1]))
