@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import array
+import builtins
 import collections
 import contextlib
 import contextvars
 import functools
+import gc
 import inspect
 import itertools
+import math
+import operator
 import os
 import sys
 import threading
@@ -20,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from optax_clr._arguments import is_traced
+from optax_clr._arguments import is_traced, native
 from optax_clr._installed import attribute, is_installed, is_own, is_package
 from optax_clr._states import nodes_of_others
 
@@ -30,13 +33,13 @@ Function = Callable[..., Any]
 # there are more, a program is not kept, since its validity could not be checked. The graph of a
 # Flax module has 2,000 objects for each layer of a transformer.
 MOST_OBJECTS = 100_000
+_CACHE = type(functools.cache(len))
 _ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _LEAVES = frozenset((*_ATOMS, types.CodeType))
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _MAPPINGS = (dict, types.MappingProxyType)
-# Anyone may write into these. Their contents are compared up to _MOST_BYTES; a larger one, such as
-# a data set, is compared by identity alone.
-_BUFFERS = (np.ndarray, bytearray, array.array)
+# Numbers in a buffer, or in an array of any library, may be written to in place. They are compared
+# up to this size; a larger buffer, such as a data set, is compared by identity alone.
 _MOST_BYTES = 2**20
 # What these hold cannot be seen, so they are compared by identity alone. They may hold the function
 # itself, so no strong reference to them is kept.
@@ -53,12 +56,13 @@ _CONTAINERS = (
 )
 # With these a function may find attributes whose names do not appear in its code.
 _BY_ANY_NAME = {"vars", "__dict__", "getattr", "dir", "attrgetter", "getmembers", "fields"}
+_FINDERS = (operator.attrgetter, operator.methodcaller)  # whose names only they know
 # Methods that JAX and this library call on objects of any class.
 _NAMES_OF_OTHERS = frozenset({"init", "update", "tree_flatten", "tree_unflatten"})
 # Exact types without attributes to look at; an object of a derived class may have some.
 _PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
 # Immutable, or nothing in them can be seen.
-_OPAQUE = (types.CodeType, np.generic, jax.Array, inspect.Signature)
+_OPAQUE = (types.CodeType, jax.Array, inspect.Signature)
 
 
 class Seen(NamedTuple):
@@ -188,6 +192,9 @@ def _referred_to(
                 names |= new_names
                 waiting += _globals_of(value)
                 waiting += [part for each in owners for part in _named(each, new_names)]
+        elif isinstance(value, _FINDERS) or value is getattr:
+            names |= {"getattr"}
+            waiting += [part for each in owners for part in _named(each, _BY_ANY_NAME)]
         else:
             waiting += _parts(value)
     return found, names
@@ -259,21 +266,46 @@ def _entries(value: Any) -> list[Any]:
         return [value.get(None)]
     if isinstance(value, threading.local):
         return _items(vars(value))  # this thread's values
-    if isinstance(value, _BUFFERS):
-        return _numbers(value)
     if isinstance(value, _HOLDERS):
         return [id(value)]
-    return []
+    if isinstance(value, weakref.ProxyTypes):
+        with contextlib.suppress(ReferenceError):
+            return [value.__init__.__self__]  # the object itself, whose method this is
+    if isinstance(value, _CACHE):
+        return [part for each in gc.get_referents(value) for part in _in_cache(each)]
+    return _numbers(value)
 
 
-def _numbers(buffer: Any) -> list[Any]:
-    """Return a fingerprint of the numbers in a buffer, or the objects in an array of objects."""
-    numbers = buffer if isinstance(buffer, np.ndarray) else memoryview(buffer)
-    if numbers.nbytes > _MOST_BYTES:
+def _in_cache(part: Any) -> list[Any]:
+    """Return what a part of a ``functools.lru_cache`` holds, such as an entry with its result."""
+    entries = list(part.values()) if isinstance(part, dict) else []
+    links = [each for each in entries if type(each).__name__ == "_lru_list_elem"]
+    results = [each for each in entries if type(each).__name__ != "_lru_list_elem"]
+    return results + [held for link in links for held in gc.get_referents(link)]
+
+
+def _numbers(value: Any) -> list[Any]:
+    """Return a fingerprint of the numbers in a buffer or an array, if it is one."""
+    try:
+        numbers: Any = value if isinstance(value, np.ndarray) else memoryview(value)
+    except (TypeError, ValueError, BufferError):
+        numbers = _array_of(value)
+    if numbers is None or numbers.nbytes > _MOST_BYTES:
         return []
-    if isinstance(buffer, np.ndarray) and buffer.dtype.hasobject:
-        return [buffer.tolist()]
+    if isinstance(numbers, np.ndarray) and numbers.dtype.hasobject:
+        return [numbers.tolist()]
     return [str(numbers.shape), hash(numbers.tobytes())]
+
+
+def _array_of(value: Any) -> Any:
+    """Return an array or table of another library, such as PyTorch, as NumPy's; else None."""
+    if not (hasattr(type(value), "shape") and hasattr(type(value), "__array__")):
+        return None
+    try:
+        is_small = 8 * math.prod(value.shape) <= _MOST_BYTES
+        return np.asarray(native("value", value)) if is_small else None
+    except Exception:  # whatever the other library raises, as PyTorch for a sparse tensor
+        return None
 
 
 def _attributes(value: Any) -> list[Any]:
@@ -316,6 +348,7 @@ def _globals_of(function: types.FunctionType) -> list[Any]:
         return list(variables.values())
     modules = _modules_by(names, variables.get("__package__") or "")
     values = [variables[name] for name in names if name in variables]
+    values += [vars(builtins)[name] for name in names if name in vars(builtins)]
     values += [sys.modules[name] for name in modules if name in sys.modules]
     if "getenv" in names:
         values.append(os.environ)

@@ -1,15 +1,18 @@
 """Compiled programs that are kept: while what they were made from is the same, and no longer."""
 
 import array
+import builtins
 import collections
 import contextlib
 import contextvars
+import ctypes
 import dataclasses
 import fractions
 import functools
 import gc
 import importlib
 import math
+import operator
 import os
 import sys
 import threading
@@ -940,6 +943,83 @@ def lengthened_bytes():
     return (lambda: 1.0 + len(numbers)), lambda _: numbers.extend(b"123456")
 
 
+def view_of_bytes():
+    return written_into(memoryview(bytearray(np.ones(2).tobytes())).cast("d"))
+
+
+def number_of_c():
+    number = ctypes.c_double(1.0)
+    return (lambda: number.value), lambda _: setattr(number, "value", 7.0)
+
+
+def record_of_numpy():
+    record = np.ones(2, [("scale", float)])[0]
+    return (lambda: float(record["scale"])), lambda _: record.__setitem__("scale", 7.0)
+
+
+def array_of_another_library():
+    """Its numbers are in none of its attributes."""
+    numbers = [1.0]
+    parts = {
+        "__module__": "numpy",
+        "shape": (1,),
+        "dtype": np.dtype(float),
+        "__array__": lambda self, dtype=None, copy=None: np.array(numbers),
+    }
+    tensor = type("Tensor", (), parts)()
+    return (lambda: float(np.asarray(tensor)[0])), lambda _: numbers.__setitem__(0, 7.0)
+
+
+def cached(cache):
+    """Settings that a function remembers, and nothing else refers to."""
+    settings = cache(lambda: {"scale": 1.0})
+    return (lambda: settings()["scale"]), lambda _: settings().update(scale=7.0)
+
+
+def result_of_a_cache():
+    return cached(functools.cache)
+
+
+def result_of_a_cache_of_some():
+    return cached(functools.lru_cache(maxsize=3))
+
+
+def scaled_class():
+    class Scaled:
+        scale = 1.0
+
+    return Scaled
+
+
+def attribute_getter():
+    owner, get = scaled_class(), operator.attrgetter("scale")
+    return (lambda: get(owner)), lambda _: setattr(owner, "scale", 7.0)
+
+
+def getter_of_any_attribute():
+    owner = scaled_class()
+    get = functools.partial(getattr, owner)
+    return (lambda: get("scale")), lambda _: setattr(owner, "scale", 7.0)
+
+
+def weak_proxy():
+    settings = Settings(1.0)
+    proxy = weakref.proxy(settings)
+    return (lambda: proxy.scale), lambda _: setattr(settings, "scale", 7.0)
+
+
+def name_of_python():
+    def read():
+        return scale_of_all  # noqa: F821
+
+    change = lambda monkeypatch: monkeypatch.setitem(BUILTINS, "scale_of_all", 7.0)
+    BUILTINS["scale_of_all"] = 1.0
+    return read, change
+
+
+BUILTINS = vars(builtins)
+
+
 def globals_by_their_names():
     names = {"scale": 1.0, "__name__": "page"}
     exec("def read(): return globals()['scale']", names)
@@ -1052,6 +1132,16 @@ def schedule_of_a_schedule():
         array_of_python,
         bytes_that_change,
         lengthened_bytes,
+        view_of_bytes,
+        number_of_c,
+        record_of_numpy,
+        array_of_another_library,
+        result_of_a_cache,
+        result_of_a_cache_of_some,
+        attribute_getter,
+        getter_of_any_attribute,
+        weak_proxy,
+        name_of_python,
         globals_by_their_names,
         variable_of_the_environment,
         property_of_a_class,
