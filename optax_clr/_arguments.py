@@ -143,7 +143,7 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
         isinstance(value, numbers.Real) or hasattr(value, "dtype")
     ):
         remedy = ""
-        if isinstance(value, (tuple, list)):
+        if hasattr(value, "_fields"):  # bounds, or the result of a range test
             remedy = " Pass one number of it: bounds.peak_value, or result.one_cycle_peak()."
         raise TypeError(f"{name} must be {allowed}, got {shown(value)}.{remedy}")
     if np.shape(value) != ():

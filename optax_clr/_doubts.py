@@ -31,20 +31,20 @@ from optax_clr._valley import (
 
 # Required depth of the lowest average below the first losses, in standard errors of the difference:
 # if rows are independent, and if they wander. Of 500 curves of pure noise of each kind, with 300
-# rows, fewer than 1 in 100 are read if the noise is normal, exponential, lognormal or AR(1) with a
-# correlation of .5, and 2% if it is AR(1) with one of .95; with 1,000 rows 1 in 200. Of 63
-# development tests of 300 rows none is refused.
+# rows, none is read if the noise is normal, exponential or lognormal, and at most 2% are if it is
+# AR(1) with a correlation of .5 to .95; with 1,000 rows at most 1 in 150. Of 63 development tests
+# of 300 rows none is refused.
 _MIN_SIGNIFICANCE = 4.0
 _MIN_WANDER_SIGNIFICANCE = 9.5
 # Divided by the number of rows, and added to the first of these: few rows are a poor estimate of
 # their own noise, and of curves of noise with 6 to 20 rows one in ten would be read.
 _FOR_FEW_ROWS = 56.0
-# Values of Fall.far_over_near. Up to the first, the significance for independent rows is enough for
-# rows that wander; from the second on, their own is required; in between, it is interpolated.
-_INDEPENDENT, _WALK = 1.2, 1.5
+# Values of Fall.far_over_near. Up to the first, rows count as independent; from the second on, they
+# wander; in between, the weighted geometric mean of the two significances counts.
+_INDEPENDENT, _WALK = 1.1, 1.5
 # The last rows, which ended the test, have risen if they lie this many standard deviations of the
 # noise above the first rows.
-_RISEN = 4.0
+RISEN = 4.0
 # With fewer rows, wandering is not known well enough to refuse a test: it only leaves a doubt.
 _ROWS_TO_KNOW_WANDER = 200
 # A model that learns does not make this share of its fall at once, beyond two standard errors. The
@@ -53,6 +53,8 @@ _ROWS_TO_KNOW_WANDER = 200
 # or is not, initialised to zero, 3 do. If one of 5 to 10 classes follows another and nothing is
 # learned, 1 to 5% of tests are read without a doubt, instead of 20 to 45%.
 _JUMP, _JUMP_WIDTH = 0.45, 0.24
+# Share of the rows on either side over which a jump lasts. Two outliers next to each other do not.
+_JUMP_LENGTH = 1 / 50
 # A fall of less than this many times the required significance is doubtful.
 _CLEAR = 1.15
 # Width in decades. If the sweep ends within a wider valley, a longer sweep would just read higher:
@@ -64,7 +66,8 @@ _ENDLESS = 2.75
 # held-out batch, is .18 and .20 with 9 steps to a decade, .12 and .10 with 19, .07 with 37.
 _FEW_STEPS = 8.0
 
-READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _MIXED, _SUDDEN, _FEW, _ENDED = range(9)
+READABLE, _TOO_FEW, _DIVERGED, _NEVER_FELL, _WANDERS, _FALLS_AT_ONCE = range(6)
+_MIXED, _SUDDEN, _FEW, _ENDED = range(6, 10)
 PROBLEMS = (
     "",
     f"too few points: a curve needs at least {MIN_ROWS} rows with a finite loss, at positive rates "
@@ -81,6 +84,9 @@ PROBLEMS = (
     "neighbouring batches are alike, shuffle the data; where they are shuffled, the test is too "
     "short to tell: take more steps, or have a held-out batch read (held_out), whose loss has less "
     f"noise. {see('reading/#batches-that-are-not-shuffled')}",
+    "the loss falls from the first rows on: no level part is left to tell how far it strays by "
+    "chance. Begin at a smaller rate (min_lr); if the loss falls there too, neighbouring batches "
+    f"may be alike: shuffle the data. {see('reading/#too-high-a-start')}",
     "the curves are of different sweeps: only those over the same rates, with one kind of "
     "optimizer, can be read together. Read each by itself: "
     f"jax.vmap(lambda lane: lane.bounds())(result). {see('sweeps/')}",
@@ -89,13 +95,14 @@ PROBLEMS = (
     f"{see('reading/#other-doubts')}",
     "too few points to tell: the loss fell, but so few rows may differ as much by chance. Take "
     f"more steps, or of a grid more rates (num_values). {see('reading/#too-few-steps')}",
-    "the test ended before the loss fell. Give it batches for all of its rows: a list or a data "
-    "loader is read again, a generator is not. "
+    "the test ended before the loss fell, at the end of its batches or by an interrupt. Run it to "
+    "its last row: a list or a data loader is read again when it runs out, a generator is not. "
     f"{see('range-test/#ending-early')}",
 )
 DOUBTS = (
     "the end of the sweep cuts the valley: after its lowest point the loss did not rise by half of "
-    "its fall, and what is read may be too low. Go on to a larger rate (max_lr). "
+    "its fall, and what is read may be far off. Go on to a larger rate (max_lr), and compare a run "
+    "at what is read with one at a tenth of it. "
     f"{see('reading/#too-low-an-end')}",
     "the valley has no end: over a factor of hundreds, and up to the end of the sweep, the loss "
     "did not rise by half of its fall. Do not go on to larger rates: a model may be destroyed "
@@ -103,8 +110,8 @@ DOUBTS = (
     "too high: compare a run at it with runs at a tenth of it and at three times it. "
     f"{see('reading/#other-doubts')}",
     "the test ended within the valley: after its lowest point the loss did not rise by half of its "
-    "fall before the test ended, and what is read may be too low. Give it batches for all of its "
-    f"rows. {see('reading/#too-low-an-end')}",
+    "fall before the test ended, and what is read may be too low. Run it to its last row. "
+    f"{see('reading/#too-low-an-end')}",
     "the test ended suddenly: its losses were no longer finite, and had not risen before. If an "
     "example in the data is not finite, or an operation overflows, that says nothing of the rate, "
     "and what is read may be far off, most often too low. Look for it. "
@@ -151,11 +158,8 @@ def descent_to(rows: Rows, scales: Scale, lowest: Array) -> Descent:
     distance = numpy.abs(position - rows.grid[lowest])
     row = numpy.argmin(numpy.where(numpy.isnan(distance), np.inf, distance))
     num_before = numpy.maximum(num_first, row.astype(np.int32))
-    # In the order of the sweep, which may be downward: up to where a quarter of the fall is made.
-    is_high = numpy.interp(position, rows.grid, average) > first - fall / 4
-    order = np.arange(losses.shape[0], dtype=np.int32)
-    num_level = 1 + numpy.max(order, initial=-1, where=is_high & (order < num_before))
-    enough = num_level >= numpy.maximum(12, rows.valid.sum(dtype=np.int32) // 10)
+    height = (numpy.interp(position, rows.grid, average) - average[lowest]) / fall
+    is_level, begins_level = _level_part(height, num_before)
     return Descent(
         losses,
         position,
@@ -163,8 +167,28 @@ def descent_to(rows: Rows, scales: Scale, lowest: Array) -> Descent:
         relative_error=relative_error,
         noise_at_end=deviation(losses, share),
         num_before=num_before,
-        num_level=numpy.where(enough, num_level, num_before),
+        is_level=is_level,
+        begins_level=begins_level,
     )
+
+
+def _level_part(height: Array, num_before: Array) -> tuple[Array, Array]:
+    """Return the rows that tell how far the loss strays by chance, and whether it begins with them.
+
+    ``height`` is that of the average at each row, 1 at the first rows and 0 where it is lowest.
+    These are the rows up to where a quarter of the fall is made, in the order of the sweep, which
+    may be downward. If these are too few, since the sweep begins within the fall, they are those in
+    the last quarter of it; and if these are too few, all before the lowest average.
+    """
+    numpy = numpy_of(height)
+    row = np.arange(height.shape[0], dtype=np.int32)
+    enough = numpy.maximum(12, numpy.isfinite(height).sum(dtype=np.int32) // 10)
+    last_high = numpy.max(row, initial=-1, where=(height > 3 / 4) & (row < num_before))
+    is_low = height < 1 / 4
+    is_long = is_low.sum(dtype=np.int32) >= enough
+    otherwise = numpy.where(is_long, is_low, row < num_before)
+    begins_level = last_high + 1 >= enough
+    return numpy.where(begins_level, row <= last_high, otherwise), begins_level
 
 
 class Clarity(NamedTuple):
@@ -182,23 +206,27 @@ def clarity_of(rows: Rows, descent: Descent) -> Clarity:
     num_valid = numpy.maximum(rows.valid.sum(dtype=np.float32), 1)
     least = _MIN_SIGNIFICANCE + _FOR_FEW_ROWS / num_valid
     is_walk = numpy.clip((fall.far_over_near - _INDEPENDENT) / (_WALK - _INDEPENDENT), 0, 1)
-    least_wander = _MIN_SIGNIFICANCE + is_walk * (_MIN_WANDER_SIGNIFICANCE - _MIN_SIGNIFICANCE)
     of_many = fall.independent / _MIN_SIGNIFICANCE
-    return Clarity(fall.independent / least, fall.wandering / least_wander, of_many)
+    of_walk = fall.wandering / _MIN_WANDER_SIGNIFICANCE
+    return Clarity(fall.independent / least, of_many ** (1 - is_walk) * of_walk**is_walk, of_many)
 
 
 def _is_jump(descent: Descent) -> Array:
     """Return whether a large part of the fall is clearly made at once."""
-    drop = largest_drop(descent, _JUMP_WIDTH)
-    return drop.height - 2 * drop.error > _JUMP * descent.height
+    drops = [largest_drop(descent, _JUMP_WIDTH, share) for share in (0.0, _JUMP_LENGTH)]
+    is_large = [drop.height - 2 * drop.error > _JUMP * descent.height for drop in drops]
+    return is_large[0] & is_large[1]
 
 
-def problem_of(rows: Rows, lowest_rate: Array, clarity: Clarity, diverged: Array) -> Array:
+def problem_of(
+    rows: Rows, lowest_rate: Array, descent: Descent, clarity: Clarity, diverged: Array
+) -> Array:
     """Return the index into ``PROBLEMS``; of several problems, the one found last here counts."""
     numpy = numpy_of(rows)
     num_rows, valid, is_first = rows.valid.shape[0], rows.valid, first_rows(rows.valid)
     can_tell = valid.sum() >= _ROWS_TO_KNOW_WANDER
-    problem = numpy.where(can_tell & (clarity.wandering <= 1), _WANDERS, READABLE)
+    wanders = numpy.where(descent.begins_level, _WANDERS, _FALLS_AT_ONCE)
+    problem = numpy.where(can_tell & (clarity.wandering <= 1), wanders, READABLE)
     among_first = (lowest_rate >= numpy.min(rows.position, initial=np.inf, where=is_first)) & (
         lowest_rate <= numpy.max(rows.position, initial=-np.inf, where=is_first)
     )
@@ -206,7 +234,7 @@ def problem_of(rows: Rows, lowest_rate: Array, clarity: Clarity, diverged: Array
     before = numpy.max(losses, initial=-np.inf, where=valid & ~is_last)
     # The highest loss so far is not enough: while the loss rises, a single batch may set it.
     noise = typical_deviation(together(losses, valid))
-    level = mean_where(losses, is_first) + _RISEN * noise
+    level = mean_where(losses, is_first) + RISEN * noise
     last = mean_where(losses, is_last)
     is_sudden = diverged & (last <= before) & (last <= level)
     never_fell = (clarity.independent <= 1) | among_first

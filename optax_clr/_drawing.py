@@ -63,7 +63,7 @@ def labelled(ax: Axes, x: str, y: str) -> Axes:
 
 def draw_losses(ax: Axes, rates: np.ndarray, losses: np.ndarray, *, held_out: bool) -> None:
     """Draw the losses ``[n]`` of one test, faintly."""
-    color, label = (_HELD_OUT, "held-out loss") if held_out else (_TRAINING, "loss of each batch")
+    color, label = (_HELD_OUT, "held-out loss") if held_out else (_TRAINING, "loss of each row")
     ax.plot(rates, losses, color=color, alpha=0.4, lw=0.8, label=label)
 
 

@@ -21,7 +21,7 @@ _MEDIAN = 0.6745
 _BEND = math.sqrt(6)
 # The level part of a curve is a slope if, among pairs of rows far apart, the shares that rise and
 # that fall differ by more than this.
-_SLOPE = 0.6
+_SLOPE = 0.9
 # To measure a drop, as many rows are averaged as bring its standard error down to an eighth of the
 # whole fall, and at least three.
 _ERROR_OF_DROP, _LEAST_BESIDE = 1 / 8, 3.0
@@ -40,7 +40,8 @@ class Descent(NamedTuple):
     relative_error: Array  # f32[]
     noise_at_end: Array  # f32[] standard deviation of a row near the lowest average
     num_before: Array  # i32[] rows before the lowest average, from which the noise is estimated
-    num_level: Array  # i32[] rows before the fall began; num_before if these are too few
+    is_level: Array  # bool[n] rows that tell how far the loss strays by chance
+    begins_level: Array | bool = True  # bool[] whether the sweep begins with them
 
 
 class Fall(NamedTuple):
@@ -68,9 +69,18 @@ def without_spikes(curve: Array) -> Array:
     numpy = numpy_of(curve)
     known = numpy.isfinite(curve)
     rows = together(curve, known)
-    around = numpy.stack([rows[:-4], rows[1:-3], rows[3:-1], rows[4:]])
-    distance = numpy.maximum(rows[2:-2] - around.max(0), around.min(0) - rows[2:-2])
-    is_spike = numpy.pad(distance > _SPIKE * typical_deviation(rows), 2)
+    # Each row and its neighbours, two on either side if there are as many. The last two rows, which
+    # may have begun to explode, are left as they are.
+    first = np.array([[1, 2, 3, 4], [0, 2, 3, 4]]).T
+    inner = np.arange(2, curve.shape[0] - 2)
+    around = rows[np.concatenate([first, inner + np.array([[-2], [-1], [1], [2]])], axis=1)]
+    high, low = around.max(0), around.min(0)
+    distance = numpy.maximum(rows[:-2] - high, low - rows[:-2])
+    # The first row has neighbours on one side only, of which a steep fall leaves it far behind.
+    is_first = np.arange(curve.shape[0] - 2) == 0
+    spread = numpy.where(is_first, high - low, 0)
+    least = numpy.maximum(spread, typical_deviation(rows))
+    is_spike = numpy.pad(distance > _SPIKE * least, (0, 2))
     return numpy.where(known & is_spike[numpy.cumsum(known) - 1], np.nan, curve)
 
 
@@ -162,16 +172,11 @@ def deviation_before(descent: Descent) -> Array:
 
 def fall_in_errors(descent: Descent) -> Fall:
     """Return how significant the fall is."""
-    rows, num_level = descent.losses, descent.num_level
+    rows, num_level = descent.losses, descent.is_level.sum(dtype=np.int32)
     numpy = numpy_of(rows)
     noise = deviation_before(descent)
-    row = np.arange(rows.shape[0], dtype=np.int32)
-    level = numpy.where(row < num_level, rows, np.nan)
-    distances, drifts = _distances(level)
-    near = distances[0]
-    # The longest lag that fits into the level part three times decides.
-    longest = numpy.sum(num_level >= 3 * _LAGS) - 1
-    is_slope = (longest >= 0) & (numpy.abs(drifts[longest]) > _SLOPE)
+    distances = median_size(_moves(numpy.where(descent.is_level, rows, np.nan)))
+    near, is_slope = distances[0], _is_slope(descent)
     # Independent rows differ equally at every lag; those of a random walk differ more at longer
     # lags. A lag that does not fit into the level part twice says nothing.
     far = numpy.max(distances, initial=near, where=num_level >= 2 * _LAGS)
@@ -188,12 +193,13 @@ def fall_in_errors(descent: Descent) -> Fall:
     )
 
 
-def largest_drop(descent: Descent, width: float) -> Drop:
+def largest_drop(descent: Descent, width: float, least: float = 0.0) -> Drop:
     """Return the largest sudden drop before the lowest average.
 
-    It is measured between averages of as few rows as their noise allows, and no more than lie in
-    ``width`` decades: a jump is as high between averages of any number of rows, but a gradual fall
-    is smaller between averages of few. It is 0 if no rows are that close together.
+    It is measured between averages of as few rows as their noise allows, of at least the share
+    ``least`` of all rows, and of no more than lie in ``width`` decades: a jump is as high between
+    averages of any number of rows, but a gradual fall is smaller between averages of few. It is 0
+    if no rows are that close together.
     """
     numpy = numpy_of(descent.losses)
     rows, position = numpy.nan_to_num(descent.losses), descent.position
@@ -203,10 +209,10 @@ def largest_drop(descent: Descent, width: float) -> Drop:
     needed = 2 * numpy.square(noise / (_ERROR_OF_DROP * descent.height))
     start = numpy.min(position, initial=np.inf, where=is_known)
     end = numpy.max(position, initial=-np.inf, where=is_known)
-    rows_per_decade = num_known.astype(rows.dtype) / (end - start)
-    most = numpy.minimum(numpy.round(rows_per_decade * width), float(rows.shape[0]))
-    num_beside = numpy.minimum(numpy.nan_to_num(numpy.ceil(needed)), most)
-    num_beside = numpy.maximum(num_beside, _LEAST_BESIDE)
+    num_rows = num_known.astype(rows.dtype)
+    most = numpy.minimum(numpy.round(num_rows / (end - start) * width), float(rows.shape[0]))
+    needed = numpy.maximum(numpy.nan_to_num(numpy.ceil(needed)), numpy.ceil(num_rows * least))
+    num_beside = numpy.maximum(numpy.minimum(needed, most), _LEAST_BESIDE)
     shift = num_beside.astype(np.int32)
     sums = numpy.concatenate([numpy.zeros(1, rows.dtype), numpy.cumsum(rows)])
     row = np.arange(rows.shape[0], dtype=np.int32)
@@ -218,17 +224,23 @@ def largest_drop(descent: Descent, width: float) -> Drop:
     return Drop(height, noise * numpy.sqrt(2 / num_beside))
 
 
-def _distances(rows: Array) -> tuple[Array, Array]:
-    """Return how much rows differ at each lag, and how far more pairs rise than fall.
-
-    The first is the median difference, ``f32[lags]``, 0 at lags that no pair of rows has; the
-    second the share of pairs that rise less the share that fall, ``f32[lags]``.
-    """
+def _moves(rows: Array) -> Array:
+    """Return how far the loss moves from each row to that each lag later, ``f32[lags, n]``."""
     numpy = numpy_of(rows)
     later = np.arange(rows.shape[0], dtype=np.int32) + _LAGS[:, None]
-    moves = numpy.pad(rows, (0, _LAGS[-1]), constant_values=np.nan)[later] - rows[None]
+    return numpy.pad(rows, (0, _LAGS[-1]), constant_values=np.nan)[later] - rows[None]
+
+
+def _is_slope(descent: Descent) -> Array:
+    """Return whether the rows before the fall, or within it if there are few, move one way."""
+    numpy = numpy_of(descent.losses)
+    row = np.arange(descent.losses.shape[0], dtype=np.int32)
+    part = numpy.where(descent.begins_level, descent.is_level, row < descent.num_before)
+    moves = _moves(numpy.where(part, descent.losses, np.nan))
     drifts = numpy.nan_to_num(mean_where(numpy.sign(moves), ~numpy.isnan(moves)))
-    return median_size(moves), drifts
+    # The longest lag that fits into these rows three times decides.
+    longest = numpy.sum(part.sum(dtype=np.int32) >= 3 * _LAGS) - 1
+    return (longest >= 0) & (numpy.abs(drifts[longest]) > _SLOPE)
 
 
 def _over(fall: Array, error: Array) -> Array:

@@ -30,7 +30,8 @@ def summary(result: Any, curve: Curve) -> str:
     curves = f"{num_curves} curves of {num_rows} rows" if num_curves > 1 else f"{num_rows} rows"
     if not np.isfinite(losses).any():
         return f"Range test: {curves}, none with a finite loss."
-    first = by_curve[np.arange(num_curves), np.isfinite(by_curve).argmax(1)]
+    is_known = np.isfinite(by_curve)
+    first = by_curve[np.arange(num_curves), is_known.argmax(1)][is_known.any(1)]
     reading = _reading.read_curve(curve)
     _, averages = _reading.averages(reading)
     name = "Held-out loss" if np.size(result.held_out_losses) else "Loss"
@@ -92,7 +93,7 @@ def _lowest(averages: np.ndarray, losses: np.ndarray) -> str:
     if not known.size:
         return "it has no average"
     # Rounding may put the average below all losses, and below 0.
-    return f"its average falls to {max(known.min(), np.nanmin(losses)):.3g}"
+    return f"its lowest average is {max(known.min(), np.nanmin(losses)):.3g}"
 
 
 def draw(result: Any, curve: Curve, ax: Axes, rules: Sequence[Rule]) -> Axes:

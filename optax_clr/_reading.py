@@ -25,6 +25,7 @@ from optax_clr._doubts import (
     DOUBTS,
     PROBLEMS,
     READABLE,
+    RISEN,
     clarity_of,
     descent_to,
     doubts_of,
@@ -363,9 +364,9 @@ def _read(
     )
     descent = descent_to(rows, scales, within.lowest)
     clarity = clarity_of(rows, descent)
-    problem = problem_of(rows, grid[within.lowest], clarity, diverged.all())
+    problem = problem_of(rows, grid[within.lowest], descent, clarity, diverged.all())
     half = average[within.lowest] / 2
-    has_risen = each(lambda curve, depth: _has_risen(curve, depth, half))(rows.curves, depths)
+    has_risen = each(functools.partial(_has_risen, half=half))(rows.curves, depths, scales)
     # A curve that ended before the others, for an unknown reason, counts as diverged.
     has_exploded = each(lambda curve: _ends_before(curve, valid))(rows.curves) & ~ran_out
     ended_suddenly = numpy.any((diverged.reshape(-1) | has_exploded) & ~has_risen)
@@ -382,11 +383,13 @@ def _read(
 _read_compiled = jax.jit(_read)
 
 
-def _has_risen(curve: Array, depth: Array, half: Array) -> Array:
-    """Return whether a curve had risen by half of its fall when it ended."""
+def _has_risen(curve: Array, depth: Array, scale: Scale, half: Array) -> Array:
+    """Return whether a curve had risen when it ended: by half of its fall, or above its start."""
     known = numpy_of(curve).isfinite(curve)
-    end = mean_where(depth, last_rows(known))
-    return (known.sum() >= MIN_ROWS) & (end > half)
+    is_last = last_rows(known)
+    rises = scale.has_fallen() & (mean_where(depth, is_last) > half)
+    is_above = mean_where(curve, is_last) > scale.loss(0 * scale.whole) + RISEN * scale.typical
+    return (known.sum() >= MIN_ROWS) & (rises | is_above)
 
 
 def _ends_before(curve: Array, valid: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,10 +64,19 @@ def rows_of(learning_rates: Array, losses: Array) -> Rows:
 
 
 def centred(curves: Any) -> tuple[Any, Any]:
-    """Return each curve less its first finite loss, to save float32's digits, and that loss."""
+    """Return each curve less one of its first losses, to save float32's digits, and that loss.
+
+    It is the middle one of three, since any single one may be far from all others.
+    """
     numpy = numpy_of(curves)
-    some_row = numpy.argmax(numpy.isfinite(curves), axis=-1, keepdims=True)
-    constants = numpy.nan_to_num(numpy.take_along_axis(curves, some_row, -1))
+    known = numpy.isfinite(curves)
+    place = numpy.cumsum(known, axis=-1)
+    first, second, third = (
+        numpy.sum(curves, axis=-1, keepdims=True, where=known & (place == count))
+        for count in (1, 2, 3)
+    )
+    low, high = numpy.minimum(first, second), numpy.maximum(first, second)
+    constants = numpy.maximum(low, numpy.minimum(high, third))
     return curves - constants, constants
 
 
@@ -154,6 +164,10 @@ class Scale(NamedTuple):
         depth = numpy.clip(height / numpy.where(self.whole > 0, self.whole, 1) - 1, -2, 1)
         depth = numpy.where(self.whole > 0, depth, 0)
         return numpy.where(finite, depth, numpy.where(has_ended, 1, np.nan))
+
+    def has_fallen(self) -> Array:
+        """Return whether the lowest average is below the first losses by more than the noise."""
+        return self.whole > math.asinh(1)
 
     def loss(self, depth: Array) -> Array:
         """Return the loss that has this depth."""
