@@ -118,7 +118,8 @@ def averaged_params(opt_state: PyTree) -> PyTree:
       optimizer: ``nnx.update(model, averaged)`` copies their values into the model's variables.
 
     Raises:
-      ValueError: if ``opt_state`` holds no such state, or more than one.
+      TypeError: if ``opt_state`` holds shapes, as from ``jax.eval_shape``, or is an optimizer.
+      ValueError: if it holds no such state, or more than one, or was restored as plain tuples.
 
     Examples:
       >>> optimizer = optax.chain(optax.sgd(0.1), average_at_cycle_ends(Cycles(100)))

@@ -83,7 +83,7 @@ ONE_BATCH = (
 def makes_one_batch(closed: Any) -> bool:
     """Whether a function from steps to batches, as a closed jaxpr, ignores the step.
 
-    A function with an effect, such as a host callback, may return another batch each time, and so
+    A function with an effect, as of ``io_callback``, may return another batch each time, and so
     may one whose batch has no arrays to look at.
     """
     jaxpr = closed.jaxpr

@@ -195,7 +195,7 @@ class Clarity(NamedTuple):
     """The significance of the fall over the required one."""
 
     independent: Array  # if rows are independent
-    wandering: Array  # if rows wander as they do before the fall
+    wandering: Array  # if rows are as correlated as they are where the curve is level
     of_many: Array  # if rows are independent, by what is required of many rows
 
 

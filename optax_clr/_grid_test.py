@@ -83,13 +83,14 @@ def lr_grid_test(
       A [`RangeTestResult`][] with a row for each rate; ``smoothed_losses`` equals ``losses``, and
       ``metrics`` has the loss of every training step, ``f32[num_values, num_steps]``, or with
       ``has_aux`` a pair of these losses and the metrics. From the first rate whose loss was not
-      finite, rows are NaN, and not counted in ``num_valid``.
+      finite, rows of all but ``metrics`` are NaN, and not counted in ``num_valid``.
 
     Raises:
       TypeError: if ``loss_fn`` or ``optimizer`` is not a function or returns something else, the
         optimizer is already built, or the params are not real floats.
       ValueError: if an argument is out of range or empty, the batches are too few or differ in
-        length or shape, the loss is not a scalar, or the optimizer ignores its rate.
+        length or shape, the loss is not a scalar, or the optimizer ignores its rate or
+        accumulates more gradients for an update than there are steps.
       RangeTestWarning: a warning, if every step trains on the same batch; if the last steps do,
         because a function indexes beyond the end of the data; if the optimizer has a schedule or a
         scale of its own beside the rate; or if each step trains on a single example and

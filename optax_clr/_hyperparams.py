@@ -47,7 +47,7 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
     Raises:
       TypeError: if ``state`` holds shapes, as from ``jax.eval_shape``, or is an optimizer.
       ValueError: if there is no such state, and a schedule was passed to Optax directly, which
-        does not keep its value.
+        does not keep its value; or if a checkpoint restored the state as plain tuples.
 
     Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
@@ -87,8 +87,8 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
 
     Raises:
       TypeError: if a value is not a number, or not an integer for a hyperparameter that is one;
-        or if ``state`` holds shapes, as from ``jax.eval_shape``, or is an ``nnx.Optimizer`` in a
-        version of Flax in which it is not a pytree.
+        or if ``state`` holds shapes, as from ``jax.eval_shape``, is an optimizer, or is an
+        ``nnx.Optimizer`` in a version of Flax in which it is not a pytree.
       ValueError: if no hyperparameter has that name, a schedule drives it (the next update would
         overwrite the value), the shape differs, the value is NaN or outside the range of the dtype
         (a float in a JAX array is not checked, since that would wait for the device), or the state

@@ -28,9 +28,9 @@ def inject_schedules(
     """Wrap an optimizer factory so that any of its hyperparameters may be a schedule.
 
     This is a thin layer over ``optax.inject_hyperparams``. Only what can vary becomes a
-    hyperparameter: schedules and arrays of numbers. It is kept in float32 whatever the dtype of the
-    params (in float64 if it is a float64 JAX array). Numbers, dtypes, flags, names and tuples stay
-    constants of the program. So a float32 run of Adam, AdamW, Lion or SGD with a
+    hyperparameter: schedules and arrays of numbers. Floats are kept in float32 whatever the dtype
+    of the params (in float64 if it is a float64 JAX array). Numbers, dtypes, flags, names and
+    tuples stay constants of the program. So a float32 run of Adam, AdamW, Lion or SGD with a
     scheduled learning rate is bit-identical to one that passes the schedule to the factory, and
     Adam in a bfloat16 model keeps its b2 of 0.999, which bfloat16 would round to 1.
 
@@ -51,8 +51,8 @@ def inject_schedules(
       state holds the values used in the last update; see [`get_hyperparams`][].
 
     Raises:
-      TypeError: if ``factory`` is not callable or has a positional-only argument, or
-        ``static_args`` are not names; when the returned function is called, if an argument is a
+      TypeError: if ``factory`` is not callable, is an optimizer or has a positional-only argument,
+        or ``static_args`` are not names; when the returned function is called, if an argument is a
         function that is neither a schedule nor one of the above, is a pair of bounds instead of a
         schedule, or would be gathered in the factory's ``*args`` or ``**kwargs``.
       ValueError: if ``static_args`` names an argument that the factory does not have; from

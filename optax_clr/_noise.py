@@ -48,7 +48,7 @@ class Fall(NamedTuple):
     """How far a curve fell, in standard errors of the difference of the two averages compared."""
 
     independent: Array  # if neighbouring rows are independent
-    wandering: Array  # if they are as correlated as before the fall
+    wandering: Array  # if they are as correlated as where the curve is level
     far_over_near: Array  # median difference between rows far apart, over that of neighbours
 
 

@@ -53,10 +53,10 @@ def range_test(
 
     $$s_i - \min_j s_j > \text{stop\_factor} \cdot \max(\text{fall}, 4 \, \text{noise})$$
 
-    and each of the last three losses exceeds $\min_j s_j$ by as much. The fall is that of $s$ to
-    its minimum; the noise is estimated from downward moves, which a divergence does not have. One
-    bad batch does not end a test: a loss that is not finite is a gap. Adding a constant to the
-    loss, or multiplying it by a factor, changes nothing.
+    and each of the last three losses exceeds $\min_j s_j$ by as much. The fall is that of $s$ from
+    its highest value so far to its minimum; the noise is estimated from downward moves, which a
+    divergence does not have. One bad batch does not end a test: a loss that is not finite is a gap.
+    Adding a constant to the loss, or multiplying it by a positive factor, changes nothing.
 
     Rows are trained in chunks of at most 64 (128 on an accelerator), and the rule is applied after
     each chunk: the rest of the chunk in which the loss diverges is trained, but left out of the
@@ -79,7 +79,7 @@ def range_test(
           beyond that are not used);
         - a function from the step, ``i32[]``, to a batch, which is traced into the program;
         - a Python iterable of batches, such as a data loader or a list of tuples: read while the
-          device computes, stacked in chunks of at most 8 MiB or 256 rows (a larger batch is a
+          device computes, stacked in chunks of at most 8 MiB and 256 rows (a larger row is a
           chunk by itself), and restarted when it runs out, unless it is an iterator. A last batch
           of another shape, as at the end of an epoch, is left out.
       values: ``[n]`` values to try, in this order; may be traced.

@@ -110,10 +110,10 @@ def set_step(state: Any, step: int | jax.Array) -> Any:
 
     Raises:
       TypeError: if ``step`` is not an integer, or if ``state`` holds shapes, as from
-        ``jax.eval_shape``, or is an ``nnx.Optimizer`` in a version of Flax in which it is not a
-        pytree.
-      ValueError: if ``step`` is not a scalar or is negative; if the state has no schedule, or has
-        a counter that a schedule may or may not read.
+        ``jax.eval_shape``, is an optimizer, or is an ``nnx.Optimizer`` in a version of Flax in
+        which it is not a pytree.
+      ValueError: if ``step`` is not a scalar or is negative; if the state has no schedule, has a
+        counter that a schedule may or may not read, or was restored without its types.
 
     Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
