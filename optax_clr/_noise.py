@@ -59,10 +59,11 @@ class Drop(NamedTuple):
     error: Array  # f32[] the standard error of the difference, if rows are independent
 
 
-def without_spikes(curve: Array) -> Array:
+def without_spikes(curve: Array, rises: Array | bool = True) -> Array:
     """Return the losses ``[n]`` with NaN for every lone one far above or below its neighbours.
 
     One bad batch among good ones says nothing about the rate; two in a row are left as they are.
+    ``rises`` is whether the sweep begins at its lowest rate, at which no step learns much.
     """
     if curve.shape[0] < 5:
         return curve
@@ -76,11 +77,11 @@ def without_spikes(curve: Array) -> Array:
     around = rows[np.concatenate([first, inner + np.array([[-2], [-1], [1], [2]])], axis=1)]
     high, low = around.max(0), around.min(0)
     distance = numpy.maximum(rows[:-2] - high, low - rows[:-2])
-    # The first row has neighbours on one side only, of which a steep fall leaves it far behind.
+    least = _SPIKE * typical_deviation(rows)
+    # The first row has neighbours on one side only. If they fall, so may it.
     is_first = np.arange(curve.shape[0] - 2) == 0
-    spread = numpy.where(is_first, high - low, 0)
-    least = numpy.maximum(spread, typical_deviation(rows))
-    is_spike = numpy.pad(distance > _SPIKE * least, (0, 2))
+    is_level = rises & (high - low <= least)
+    is_spike = numpy.pad((distance > least) & (is_level | ~is_first), (0, 2))
     return numpy.where(known & is_spike[numpy.cumsum(known) - 1], np.nan, curve)
 
 

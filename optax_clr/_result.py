@@ -270,7 +270,7 @@ class RangeTestResult(NamedTuple):
           >>> losses = (jnp.log10(rates) - jnp.log10(0.5)) ** 2  # lowest at 0.5
           >>> print(RangeTestResult(rates, losses, losses, jnp.int32(100)).summary())
           Range test: 100 rows, learning rate 0.001 to 10, ended at the last rate.
-          Loss: starts at 7.28; its average falls to 0.0773.
+          Loss: starts at 7.28; its lowest average is 0.0773.
           suggest()         0.0957  a constant rate
           bounds()          0.0421 to 0.168  a cycle's base and peak
           one_cycle_peak()  0.252  the peak of one cycle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -48,10 +49,12 @@ def rows_of(learning_rates: Array, losses: Array) -> Rows:
     """Return the rows of curves ``[..., n]`` over one sweep, whose constants are subtracted."""
     numpy = numpy_of(losses)
     num_rows = losses.shape[-1]
-    curves = each(without_spikes)(losses.reshape(-1, num_rows).astype(np.float32))
     # All curves share one sweep; the rates of a curve that ended early are NaN from there on.
     all_rates = learning_rates.reshape(-1, num_rows).astype(np.float32)
     rates = highest(all_rates)
+    rises = rates[0] < rates[1] if num_rows > 1 else False
+    curves = losses.reshape(-1, num_rows).astype(np.float32)
+    curves = each(functools.partial(without_spikes, rises=rises))(curves)
     position = numpy.log10(numpy.where(rates > 0, rates, np.nan))
     valid = numpy.isfinite(position) & numpy.isfinite(curves).any(0)
     start = numpy.min(position, initial=np.inf, where=valid)
