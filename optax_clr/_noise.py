@@ -41,7 +41,7 @@ class Descent(NamedTuple):
     noise_at_end: Array  # f32[] standard deviation of a row near the lowest average
     num_before: Array  # i32[] rows before the lowest average, from which the noise is estimated
     is_level: Array  # bool[n] rows that tell how far the loss strays by chance
-    begins_level: Array | bool = True  # bool[] whether the sweep begins with them
+    begins_level: Array | bool  # bool[] whether the sweep begins with them
 
 
 class Fall(NamedTuple):
@@ -194,7 +194,7 @@ def fall_in_errors(descent: Descent) -> Fall:
     )
 
 
-def largest_drop(descent: Descent, width: float, least: float = 0.0) -> Drop:
+def largest_drop(descent: Descent, width: float, least: float) -> Drop:
     """Return the largest sudden drop before the lowest average.
 
     It is measured between averages of as few rows as their noise allows, of at least the share

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import builtins
-import collections
 import contextlib
-import contextvars
 import functools
-import gc
-import inspect
 import itertools
-import math
 import operator
 import os
 import sys
-import threading
 import types
 import weakref
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from optax_clr._arguments import is_traced, native
-from optax_clr._installed import attribute, is_installed, is_own, is_package
+from optax_clr._arguments import is_traced
+from optax_clr._contents import BUILT_IN_METHODS, HOLDERS, MAPPINGS, PLAIN, parts, slots
+from optax_clr._installed import is_installed, is_own, is_package
 from optax_clr._states import nodes_of_others
 
 Function = Callable[..., Any]
@@ -33,25 +28,12 @@ Function = Callable[..., Any]
 # there are more, a program is not kept, since its validity could not be checked. The graph of a
 # Flax module has 2,000 objects for each layer of a transformer.
 MOST_OBJECTS = 100_000
-_CACHE = type(functools.cache(len))
 _ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _LEAVES = frozenset((*_ATOMS, types.CodeType))
-_SEQUENCES = (list, tuple, set, frozenset, collections.deque)
-_MAPPINGS = (dict, types.MappingProxyType)
-# Numbers in a buffer, or in an array of any library, may be written to in place. They are compared
-# up to this size; a larger buffer, such as a data set, is compared by identity alone.
-_MOST_BYTES = 2**20
-# What these hold cannot be seen, so they are compared by identity alone. They may hold the function
-# itself, so no strong reference to them is kept.
-_HOLDERS: tuple[type, ...] = (
-    *(map, filter, zip, enumerate, reversed, super, BaseException),
-    *(type({}.keys()), type({}.values()), type({}.items())),
-)
-_BUILT_IN_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)  # such as those of a dict
 # These are compared by their contents. A method is a new object at each access; others cannot be
 # weakly referenced, and a strong reference could keep the function alive that a program belongs to.
 _CONTAINERS = (
-    *(list, tuple, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS, functools.partial, *_HOLDERS),
+    *(list, tuple, *MAPPINGS, types.MethodType, *BUILT_IN_METHODS, functools.partial, *HOLDERS),
     *(types.SimpleNamespace, property, staticmethod, classmethod, types.MemberDescriptorType),
 )
 # With these a function may find attributes whose names do not appear in its code.
@@ -59,10 +41,6 @@ _BY_ANY_NAME = {"vars", "__dict__", "getattr", "dir", "attrgetter", "getmembers"
 _FINDERS = (operator.attrgetter, operator.methodcaller)  # whose names only they know
 # Methods that JAX and this library call on objects of any class.
 _NAMES_OF_OTHERS = frozenset({"init", "update", "tree_flatten", "tree_unflatten"})
-# Exact types without attributes to look at; an object of a derived class may have some.
-_PLAIN = frozenset((*_SEQUENCES, *_MAPPINGS, types.MethodType, *_BUILT_IN_METHODS))
-# Immutable, or nothing in them can be seen.
-_OPAQUE = (types.CodeType, jax.Array, inspect.Signature)
 
 
 class Seen(NamedTuple):
@@ -99,7 +77,7 @@ def _seen(value: Any) -> Seen:
         with contextlib.suppress(TypeError):
             return Seen(kind, weakref.ref(value), False)
         # Compared by its slots, unless a class in C, which has none, holds things elsewhere.
-        if all("__slots__" in vars(each) for each in type(value).__mro__[:-1]) and _slots(
+        if all("__slots__" in vars(each) for each in type(value).__mro__[:-1]) and slots(
             type(value)
         ):
             return Seen(kind, None, False)
@@ -144,7 +122,7 @@ def carried_by(tree: Any) -> tuple[Any, ...]:
             found.append(value)
         elif id(value) not in met:
             met.add(id(value))
-            waiting += _parts(value)
+            waiting += parts(value)
     return tuple(found)
 
 
@@ -196,12 +174,12 @@ def _referred_to(
             names |= {"getattr"}
             waiting += [part for each in owners for part in _named(each, _BY_ANY_NAME)]
         else:
-            waiting += _parts(value)
+            waiting += parts(value)
     return found, names
 
 
 def _is_plain(value: Any) -> bool:
-    return type(value) in _PLAIN or isinstance(value, functools.partial)
+    return type(value) in PLAIN or isinstance(value, functools.partial)
 
 
 def _named(owner: type | types.ModuleType, names: Set[str]) -> list[Any]:
@@ -232,102 +210,6 @@ def _is_method(value: Any) -> bool:
     kind = type(value)
     is_bound_to_objects = hasattr(kind, "__get__")  # such as functools.partialmethod
     return (callable(value) or is_bound_to_objects) and kind is not types.GetSetDescriptorType
-
-
-def _parts(value: Any) -> list[Any]:
-    """Return those parts of an object that its owner may change."""
-    if isinstance(value, _OPAQUE):
-        return []
-    kind, entries = type(value), _entries(value)
-    if kind in _PLAIN:
-        return entries
-    wrapped = attribute(value, "__wrapped__")  # of jax.jit, staticmethod, classmethod
-    wrapper = attribute(value, "_self_wrapper")  # of wrapt's decorators
-    return [kind, wrapped, wrapper, *entries, *_attributes(value)]
-
-
-def _entries(value: Any) -> list[Any]:
-    """Return the contents of an object of a standard type, or of a class derived from one."""
-    if isinstance(value, _MAPPINGS):
-        return _items(value)
-    if isinstance(value, _SEQUENCES):
-        return list(value)
-    if isinstance(value, types.MethodType):
-        return [value.__func__, value.__self__]
-    if isinstance(value, _BUILT_IN_METHODS):
-        return [value.__self__, value.__name__]
-    if isinstance(value, functools.partial):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, property):
-        return [value.fget]
-    if isinstance(value, weakref.ref):
-        return [value()]
-    if isinstance(value, contextvars.ContextVar):
-        return [value.get(None)]
-    if isinstance(value, threading.local):
-        return _items(vars(value))  # this thread's values
-    if isinstance(value, _HOLDERS):
-        return [id(value)]
-    if isinstance(value, weakref.ProxyTypes):
-        with contextlib.suppress(ReferenceError):
-            return [value.__init__.__self__]  # the object itself, whose method this is
-    if isinstance(value, _CACHE):
-        return [part for each in gc.get_referents(value) for part in _in_cache(each)]
-    return _numbers(value)
-
-
-def _in_cache(part: Any) -> list[Any]:
-    """Return what a part of a ``functools.lru_cache`` holds, such as an entry with its result."""
-    entries = list(part.values()) if isinstance(part, dict) else []
-    links = [each for each in entries if type(each).__name__ == "_lru_list_elem"]
-    results = [each for each in entries if type(each).__name__ != "_lru_list_elem"]
-    return results + [held for link in links for held in gc.get_referents(link)]
-
-
-def _numbers(value: Any) -> list[Any]:
-    """Return a fingerprint of the numbers in a buffer or an array, if it is one."""
-    try:
-        numbers: Any = value if isinstance(value, np.ndarray) else memoryview(value)
-    except (TypeError, ValueError, BufferError):
-        numbers = _array_of(value)
-    if numbers is None or numbers.nbytes > _MOST_BYTES:
-        return []
-    if isinstance(numbers, np.ndarray) and numbers.dtype.hasobject:
-        return [numbers.tolist()]
-    return [str(numbers.shape), hash(numbers.tobytes())]
-
-
-def _array_of(value: Any) -> Any:
-    """Return an array or table of another library, such as PyTorch, as NumPy's; else None."""
-    if not (hasattr(type(value), "shape") and hasattr(type(value), "__array__")):
-        return None
-    try:
-        is_small = 8 * math.prod(value.shape) <= _MOST_BYTES
-        return np.asarray(native("value", value)) if is_small else None
-    except Exception:  # whatever the other library raises, as PyTorch for a sparse tensor
-        return None
-
-
-def _attributes(value: Any) -> list[Any]:
-    """Return the names and values of an object's attributes, and the contents of its slots."""
-    slots = [_in_slot(place, name, value) for place, name in _slots(type(value))]
-    return [*_items(attribute(value, "__dict__") or {}), *slots]
-
-
-def _in_slot(place: int, name: str, value: Any) -> Any:
-    try:
-        return vars(type(value).__mro__[place])[name].__get__(value)
-    except AttributeError:  # the slot is empty
-        return None
-
-
-def _items(mapping: Mapping[Any, Any]) -> list[Any]:
-    """Return the keys, joined to one string if they are strings, and the values."""
-    try:
-        keys: list[Any] = ["\n".join(mapping)]
-    except TypeError:
-        keys = list(mapping)
-    return [*keys, *mapping.values()]
 
 
 def _carried_by(function: types.FunctionType) -> list[Any]:
@@ -371,26 +253,9 @@ def _modules_by(names: tuple[str, ...], package: str) -> list[str]:
 @functools.lru_cache(maxsize=1000)
 def _names(code: types.CodeType) -> tuple[str, ...]:
     """Return the names that a function's code looks up, including that of nested functions."""
-    parts = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    inner = [name for part in parts for name in _names(part)]
+    codes = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    inner = [name for each in codes for name in _names(each)]
     # The keywords of a pattern, as in case Config(scale=s), are in a constant tuple.
     tuples = [const for const in code.co_consts if isinstance(const, tuple)]
     in_tuples = [name for each in tuples for name in each if isinstance(name, str)]
     return tuple(dict.fromkeys([*code.co_names, *in_tuples, *inner]))
-
-
-_slots_of: weakref.WeakKeyDictionary[type, list[tuple[int, str]]] = weakref.WeakKeyDictionary()
-
-
-def _slots(kind: type) -> list[tuple[int, str]]:
-    """Return the slots of a class: the place of their owner in its MRO, and their names."""
-    found = _slots_of.get(kind)
-    if found is None:
-        found = _slots_of[kind] = [
-            (place, name)
-            for place, each in enumerate(kind.__mro__)
-            if "__slots__" in vars(each)  # not classes in C, whose members nobody changes
-            for name, attribute in vars(each).items()
-            if isinstance(attribute, types.MemberDescriptorType)
-        ]
-    return found

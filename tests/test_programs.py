@@ -1012,12 +1012,8 @@ def name_of_python():
     def read():
         return scale_of_all  # noqa: F821
 
-    change = lambda monkeypatch: monkeypatch.setitem(BUILTINS, "scale_of_all", 7.0)
-    BUILTINS["scale_of_all"] = 1.0
-    return read, change
-
-
-BUILTINS = vars(builtins)
+    builtins.scale_of_all = 1.0
+    return read, lambda monkeypatch: monkeypatch.setattr(builtins, "scale_of_all", 7.0)
 
 
 def globals_by_their_names():
