@@ -16,9 +16,9 @@ from jax.typing import ArrayLike
 from optax_clr._arguments import whole_number
 from optax_clr._batches import check_num_steps, hold_batches
 from optax_clr._checks import check_params, held_out_batch, optimizer_step, spaced
+from optax_clr._curve import EndedBy
 from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
-from optax_clr._reading import EndedBy
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, look_ahead, run
 from optax_clr._step import PyTree

@@ -17,7 +17,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 
-from optax_clr._reading import EndedBy
+from optax_clr._curve import EndedBy
 from optax_clr._result import RangeTestResult
 from optax_clr._step import PyTree
 from optax_clr._stop_rule import ChunkRule, Watch, new_watch, watch_rows

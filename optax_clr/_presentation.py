@@ -13,7 +13,7 @@ import numpy as np
 
 from optax_clr import _drawing, _reading
 from optax_clr._batch_facts import ONE_EXAMPLE
-from optax_clr._reading import Curve, EndedBy
+from optax_clr._curve import Curve, EndedBy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

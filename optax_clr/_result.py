@@ -15,10 +15,10 @@ import optax
 from optax_clr import _drawing, _presentation, _reading
 from optax_clr._arguments import any_traced, function, is_traced, native, shown, whole_number
 from optax_clr._arrays import Array, numpy_of
+from optax_clr._curve import Curve, EndedBy, at_hand, checked_curve, float_column
 from optax_clr._modes import undisturbed
 from optax_clr._peak_ratio import peak_ratio
 from optax_clr._presentation import Rule
-from optax_clr._reading import EndedBy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -277,7 +277,7 @@ class RangeTestResult(NamedTuple):
         """
         _refuse_traced(self, "summary")
         result = _with_defaults(self)
-        return _presentation.summary(result, _curve(result))
+        return _presentation.summary(result, _curve_of(result))
 
     @undisturbed()
     def plot(self, ax: Axes | None = None, rules: Sequence[Rule] = ()) -> Axes:
@@ -317,20 +317,20 @@ class RangeTestResult(NamedTuple):
             function(f"rules[{index}]", rule, form="(learning_rates, losses) -> rate")
         _refuse_traced(self, "plot")
         result, ax = _with_defaults(self), _drawing.pyplot_axes(ax)
-        return _presentation.draw(result, _curve(result), ax, rules)
+        return _presentation.draw(result, _curve_of(result), ax, rules)
 
 
 def _valley(result: RangeTestResult) -> _reading.Valley:
-    return _reading.read_valley(_curve(_with_defaults(result)))
+    return _reading.read_valley(_curve_of(_with_defaults(result)))
 
 
-def _curve(result: RangeTestResult) -> _reading.Curve:
+def _curve_of(result: RangeTestResult) -> Curve:
     """Return the checked curve to read from a result: its held-out losses, if there are any."""
     columns = result._replace(metrics=())._asdict()
     columns = {name: native(name, column) for name, column in columns.items()}
-    result = _reading.at_hand(RangeTestResult(**columns))
+    result = at_hand(RangeTestResult(**columns))
     _check_entries(result)
-    rates = _reading.floats("learning_rates", result.learning_rates)
+    rates = float_column("learning_rates", result.learning_rates)
     held_out, steps = result.held_out_losses, result.equivalent_steps
     (num_rows,) = np.shape(rates)[-1:] or (0,)
     has_end = result.num_valid <= num_rows  # False if the caller kept only the first rows
@@ -339,9 +339,9 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
         with np.errstate(all="ignore"):
             sizes = abs(rates)
             steps = numpy_of(rates).nancumsum(sizes, axis=-1) / sizes
-    steps = _reading.floats("equivalent_steps", steps)
-    losses = _reading.floats("losses", held_out if np.size(held_out) else result.losses)
-    curve = _reading.Curve(
+    steps = float_column("equivalent_steps", steps)
+    losses = float_column("losses", held_out if np.size(held_out) else result.losses)
+    curve = Curve(
         rates,
         _recorded(losses, result.num_valid),
         steps,
@@ -349,7 +349,7 @@ def _curve(result: RangeTestResult) -> _reading.Curve:
         has_end & (ended_by >= int(EndedBy.END_OF_DATA)),
         result.optimizer_factor if np.size(result.optimizer_factor) else 1.0,
     )
-    return _reading.checked(curve)
+    return checked_curve(curve)
 
 
 def _recorded(losses: Array, num_valid: Array) -> Array:

@@ -16,10 +16,10 @@ import numpy as np
 
 from optax_clr._arguments import any_traced, is_inside_program, is_traced
 from optax_clr._batches import Batches
+from optax_clr._curve import EndedBy
 from optax_clr._documentation import see
 from optax_clr._loop import Columns, Inputs
 from optax_clr._programs import CompiledLoop, programs_of
-from optax_clr._reading import EndedBy
 from optax_clr._result import RangeTestResult
 from optax_clr._step import PyTree, Step
 from optax_clr._step_facts import StepFacts

@@ -19,8 +19,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import is_traced, real_scalar, whole_number
+from optax_clr._curve import checked_columns
 from optax_clr._modes import undisturbed
-from optax_clr._reading import checked_columns
 
 __all__ = ["minimum", "slide", "steepest", "valley"]
 

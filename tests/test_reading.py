@@ -15,11 +15,12 @@ import numpy as np
 import optax
 import pytest
 from flax import serialization
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optax_clr
 from optax_clr import RangeTestError, RangeTestResult, RangeTestWarning, _noise, _reading, _result
+from optax_clr._curve import Curve, at_hand, checked_curve
 
 READINGS = ["suggest", "one_cycle_peak", "bounds"]
 
@@ -149,9 +150,8 @@ def test_base_and_peak_are_in_order():
     assert 0 < base_value < peak_value
 
 
-@given(
-    st.floats(-20, 20), st.floats(-6, 6), st.floats(-30, 30), st.integers(0, 9)
-)  # fmt: skip
+@settings(max_examples=40)  # each is two readings
+@given(st.floats(-20, 20), st.floats(-6, 6), st.floats(-30, 30), st.integers(0, 9))
 def test_units_do_not_matter(constant, log_factor, log_rate_factor, seed):
     losses = valley(noise=0.02, seed=seed)
     rates = np.geomspace(1e-5, 10.0, 300)
@@ -249,9 +249,9 @@ def test_numpy_reads_what_a_compiled_program_reads(num_lanes):
     problems = set()
     for losses in np.reshape([*curves_of_many_kinds(60)], (-1, num_lanes, 100)):
         diverged = np.isnan(losses[:, -1])
-        curve = _reading.Curve(rates, losses, steps, diverged, False, 1.0)
-        compiled = _reading.read_curve(_reading.checked(curve))
-        known = _reading.read_curve(_reading.checked(_reading.at_hand(curve)))
+        curve = Curve(rates, losses, steps, diverged, False, 1.0)
+        compiled = _reading.read_curve(checked_curve(curve))
+        known = _reading.read_curve(checked_curve(at_hand(curve)))
         assert isinstance(known.averages, np.ndarray)
         assert known.problem == compiled.problem
         np.testing.assert_array_equal(known.doubts, compiled.doubts)
@@ -857,7 +857,7 @@ def test_readings_print_and_serialize_as_numbers():
     np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(compiled), rtol=1e-5)
     # Few digits, and still the same float32 as before it became a number.
     assert all(len(repr(rate)) <= 15 for rate in jax.tree.leaves(found))
-    exact = _reading.suggest(_reading.read_valley(_result._curve(result)))
+    exact = _reading.suggest(_reading.read_valley(_result._curve_of(result)))
     assert np.float32(found[0]) == np.float32(exact)
 
 

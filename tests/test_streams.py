@@ -17,8 +17,8 @@ import optax
 import pytest
 
 import optax_clr
+from optax_clr._curve import EndedBy
 from optax_clr._loop import Loop
-from optax_clr._reading import EndedBy
 from optax_clr._streams import StreamedBatches, _put, aligned
 
 _begin = Loop.begin
