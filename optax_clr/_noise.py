@@ -1,9 +1,8 @@
-"""The noise of a curve: lone bad batches, and how far its average strays by chance."""
+"""The noise of a curve: lone bad batches, and the standard deviation of a row."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,47 +15,10 @@ from optax_clr._arrays import Array, numpy_of
 # than this many standard deviations of the noise.
 _SPIKE = 10.0
 # Median of |x| for a standard normal x.
-_MEDIAN = 0.6745
+MEDIAN = 0.6745
 # Standard deviation of a second difference of independent rows with standard deviation 1.
 _BEND = math.sqrt(6)
-# The level part of a curve is a slope if, among pairs of rows far apart, the shares that rise and
-# that fall differ by more than this.
-_SLOPE = 0.9
-# To measure a drop, as many rows are averaged as bring its standard error down to an eighth of the
-# whole fall, and at least three.
-_ERROR_OF_DROP, _LEAST_BESIDE = 1 / 8, 3.0
 _LARGEST = np.int32(INT32_MAX)
-_LAGS = 3 ** np.arange(7, dtype=np.int32)  # 1 to 729
-
-
-class Descent(NamedTuple):
-    """A curve, and its fall to the lowest average; its rows come from ``together``."""
-
-    losses: Array  # f32[n]
-    position: Array  # f32[n] log10 of their rates
-    height: Array  # f32[] from the average of the first rows to the lowest
-    # Standard error of the difference of these two averages, if rows are independent and have a
-    # standard deviation of 1.
-    relative_error: Array  # f32[]
-    noise_at_end: Array  # f32[] standard deviation of a row near the lowest average
-    num_before: Array  # i32[] rows before the lowest average, from which the noise is estimated
-    is_level: Array  # bool[n] rows that tell how far the loss strays by chance
-    begins_level: Array | bool  # bool[] whether the sweep begins with them
-
-
-class Fall(NamedTuple):
-    """How far a curve fell, in standard errors of the difference of the two averages compared."""
-
-    independent: Array  # if neighbouring rows are independent
-    wandering: Array  # if they are as correlated as where the curve is level
-    far_over_near: Array  # median difference between rows far apart, over that of neighbours
-
-
-class Drop(NamedTuple):
-    """The drop from the average of some neighbouring rows to that of as many rows after them."""
-
-    height: Array  # f32[]
-    error: Array  # f32[] the standard error of the difference, if rows are independent
 
 
 def without_spikes(curve: Array, rises: Array | bool = True) -> Array:
@@ -108,7 +70,7 @@ def typical_deviation(rows: Array) -> Array:
     """
     if rows.shape[0] < 3:
         return numpy_of(rows).zeros((), rows.dtype)
-    return median_size(rows[2:] - 2 * rows[1:-1] + rows[:-2]) / (_MEDIAN * _BEND)
+    return median_size(rows[2:] - 2 * rows[1:-1] + rows[:-2]) / (MEDIAN * _BEND)
 
 
 def median_size(values: Array) -> Array:
@@ -163,88 +125,3 @@ def deviation(rows: Array, weights: Array) -> Array:
     unit = numpy.where(largest > 0, largest, 1)  # keeps the squares within float32's range
     variance = both @ numpy.square(bends / unit) / numpy.maximum(both.sum(), 1e-30)
     return unit * numpy.sqrt(variance) / _BEND
-
-
-def deviation_before(descent: Descent) -> Array:
-    """Return the standard deviation of the noise before the lowest average."""
-    row = np.arange(descent.losses.shape[0], dtype=np.int32)
-    return deviation(descent.losses, (row < descent.num_before).astype(descent.losses.dtype))
-
-
-def fall_in_errors(descent: Descent) -> Fall:
-    """Return how significant the fall is."""
-    rows, num_level = descent.losses, descent.is_level.sum(dtype=np.int32)
-    numpy = numpy_of(rows)
-    noise = deviation_before(descent)
-    distances = median_size(_moves(numpy.where(descent.is_level, rows, np.nan)))
-    near, is_slope = distances[0], _is_slope(descent)
-    # Independent rows differ equally at every lag; those of a random walk differ more at longer
-    # lags. A lag that does not fit into the level part twice says nothing.
-    far = numpy.max(distances, initial=near, where=num_level >= 2 * _LAGS)
-    # Distant rows of an AR(1) process differ r times as much as neighbours if its correlation is
-    # 1 - 1/r^2; the variance of an average is then 2 r^2 - 1 times that of independent rows.
-    ratio = numpy.where(near > 0, far / numpy.where(near > 0, near, 1), 1)
-    correlated = numpy.sqrt(2 * numpy.square(ratio) - 1)
-    wander = far / (_MEDIAN * math.sqrt(2)) * numpy.minimum(correlated * descent.relative_error, 1)
-    independent = _over(descent.height, noise * descent.relative_error)
-    return Fall(
-        independent=independent,
-        wandering=numpy.where(is_slope, independent, _over(descent.height, wander)),
-        far_over_near=numpy.where(is_slope, 1, ratio),
-    )
-
-
-def largest_drop(descent: Descent, width: float, least: float) -> Drop:
-    """Return the largest sudden drop before the lowest average.
-
-    It is measured between averages of as few rows as their noise allows, of at least the share
-    ``least`` of all rows, and of no more than lie in ``width`` decades: a jump is as high between
-    averages of any number of rows, but a gradual fall is smaller between averages of few. It is 0
-    if no rows are that close together.
-    """
-    numpy = numpy_of(descent.losses)
-    rows, position = numpy.nan_to_num(descent.losses), descent.position
-    is_known = numpy.isfinite(position)
-    num_known = is_known.sum(dtype=np.int32)
-    noise = numpy.maximum(deviation_before(descent), descent.noise_at_end)
-    needed = 2 * numpy.square(noise / (_ERROR_OF_DROP * descent.height))
-    start = numpy.min(position, initial=np.inf, where=is_known)
-    end = numpy.max(position, initial=-np.inf, where=is_known)
-    num_rows = num_known.astype(rows.dtype)
-    most = numpy.minimum(numpy.round(num_rows / (end - start) * width), float(rows.shape[0]))
-    needed = numpy.maximum(numpy.nan_to_num(numpy.ceil(needed)), numpy.ceil(num_rows * least))
-    num_beside = numpy.maximum(numpy.minimum(needed, most), _LEAST_BESIDE)
-    shift = num_beside.astype(np.int32)
-    sums = numpy.concatenate([numpy.zeros(1, rows.dtype), numpy.cumsum(rows)])
-    row = np.arange(rows.shape[0], dtype=np.int32)
-    is_within = (row >= shift) & (row + shift <= num_known) & (row <= descent.num_before)
-    left, right = numpy.maximum(row - shift, 0), numpy.minimum(row + shift, num_known)
-    drops = 2 * sums[row] - sums[left] - sums[right]
-    is_near = position[right - 1] - position[left] <= 2 * width
-    height = numpy.max(drops, initial=0.0, where=is_within & is_near) / num_beside
-    return Drop(height, noise * numpy.sqrt(2 / num_beside))
-
-
-def _moves(rows: Array) -> Array:
-    """Return how far the loss moves from each row to that each lag later, ``f32[lags, n]``."""
-    numpy = numpy_of(rows)
-    later = np.arange(rows.shape[0], dtype=np.int32) + _LAGS[:, None]
-    return numpy.pad(rows, (0, _LAGS[-1]), constant_values=np.nan)[later] - rows[None]
-
-
-def _is_slope(descent: Descent) -> Array:
-    """Return whether the rows before the fall, or within it if there are few, move one way."""
-    numpy = numpy_of(descent.losses)
-    row = np.arange(descent.losses.shape[0], dtype=np.int32)
-    part = numpy.where(descent.begins_level, descent.is_level, row < descent.num_before)
-    moves = _moves(numpy.where(part, descent.losses, np.nan))
-    drifts = numpy.nan_to_num(mean_where(numpy.sign(moves), ~numpy.isnan(moves)))
-    # The longest lag that fits into these rows three times decides.
-    longest = numpy.sum(part.sum(dtype=np.int32) >= 3 * _LAGS) - 1
-    return (longest >= 0) & (numpy.abs(drifts[longest]) > _SLOPE)
-
-
-def _over(fall: Array, error: Array) -> Array:
-    numpy = numpy_of(fall)
-    ratio = fall / numpy.where(error > 0, error, 1)
-    return numpy.where(error > 0, ratio, numpy.where(fall > 0, np.inf, 0))

@@ -18,13 +18,13 @@ from optax_clr._curve import Curve
 from optax_clr._doubts import (
     DOUBTS,
     PROBLEMS,
-    READABLE,
     RISEN,
-    clarity_of,
-    descent_to,
+    Doubts,
+    Problem,
     doubts_of,
     problem_of,
 )
+from optax_clr._fall import clarity_of, fall_to
 from optax_clr._noise import mean_where
 from optax_clr._valley import (
     GRID_SIZE,
@@ -174,12 +174,12 @@ def read_valley(curve: Curve) -> Valley:
 
 def find_valley(reading: Reading) -> tuple[Valley, list[str]]:
     """Return the valley and its doubts, or raise; if traced, NaN for an error, and no doubts."""
-    problem = reading.problem
     if any_traced(reading):
         return reading.valley, []
-    if int(problem) != READABLE:
-        raise RangeTestError(PROBLEMS[int(problem)])
-    doubts = zip(np.asarray(reading.doubts), DOUBTS, strict=True)
+    problem = Problem(int(reading.problem))
+    if problem != Problem.NONE:
+        raise RangeTestError(PROBLEMS[problem])
+    doubts = zip(reading.doubts, DOUBTS, strict=True)
     return reading.valley, [text for is_doubted, text in doubts if is_doubted]
 
 
@@ -205,8 +205,8 @@ class Reading(NamedTuple):
     """What a curve says; in the caller's jitted program, XLA drops the parts that are not used."""
 
     valley: Valley  # NaN if the curve cannot be read
-    problem: Array  # i32[] index into PROBLEMS
-    doubts: Array  # bool[d] which of DOUBTS apply
+    problem: Array  # i32[], a Problem
+    doubts: Doubts
     rates: Array  # f32[g] grid of the averages
     averages: Array  # f32[c, g] average losses of each curve, less its constant
     constants: Any = ()  # subtracted from each curve before reading
@@ -241,19 +241,19 @@ def _read(
         factor=factor.mean(),  # all the same, or the curves are refused as mixed
         limit=numpy.where(is_known, _HIGHEST * 10 ** grid[within.upper], np.inf),
     )
-    descent = descent_to(rows, scales, within.lowest)
-    clarity = clarity_of(rows, descent)
-    problem = problem_of(rows, grid[within.lowest], descent, clarity, diverged.all())
+    fall = fall_to(rows, scales, within.lowest)
+    clarity = clarity_of(rows, fall)
+    problem = problem_of(rows, grid[within.lowest], fall, clarity, diverged.all())
     half = average[within.lowest] / 2
     has_risen = each(functools.partial(_has_risen, half=half))(rows.curves, depths, scales)
     # A curve that ended before the others, for an unknown reason, counts as diverged.
     has_exploded = each(lambda curve: _ends_before(curve, valid))(rows.curves) & ~ran_out
     ended_suddenly = numpy.any((diverged.reshape(-1) | has_exploded) & ~has_risen)
-    found = problem == READABLE
+    found = problem == Problem.NONE
     return Reading(
         valley=jax.tree.map(lambda part: numpy.where(found, part, np.nan), valley),
         problem=problem,
-        doubts=doubts_of(rows, within, steps, descent, clarity, diverged.all(), ended_suddenly),
+        doubts=doubts_of(rows, within, steps, fall, clarity, diverged.all(), ended_suddenly),
         rates=10**grid,
         averages=each(functools.partial(_losses_read, rows))(rows.curves, scales),
     )

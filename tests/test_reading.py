@@ -19,7 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optax_clr
-from optax_clr import RangeTestError, RangeTestResult, RangeTestWarning, _noise, _reading, _result
+from optax_clr import (
+    RangeTestError,
+    RangeTestResult,
+    RangeTestWarning,
+    _fall,
+    _noise,
+    _reading,
+    _result,
+)
 from optax_clr._curve import Curve, at_hand, checked_curve
 
 READINGS = ["suggest", "one_cycle_peak", "bounds"]
@@ -593,7 +601,7 @@ def test_a_lone_spike_is_ten_deviations_beyond_its_neighbours(height, is_spike):
 def test_a_drop_is_told_by_as_few_rows_as_tell_it_to_an_eighth(noise, noise_at_end):
     """The noise of the fall or of its end, whichever is larger."""
     rows = np.repeat([1.0, 0.0], 500) + noise * np.random.default_rng(0).normal(size=1000)
-    descent = _noise.Descent(
+    fall = _fall.Fall(
         jnp.asarray(rows, jnp.float32),
         jnp.linspace(-4.0, 0.0, 1000),
         height=jnp.float32(1),
@@ -603,7 +611,7 @@ def test_a_drop_is_told_by_as_few_rows_as_tell_it_to_an_eighth(noise, noise_at_e
         is_level=jnp.arange(1000) < 500,
         begins_level=True,
     )
-    drop = _noise.largest_drop(descent, 0.24, 0.0)
+    drop = _fall.largest_drop(fall, 0.24, 0.0)
     np.testing.assert_allclose(drop.height, 1, atol=3 * drop.error)
     assert drop.error <= 1 / 8
     is_noisy = max(noise, noise_at_end) > 0.15
@@ -630,17 +638,17 @@ def test_the_significance_of_a_fall_is_that_of_many_curves_of_noise():
     falls = curves[:, :15].mean(1) - curves @ share
     error = np.sqrt(np.sum(share**2) + 1 / 15)
     num_before = jnp.int32(150)
-    descent = lambda curve, fall: _noise.Descent(
+    fall_of = lambda curve, height: _fall.Fall(
         curve,
         jnp.arange(300.0),
-        fall,
+        height,
         error,
         noise_at_end=jnp.float32(1),
         num_before=num_before,
         is_level=jnp.arange(300) < num_before,
         begins_level=True,
     )
-    significance = jax.jit(jax.vmap(lambda *parts: _noise.fall_in_errors(descent(*parts))))
+    significance = jax.jit(jax.vmap(lambda *parts: _fall.significance_of(fall_of(*parts))))
     independent, wandering, _ = significance(curves, falls)
     np.testing.assert_allclose(independent.std(), 1, rtol=0.06)
     # Rows that do not wander are told from a walk by some hundred of them.
