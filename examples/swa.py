@@ -4,8 +4,8 @@
 
 arXiv 1803.05407 on scikit-learn's handwritten digits, 200 of them to train on, 1,597 to validate: a
 network with BatchNorm trains for three quarters of its budget by one cycle, and then in short
-cycles, whose ends are averaged. Batch statistics are no weights: those of the average are measured
-anew. Beside it the last iterate of the same run, and one cycle over the whole budget.
+cycles, whose ends are averaged. Batch statistics are not weights: those of the average are
+recomputed. Beside it the last iterate of the same run, and one cycle over the whole budget.
 
 validation accuracy, % (mean ± sd), and what is added to one cycle (mean ± its error)
 one cycle over the whole budget             94.99 ± 0.50   +0.00 ± 0.00

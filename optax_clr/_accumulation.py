@@ -65,4 +65,7 @@ def steps_per_update(closed: Any, state: Any, optimizer: SweptOptimizer) -> int:
                 return 1
             if not any(np.any(counter) for counter in itertools.compress(counters, is_mini)):
                 return steps
-    return 1
+    raise ValueError(
+        "optimizer must make an update within a thousand steps, but by its own counter, as of "
+        f"optax.MultiSteps, it takes more than {_MOST_STEPS_PER_UPDATE}. Accumulate over fewer."
+    )

@@ -191,6 +191,10 @@ def spaced(min_lr: Any, max_lr: Any, num_values: int, spacing: str) -> jax.Array
     if spacing not in ("log", "linear"):
         raise ValueError(f"spacing must be 'log' or 'linear', got {shown(spacing)}.")
     if low is not None and high is not None:
+        limits = np.finfo(np.float32)
+        for name, rate in (("min_lr", low), ("max_lr", high)):
+            if not limits.tiny <= rate <= limits.max:  # as an array in float64 may be
+                raise ValueError(f"{name} must be a rate that float32 holds, got {shown(rate)}.")
         return _known_rates(low, high, num_values, spacing)
     start, stop = jnp.asarray(min_lr, jnp.float32), jnp.asarray(max_lr, jnp.float32)
     if spacing == "log":

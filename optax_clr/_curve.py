@@ -119,10 +119,14 @@ def at_hand(tree: Any) -> Any:
 
     Otherwise, as inside ``jax.jit``, return it with arrays over Explicit axes replicated.
     """
-    leaves = jax.tree.leaves(tree)
-    if not any_traced(tree) and all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+    if not any_traced(tree) and all(map(_is_here, jax.tree.leaves(tree))):
         return jax.device_get(tree)
     return jax.tree.map(gathered, tree)
+
+
+def _is_here(leaf: Any) -> bool:
+    """Whether this process has all of a leaf: of several processes, each may have a copy."""
+    return getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated
 
 
 def gathered(column: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from optax_clr._arrays import Array, numpy_of
 from optax_clr._documentation import see
-from optax_clr._fall import Clarity, Fall, largest_drop
+from optax_clr._fall import Clarity, Fall, drifts, largest_drop
 from optax_clr._noise import mean_where, together, typical_deviation
 from optax_clr._valley import GRID_SIZE, MIN_ROWS, Rows, Within, first_rows, last_rows, mean
 
@@ -68,7 +68,7 @@ PROBLEMS = {
         "rose from the start, begin at a smaller rate (min_lr); if it stayed level, go on to a "
         "larger one (max_lr), or take four times the steps, best with a held-out batch (held_out), "
         "whose loss has less noise; if neither helps, this model cannot learn from this loss, or "
-        f"has already. {see('reading/#a-model-that-cannot-learn')}"
+        f"has already learned all it can. {see('reading/#a-model-that-cannot-learn')}"
     ),
     Problem.WANDERS: (
         "the loss wanders: it fell, but not clearly by more than it strays where it is level. "
@@ -77,8 +77,8 @@ PROBLEMS = {
         f"loss has less noise. {see('reading/#batches-that-are-not-shuffled')}"
     ),
     Problem.FALLS_AT_ONCE: (
-        "the loss falls from the first rows on: no level part is left to tell how far it strays by "
-        "chance. Begin at a smaller rate (min_lr); if the loss falls there too, neighbouring "
+        "the loss falls from the first rows on: there is no level part from which to estimate the "
+        "noise. Begin at a smaller rate (min_lr); if the loss falls there too, neighbouring "
         f"batches may be alike: shuffle the data. {see('reading/#too-high-a-start')}"
     ),
     Problem.MIXED_SWEEPS: (
@@ -87,8 +87,8 @@ PROBLEMS = {
         f"lane.bounds())(result). {see('sweeps/')}"
     ),
     Problem.ENDED_SUDDENLY: (
-        "the test ended suddenly: its losses were no longer finite, and had neither fallen nor "
-        "risen before. Look for an example in the data that is not finite, or an operation that "
+        "the test ended suddenly: it diverged before the loss had fallen or clearly risen. Shuffle "
+        "the data; look for an example in them that is not finite, or an operation that "
         f"overflows. {see('reading/#other-doubts')}"
     ),
     Problem.TOO_FEW_TO_TELL: (
@@ -113,6 +113,7 @@ class Doubts(NamedTuple):
     begins_within_valley: Any
     is_faint: Any
     jumps: Any
+    drifts: Any
     does_not_rise: Any
     is_destroyed: Any
     has_few_steps: Any
@@ -121,30 +122,33 @@ class Doubts(NamedTuple):
 DOUBTS = Doubts(
     ends_within_valley=(
         "the end of the sweep cuts the valley: after its lowest point the loss did not rise by "
-        "half of its fall, and what is read may be far off. Go on to a larger rate (max_lr), and "
-        f"compare a run at what is read with one at a tenth of it. {see('reading/#too-low-an-end')}"
+        "half of its fall, and the suggested rates may be far off. Go on to a larger rate "
+        "(max_lr), and compare a training run at the suggested rate with one at a tenth of it. "
+        f"{see('reading/#too-low-an-end')}"
     ),
     valley_is_endless=(
         "the valley has no end: over a factor of hundreds, and up to the end of the sweep, the "
-        "loss did not rise by half of its fall. Do not go on to larger rates: a model may be "
-        "destroyed there whose loss is no higher than that of a guess. What is read may be far "
-        "off, most often too high: compare a run at it with runs at a tenth of it and at three "
-        f"times it. {see('reading/#other-doubts')}"
+        "loss did not rise by half of its fall. Do not go on to larger rates: a model that has "
+        "broken down may have no higher loss than a guess there. The suggested rates may be far "
+        "off, most often too high: compare a training run at the suggested rate with runs at a "
+        f"tenth of it and at three times it. {see('reading/#other-doubts')}"
     ),
     stopped_within_valley=(
         "the test ended within the valley: after its lowest point the loss did not rise by half of "
-        "its fall before the test ended, and what is read may be too low. Run it to its last row. "
+        "its fall before the test ended, and the suggested rates may be too low. Run it to its "
+        "last row. "
         f"{see('reading/#too-low-an-end')}"
     ),
     ended_suddenly=(
-        "the test ended suddenly: its losses were no longer finite, and had not risen before. If "
-        "an example in the data is not finite, or an operation overflows, that says nothing of the "
-        "rate, and what is read may be far off, most often too low. Look for it. "
-        f"{see('reading/#other-doubts')}"
+        "the test ended suddenly: it diverged, and the loss had not clearly risen before. If an "
+        "example in the data is not finite, an operation overflows, or the batches come in an "
+        "order by which their losses rise, that says nothing about the rate, and the suggested "
+        f"rates may be far off. Look for it. {see('reading/#other-doubts')}"
     ),
     begins_within_valley=(
         "the start of the sweep cuts the valley: the loss had made half of its fall within the "
-        "first rows, and what is read may be too high. Begin at a smaller rate (min_lr). "
+        "first rows, and the suggested rates may be too high. Begin at a smaller rate (min_lr), or "
+        "space the rates geometrically (spacing='log') if they are spaced linearly. "
         f"{see('reading/#too-high-a-start')}"
     ),
     is_faint=(
@@ -158,20 +162,27 @@ DOUBTS = Doubts(
         "data; if they are shuffled, take more steps, or several seeds (jax.vmap), whose curves "
         f"are read together. {see('reading/#batches-that-are-not-shuffled')}"
     ),
+    drifts=(
+        "the loss drifts: at rates far too low to learn from, it moved by a large part of its "
+        "fall, as it does where batches come in an order, by target, length or time. Shuffle the "
+        "data, or have a held-out batch read (held_out). "
+        f"{see('reading/#batches-that-are-not-shuffled')}"
+    ),
     does_not_rise=(
         "the rates do not rise: what a low rate does to a model that a higher one has trained, or "
-        "destroyed, says little, and what is read may be far off. Sweep from the lowest rate to "
-        "the highest."
+        "destroyed, says little, and the suggested rates may be far off. Sweep from the lowest "
+        "rate to the highest."
     ),
     is_destroyed=(
         "after its lowest point the loss rose by less than half of its fall, and stayed: it is "
         "taken for that of a guess, by a model that is destroyed and began far worse. If it still "
-        "learns there, what is read may be too low. Look at the curve."
+        "learns there, the suggested rates may be too low. Look at the curve."
     ),
     has_few_steps=(
-        "the steps are few for so wide a sweep: what is read may be far off, most often too low. "
-        "Take 20 steps or more for each factor of ten in the rate (num_steps, steps_per_value), or "
-        f"begin and end closer to the valley (min_lr, max_lr). {see('reading/#too-few-steps')}"
+        "the steps are few for so wide a sweep: the suggested rates may be far off, most often too "
+        "low. Take 20 steps or more for each factor of ten in the rate (num_steps, "
+        "steps_per_value), or begin and end closer to the valley (min_lr, max_lr). "
+        f"{see('reading/#too-few-steps')}"
     ),
 )
 
@@ -223,6 +234,7 @@ def doubts_of(
     rows: Rows,
     within: Within,
     steps: Array,
+    is_early: Array,
     fall: Fall,
     clarity: Clarity,
     diverged: Array,
@@ -230,8 +242,9 @@ def doubts_of(
 ) -> Doubts:
     """Return which doubts there are.
 
-    ``steps`` is the number of equivalent steps at the lower end of the valley; ``diverged`` is
-    whether all curves diverged, ``ended_suddenly`` whether one ended before it rose.
+    ``steps`` is the number of equivalent steps at the lower end of the valley, ``is_early`` which
+    rows no model learns at; ``diverged`` is whether all curves diverged, ``ended_suddenly`` whether
+    one ended before it rose.
     """
     numpy = numpy_of(rows)
     first_end = numpy.max(rows.position, initial=-np.inf, where=first_rows(rows.valid))
@@ -252,6 +265,7 @@ def doubts_of(
         is_faint=numpy.minimum(clarity.independent, clarity.wandering) <= _CLEAR,
         # Near the start of the sweep, a model may well learn much within a few rows.
         jumps=(within.falls_again | _is_jump(fall)) & ~begins_within,
+        drifts=drifts(fall, is_early),
         does_not_rise=~rises,
         is_destroyed=within.is_destroyed,
         has_few_steps=are_few & ~begins_within,

@@ -172,7 +172,7 @@ def _row_of(outcome: Outcome, held_out: PyTree, has_aux: bool) -> _Row:
         held_out_loss = outcome.evaluate(outcome.state, held_out)
         held_out_loss = jnp.where(is_whole, held_out_loss, jnp.nan)
     return _Row(
-        loss=jnp.where(is_whole, part.mean(), jnp.nan),
+        loss=jnp.where(is_whole, jnp.nanmean(part), jnp.nan),  # one bad batch is a gap
         held_out_loss=held_out_loss,
         metrics=(test.losses, test.metrics) if has_aux else test.losses,
         num_updates=jnp.float32(num_steps // outcome.facts.steps_per_update),

@@ -11,6 +11,7 @@ import numpy as np
 
 from optax_clr import envelopes, waves
 from optax_clr._arguments import function, shown, traced_result
+from optax_clr._jaxprs import inputs_of
 from optax_clr.envelopes import Envelope, Exponential
 from optax_clr.waves import Wave
 
@@ -54,8 +55,16 @@ def _check_result(name: str, shape: Callable[..., Any], *arguments: np.ndarray) 
         raise ValueError(f"{allowed} failed: {error}{remedy}") from error
     if not isinstance(result, jax.ShapeDtypeStruct) or result.shape not in ((), (2,)):
         raise ValueError(f"{allowed} maps arrays of shape (2,) to {result}.")
+    if result.shape == () and _depends_on_its_arguments(shape, arguments):
+        raise ValueError(f"{allowed} returns a single number for several.")
     if jnp.issubdtype(result.dtype, jnp.complexfloating):
         raise ValueError(f"{allowed} returns complex numbers.")
+
+
+def _depends_on_its_arguments(shape: Callable[..., Any], arguments: Any) -> bool:
+    """Whether a function is no constant, whose single number would serve for all."""
+    traced = jax.make_jaxpr(lambda *each: shape(*each))(*arguments).jaxpr
+    return any(inputs_of(traced, [True]))
 
 
 def shaped(wave: Wave, height: jax.Array, depth: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -20,6 +20,9 @@ from optax_clr._states import holds_array, injected_in, own_buffers
 
 _GATHERED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
+# In newer versions of JAX a class of its own.
+_PROMOTION_ERROR: Any = getattr(jax.dtypes, "TypePromotionError", TypeError)
+
 
 def inject_schedules(
     factory: Callable[..., optax.GradientTransformation],
@@ -199,7 +202,7 @@ def _with_steady_state(
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         try:
             new_updates, new_state = inner.update(updates, state, params, **extra_args)
-        except TypeError as error:
+        except (TypeError, _PROMOTION_ERROR) as error:
             error.add_note(
                 "Hyperparameters are float32 whatever the params are. Where that is wrong, "
                 "convert one in the factory: optax.clip_by_global_norm(max_norm.astype(jnp.bfloat16"

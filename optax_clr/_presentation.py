@@ -96,13 +96,14 @@ def _lowest(averages: np.ndarray, losses: np.ndarray) -> str:
     return f"its lowest average is {max(known.min(), np.nanmin(losses)):.3g}"
 
 
-def draw(result: Any, curve: Curve, ax: Axes, rules: Sequence[Rule]) -> Axes:
+def draw(result: Any, curve: Curve, ax: Axes | None, rules: Sequence[Rule]) -> Axes:
     """Draw the losses of a test and the rates read from them; return the Axes."""
     reading = _reading.read_curve(curve)
+    by_rules = [float(rule(result.learning_rates, result.smoothed_losses)) for rule in rules]
+    ax = _drawing.pyplot_axes(ax)  # last, since a new figure stays in pyplot if drawing fails
     _draw_curves(result, curve, ax, *_reading.averages(reading))
     _draw_reading(ax, reading)
-    for number, rule in enumerate(rules):
-        rate = float(rule(result.learning_rates, result.smoothed_losses))
+    for number, (rule, rate) in enumerate(zip(rules, by_rules, strict=True)):
         _drawing.draw_rule(ax, number, getattr(rule, "__name__", repr(rule)), rate)
     _drawing.add_legend(ax)
     return _drawing.labelled(ax, "learning rate", "loss")

@@ -226,7 +226,7 @@ class _Borrowed:
 
 def _kind_of_keys() -> Any:
     """Return the settings that decide which random numbers a key gives, which jax.jit ignores."""
-    return _CONFIG.jax_default_prng_impl, _CONFIG.jax_enable_custom_prng
+    return _CONFIG.jax_default_prng_impl, getattr(_CONFIG, "jax_enable_custom_prng", None)
 
 
 def _identity(function: Function) -> Any:

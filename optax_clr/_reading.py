@@ -51,10 +51,13 @@ _PEAK = 1.758
 # longer test of a model that is slow to start, the lower end hardly moves down, so what is read
 # would rise with the square root of the length.
 _HIGHEST = 0.7
+# No model learns at rates whose sum is below this share of that up to the lower end of the valley,
+# where half of the fall is made.
+_EARLY = 1 / 1000
 # This many rows without a loss at the end of a curve may be a gap; more mean that it ended early.
 _LONGEST_GAP = 3
-# In docs/study, 1/4 and 1/10 do about equally well, 1/2 and 1/50 slightly worse. Smith, 1506.01186,
-# section 3.3, has a third or a quarter.
+# In docs/study/suggestions.txt 1/4 and 1/10 have a mean regret of .10, 1/2 and 1/50 of .11. Smith,
+# 1506.01186, section 3.3, has a third or a quarter.
 _BASE_OF_PEAK = 1 / 4
 
 
@@ -121,8 +124,8 @@ def suggest(valley: Valley) -> Array:
     """Return the constant rate, the valley's centre times ``sqrt(steps) / 18``.
 
     On 22 held-out tasks, the median validation loss after training is 5, 5 and 3%
-    above that with the best rate, after tests of 300, 600 and 1,000 steps; the mean is 13, 9 and 8%
-    (docs/pages/suggestions.md).
+    above that with the best rate, after tests of 300, 600 and 1,000 steps; the geometric mean is
+    14, 9 and 9% (docs/pages/suggestions.md).
     """
     return peak(valley, 1.0)
 
@@ -145,8 +148,8 @@ def bounds(valley: Valley) -> LRBounds:
     """Return the bounds of a cycle: a peak of 1.76 times the constant rate.
 
     On the same tasks the median is 7, 5 and 5%. The base is a quarter of the peak. In
-    docs/study/README.md that comes to 12%; a tenth of the peak, and bases read from where the loss
-    begins to fall or stagnates, come to 13 and 14%.
+    docs/study/suggestions.txt that has a mean regret of .10, and so has a tenth of the peak; bases
+    read from where the loss begins to fall or stagnates have .11.
     """
     peak_value = peak(valley, _PEAK)
     return LRBounds(_BASE_OF_PEAK * peak_value, peak_value)
@@ -232,7 +235,11 @@ def _read(
     depth = mean(depths)
     average = average_of(weights, depth, valid)
     within = locate_valley(average, grid)
+    # The sum of the rates up to each row, and up to the lower end of the valley.
+    log_sums = numpy.log10(steps) + rows.position
     steps = numpy.exp(average_of(weights[within.lower][None], numpy.log(steps), valid)[0])
+    log_sum = numpy.log10(steps) + grid[within.lower]
+    is_early = valid & (log_sums < log_sum + math.log10(_EARLY))
     is_known = (within.upper < GRID_SIZE - 1) | diverged.all()  # whether the upper end is
     valley = Valley(
         lower=10 ** grid[within.lower],
@@ -253,7 +260,9 @@ def _read(
     return Reading(
         valley=jax.tree.map(lambda part: numpy.where(found, part, np.nan), valley),
         problem=problem,
-        doubts=doubts_of(rows, within, steps, fall, clarity, diverged.all(), ended_suddenly),
+        doubts=doubts_of(
+            rows, within, steps, is_early, fall, clarity, diverged.all(), ended_suddenly
+        ),
         rates=10**grid,
         averages=each(functools.partial(_losses_read, rows))(rows.curves, scales),
     )

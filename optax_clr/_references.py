@@ -39,6 +39,8 @@ _CONTAINERS = (
 # With these a function may find attributes whose names do not appear in its code.
 _BY_ANY_NAME = {"vars", "__dict__", "getattr", "dir", "attrgetter", "getmembers", "fields"}
 _FINDERS = (operator.attrgetter, operator.methodcaller)  # whose names only they know
+# With these it may find modules whose names are strings in its code.
+_IMPORTERS = {"import_module", "__import__"}
 # Methods that JAX and this library call on objects of any class.
 _NAMES_OF_OTHERS = frozenset({"init", "update", "tree_flatten", "tree_unflatten"})
 
@@ -229,6 +231,8 @@ def _globals_of(function: types.FunctionType) -> list[Any]:
     if "globals" in names:
         return list(variables.values())
     modules = _modules_by(names, variables.get("__package__") or "")
+    if _IMPORTERS & set(names):
+        modules = [*modules, *_strings(function.__code__)]
     values = [variables[name] for name in names if name in variables]
     values += [vars(builtins)[name] for name in names if name in vars(builtins)]
     values += [sys.modules[name] for name in modules if name in sys.modules]
@@ -248,6 +252,13 @@ def _modules_by(names: tuple[str, ...], package: str) -> list[str]:
     """
     parents = list(itertools.accumulate(package.split("."), "{}.{}".format))
     return [each for name in names for each in (name, *(f"{parent}.{name}" for parent in parents))]
+
+
+def _strings(code: types.CodeType) -> list[str]:
+    """Return the strings in a function's code, including that of nested functions."""
+    codes = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    inner = [string for each in codes for string in _strings(each)]
+    return [const for const in code.co_consts if isinstance(const, str)] + inner
 
 
 @functools.lru_cache(maxsize=1000)

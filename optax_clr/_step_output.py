@@ -42,7 +42,8 @@ def split_output(output: Any, has_aux: bool, name: str) -> tuple[jax.Array, PyTr
             )
         output, metrics = output
     if not isinstance(output, (jax.Array, np.ndarray, np.generic, float)):
-        hint = "; for metrics beside the loss pass has_aux=True" if not has_aux else ""
+        is_pair = isinstance(output, tuple) and not has_aux
+        hint = "; for metrics beside the loss pass has_aux=True" if is_pair else ""
         raise TypeError(f"{name} must return a scalar loss, got {describe(output)}{hint}.")
     loss = jnp.asarray(output)
     if loss.shape != ():

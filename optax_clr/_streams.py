@@ -207,7 +207,7 @@ def _is_stacked_by_jax(leaf: Any) -> bool:
     if not isinstance(leaf, jax.Array):
         return False
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-    first = jax.devices()[0]
+    first = jax.local_devices()[0]
     return is_key or first.platform != "cpu" or leaf.devices() != {first}
 
 

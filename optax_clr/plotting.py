@@ -81,7 +81,7 @@ def plot_schedule(schedule: optax.Schedule, num_steps: int, ax: Axes | None = No
     """
     schedule = function("schedule", schedule, form="step -> value")
     steps = jnp.arange(whole_number("num_steps", num_steps))
-    ax = pyplot_axes(ax)
     values = schedule_values("schedule", schedule, steps)
+    ax = pyplot_axes(ax)  # last, since a new figure stays in pyplot
     ax.plot(np.asarray(steps), np.asarray(values), color="tab:blue")
     return labelled(ax, "step", "value")

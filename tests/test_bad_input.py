@@ -146,6 +146,8 @@ WAVE = (
     Wrong({"wave": math.sin}, ValueError, "wave must be .* failed"),
     Wrong({"wave": np.sqrt}, ValueError, r"wave must be .* failed: [\s\S]*Take it from jax.numpy"),
     Wrong({"wave": lambda height: 1j * height}, ValueError, "wave must .* returns complex numbers"),
+    Wrong({"wave": lambda height: height.mean()}, ValueError, "a single number for several"),
+    Wrong({"wave": lambda height: height[0]}, ValueError, "a single number for several"),
     Wrong({"wave": lambda height: height if height < 1 else 1}, ValueError, "wave must .* failed"),
 )
 ENVELOPE = (
@@ -400,6 +402,7 @@ HYPERPARAMS = {
             Wrong({"values": {"momentum": "0.1"}}, TypeError, "momentum must be .* got '0.1'"),
             Wrong({"values": {"momentum": np.ma.masked}}, ValueError, f"momentum {UNMASKED}"),
             Wrong({"values": {"momentum": None}}, TypeError, "momentum must be .* got None"),
+            Wrong({"values": {"momentum": True}}, TypeError, "momentum must be .* got True"),
             Wrong({"values": {"momentum": SCHEDULE}}, TypeError, "momentum must be a number"),
             Wrong({"values": {"momentum": np.array("1")}}, TypeError, "momentum must be a number"),
             Wrong({"values": {"momentum": 1j}}, TypeError, "momentum must be a number.* 1j"),

@@ -59,6 +59,15 @@ def test_a_held_out_batch_may_be_written_to_when_the_test_has_returned():
     np.testing.assert_array_equal(result.held_out_losses, run(held_out=HELD_OUT).held_out_losses)
 
 
+def test_one_bad_batch_is_a_gap_at_every_rate():
+    inputs, targets = jax.tree.map(np.array, BATCHES)
+    inputs[-1, 0] = np.nan
+    optimizer = lambda rate: optax.apply_if_finite(optax.sgd(rate), 10)
+    result = run(batches=(inputs, targets), optimizer=optimizer)
+    expected = np.array([train(rate, optax.sgd, num_steps=11)[0] for rate in RATES])
+    np.testing.assert_allclose(result.losses, expected[:, -2:].mean(1), rtol=2e-4)
+
+
 def test_a_held_out_batch_judges_after_the_training():
     result = run(held_out=HELD_OUT)
     expected = [loss_fn(train(rate)[1], HELD_OUT) for rate in RATES]

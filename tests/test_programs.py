@@ -1022,6 +1022,13 @@ def globals_by_their_names():
     return names["read"], lambda _: names.update(scale=7.0)
 
 
+def module_by_its_name(name="module_of_the_tests"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].scale = 1.0
+    read = lambda: importlib.import_module("module_of_the_tests").scale
+    return read, lambda monkeypatch: monkeypatch.setattr(sys.modules[name], "scale", 7.0)
+
+
 def variable_of_the_environment():
     read = lambda: float(os.getenv("SCALE", "1"))
     return read, lambda monkeypatch: monkeypatch.setenv("SCALE", "7")
@@ -1139,6 +1146,7 @@ def schedule_of_a_schedule():
         weak_proxy,
         name_of_python,
         globals_by_their_names,
+        module_by_its_name,
         variable_of_the_environment,
         property_of_a_class,
         edited_function,

@@ -347,6 +347,12 @@ def test_accumulated_gradients_in_the_short_form():
     np.testing.assert_allclose(short.losses, run(CASES["MultiSteps"]).losses, rtol=1e-5)
 
 
+def test_more_steps_per_update_than_can_be_counted_are_refused():
+    optimizer = lambda rate: optax.MultiSteps(optax.adam(rate), 2000)
+    with pytest.raises(ValueError, match="an update within a thousand steps"):
+        optax_clr.lr_range_test(mlp_loss, new_params(), optimizer, BATCHES)
+
+
 def test_master_weights_that_are_not_float32_any_more_are_named():
     def step_fn(state, batch, rate):
         (masters, optimizer_state), output = bfloat16_step(state, batch, rate)

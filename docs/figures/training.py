@@ -32,13 +32,13 @@ def draw(folder):
     figure, grid = pyplot.subplots(5, 2, figsize=(style.WIDTH, 9), layout="constrained")
     for axes, file in zip(grid.flat, files, strict=False):
         draw_task(axes, np.load(file))
-        axes.set_title(file.stem.replace("-", " "))
+        axes.set_title(file.stem.replace("-", " ").replace("n gram", "n-gram"))
     lines = axes.get_legend_handles_labels()
     for axes in grid.flat[len(files) :]:
         axes.axis("off")
     axes.legend(*lines, loc="center")
     figure.supxlabel("peak of the schedule; dots: as one range test suggests it", fontsize=10)
-    figure.supylabel("loss after training, on the rows to tune by", fontsize=10)
+    figure.supylabel("validation loss after training", fontsize=10)
     save(figure, folder / "training.png")
 
 

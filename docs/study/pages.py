@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 PAGES = pathlib.Path(__file__).parents[1] / "pages"
 PART = re.compile(r"(<!-- (\w+): ([\w -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+# Of a cell, the spaces within an interval and within counts of tasks: no line ends there.
+WITHIN = re.compile(r"(?<=\d,) (?=\d[\d.]*\])|(?<=\d) (?=/ \d)|(?<=\d /) (?=\d)")
 
 
 def filled(text: str, script: str, sections: dict[str, list[str]]) -> str:
@@ -23,9 +25,15 @@ def filled(text: str, script: str, sections: dict[str, list[str]]) -> str:
         begin, owner, name, _, end = match.groups()
         if owner != script:
             return match.group()
-        return "\n".join([begin.rstrip("\n"), "", *sections[name], "", end])
+        lines = [unbroken(line) if line.startswith("|") else line for line in sections[name]]
+        return "\n".join([begin.rstrip("\n"), "", *lines, "", end])
 
     return PART.sub(part, text)
+
+
+def unbroken(line: str) -> str:
+    """Return a line of a table that is broken only between the parts of its cells."""
+    return WITHIN.sub("&nbsp;", line)
 
 
 def fill(page: str, script: str, sections: dict[str, list[str]]) -> None:

@@ -54,7 +54,7 @@ def groups(regrets):
     chosen = regrets["is held-out"] & ~regrets["is saturated"]
     return {
         "earlier": chosen & ~regrets["is modern"],
-        "of today": chosen & regrets["is modern"],
+        "present-day": chosen & regrets["is modern"],
         "all": chosen,
     }
 
@@ -198,8 +198,8 @@ def few_steps_table(regrets, suggestions):
 def held_out_table(regrets, suggestions):
     """Mean regret and the worst task's, after tests of 300 steps."""
     both = groups(regrets)
-    parts = both["earlier"], both["of today"]
-    titles = [f"{use}, {name}" for name in ("earlier", "of today") for use in USES]
+    parts = both["earlier"], both["present-day"]
+    titles = [f"{use}, {name}" for name in ("earlier", "present-day") for use in USES]
     rows = []
     for rule in (OURS, OURS_HELD_OUT, *PUBLISHED, *FITTED, DEFAULT, TUNED):
         cells = []

@@ -531,7 +531,11 @@ def advice(tables):
             "`warm_restarts_schedule`, `cyclical_schedule`",
             "[What cycles are for](cycles.md)",
         ),
-        ("you want another shape, or cycles that lengthen", "`cyclical_schedule`", "below"),
+        (
+            "you want another shape, or cycles that lengthen",
+            "`cyclical_schedule`",
+            "[a shape of your own](#shapes-of-your-own)",
+        ),
         (
             "you reproduce the paper",
             "`triangular2_schedule`, `exp_range_schedule`",
