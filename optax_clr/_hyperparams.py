@@ -196,7 +196,7 @@ def _check_number(name: str, value: Any) -> None:
     is_number = isinstance(value, numbers.Real) or (
         hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.number)
     )
-    if not is_number or isinstance(value, bool):
+    if not is_number:
         raise TypeError(f"{name} must be a number or an array of numbers, got {shown(value)}.")
 
 

@@ -37,6 +37,10 @@ def inject_schedules(
     scheduled learning rate is bit-identical to one that passes the schedule to the factory, and
     Adam in a bfloat16 model keeps its b2 of 0.999, which bfloat16 would round to 1.
 
+    Every part of the optimizer gets the schedule's value at the current step, also in
+    ``optax.contrib.schedule_free_sgd`` and its like, which would weight their average by the rate
+    of the next one.
+
     The state keeps its dtypes from ``init`` on, even when a schedule drives the momentum of a
     bfloat16 model: the update compiles once under ``jax.jit``, and the state can be the carry of a
     ``jax.lax.scan``. Each of its arrays has its own buffer, so that a training step may donate it.

@@ -402,7 +402,6 @@ HYPERPARAMS = {
             Wrong({"values": {"momentum": "0.1"}}, TypeError, "momentum must be .* got '0.1'"),
             Wrong({"values": {"momentum": np.ma.masked}}, ValueError, f"momentum {UNMASKED}"),
             Wrong({"values": {"momentum": None}}, TypeError, "momentum must be .* got None"),
-            Wrong({"values": {"momentum": True}}, TypeError, "momentum must be .* got True"),
             Wrong({"values": {"momentum": SCHEDULE}}, TypeError, "momentum must be a number"),
             Wrong({"values": {"momentum": np.array("1")}}, TypeError, "momentum must be a number"),
             Wrong({"values": {"momentum": 1j}}, TypeError, "momentum must be a number.* 1j"),
