@@ -1,4 +1,4 @@
-"""The columns of a curve, checked, and at hand to be read."""
+"""The curve to read from a ``RangeTestResult``: its columns, checked and at hand."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from optax_clr._arguments import (
     explicit_sharding,
     is_real_dtype,
     is_traced,
+    native,
     shown,
 )
 from optax_clr._arrays import Array, as_array, numpy_of
@@ -41,6 +42,61 @@ class Curve(NamedTuple):
     diverged: Array | bool  # bool[...]
     ran_out: Array | bool  # bool[...] out of batches, or interrupted
     factor: Array | float  # f32[...] for the kind of optimizer
+
+
+def curve_of(result: Any) -> Curve:
+    """Return the checked curve to read from a result: its held-out losses, if there are any."""
+    columns = result._replace(metrics=())._asdict()
+    columns = {name: native(name, column) for name, column in columns.items()}
+    result = at_hand(type(result)(**columns))
+    _check_entries(result)
+    rates = float_column("learning_rates", result.learning_rates)
+    held_out, steps = result.held_out_losses, result.equivalent_steps
+    (num_rows,) = np.shape(rates)[-1:] or (0,)
+    has_end = result.num_valid <= num_rows  # False if the caller kept only the first rows
+    ended_by = result.ended_by if np.size(result.ended_by) else int(EndedBy.LAST_VALUE)
+    if not np.size(steps):
+        with np.errstate(all="ignore"):
+            sizes = abs(rates)
+            steps = numpy_of(rates).nancumsum(sizes, axis=-1) / sizes
+    steps = float_column("equivalent_steps", steps)
+    losses = float_column("losses", held_out if np.size(held_out) else result.losses)
+    curve = Curve(
+        rates,
+        _recorded(losses, result.num_valid),
+        steps,
+        has_end & (ended_by == int(EndedBy.DIVERGENCE)),
+        has_end & (ended_by >= int(EndedBy.END_OF_DATA)),
+        result.optimizer_factor if np.size(result.optimizer_factor) else 1.0,
+    )
+    return checked_curve(curve)
+
+
+def _recorded(losses: Array, num_valid: Array) -> Array:
+    """Return the losses with NaN in the padding, the rows from ``num_valid`` on."""
+    numpy, shape = numpy_of((losses, num_valid)), np.shape(losses)
+    if np.shape(num_valid) not in ((), shape[:-1]) or not shape:
+        return losses
+    row = np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
+    num_valid = numpy.broadcast_to(numpy.asarray(num_valid)[..., None], shape)
+    return numpy.where(row < num_valid, losses, np.nan)
+
+
+def _check_entries(result: Any) -> None:
+    """Raise unless each per-test field has a single entry, or one for each curve."""
+    count: Any = result.num_valid
+    if not (hasattr(count, "dtype") or isinstance(count, int)):
+        raise TypeError(f"num_valid must be an integer, or one for each curve, got {shown(count)}.")
+    leading = np.shape(result.losses)[:-1]
+    for name in ("num_valid", "ended_by", "optimizer_factor"):
+        shape = np.shape(getattr(result, name))
+        is_left_out = name in result._field_defaults and not math.prod(shape)
+        if shape not in ((), leading) and not is_left_out:
+            raise ValueError(
+                f"{name} must have one entry for each curve, {leading}, got the shape {shape}. "
+                "Stack results along a new axis: jax.tree.map(lambda *leaves: jnp.stack(leaves), "
+                "*results)."
+            )
 
 
 def checked_curve(curve: Curve) -> Curve:

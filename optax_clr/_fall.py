@@ -148,7 +148,7 @@ def significance_of(fall: Fall) -> Significance:
     """Return how significant the fall is."""
     rows, num_level = fall.losses, fall.is_level.sum(dtype=np.int32)
     numpy = numpy_of(rows)
-    noise = _deviation_before(fall)
+    noise = _deviation_of_first(fall.num_before, fall.losses)
     distances = median_size(_moves(numpy.where(fall.is_level, rows, np.nan)))
     near, is_slope = distances[0], _is_slope(fall)
     # Independent rows differ equally at every lag; those of a random walk differ more at longer
@@ -180,10 +180,10 @@ def _is_slope(fall: Fall) -> Array:
     row = np.arange(fall.losses.shape[0], dtype=np.int32)
     part = numpy.where(fall.begins_level, fall.is_level, row < fall.num_before)
     moves = _moves(numpy.where(part, fall.losses, np.nan))
-    drifts = numpy.nan_to_num(mean_where(numpy.sign(moves), ~numpy.isnan(moves)))
+    trends = numpy.nan_to_num(mean_where(numpy.sign(moves), ~numpy.isnan(moves)))
     # The longest lag that fits into these rows three times decides.
     longest = numpy.sum(part.sum(dtype=np.int32) >= 3 * _LAGS) - 1
-    return (longest >= 0) & (numpy.abs(drifts[longest]) > _SLOPE)
+    return (longest >= 0) & (numpy.abs(trends[longest]) > _SLOPE)
 
 
 def _over(height: Array, error: Array) -> Array:
@@ -201,10 +201,10 @@ def largest_drop(fall: Fall, width: float, least: float) -> Drop:
     if no rows are that close together.
     """
     numpy = numpy_of(fall.losses)
-    rows, position = numpy.nan_to_num(fall.losses), fall.position
+    rows, position = fall.losses, fall.position
     is_known = numpy.isfinite(position)
     num_known = is_known.sum(dtype=np.int32)
-    noise = numpy.maximum(_deviation_before(fall), fall.noise_at_end)
+    noise = numpy.maximum(_deviation_of_first(fall.num_before, rows), fall.noise_at_end)
     needed = 2 * numpy.square(noise / (_ERROR_OF_DROP * fall.height))
     start = numpy.min(position, initial=np.inf, where=is_known)
     end = numpy.max(position, initial=-np.inf, where=is_known)
@@ -213,7 +213,7 @@ def largest_drop(fall: Fall, width: float, least: float) -> Drop:
     needed = numpy.maximum(numpy.nan_to_num(numpy.ceil(needed)), numpy.ceil(num_rows * least))
     num_beside = numpy.maximum(numpy.minimum(needed, most), _LEAST_BESIDE)
     shift = num_beside.astype(np.int32)
-    sums = numpy.concatenate([numpy.zeros(1, rows.dtype), numpy.cumsum(rows)])
+    sums = _sums_before(rows)
     row = np.arange(rows.shape[0], dtype=np.int32)
     is_within = (row >= shift) & (row + shift <= num_known) & (row <= fall.num_before)
     left, right = numpy.maximum(row - shift, 0), numpy.minimum(row + shift, num_known)
@@ -223,25 +223,27 @@ def largest_drop(fall: Fall, width: float, least: float) -> Drop:
     return Drop(height, noise * numpy.sqrt(2 / num_beside))
 
 
-def drifts(fall: Fall, is_early: Array) -> Array:
-    """Return whether the loss moves by much of its fall in the early rows, the first of all."""
-    numpy = numpy_of(fall.losses)
-    num_early = is_early.sum(dtype=np.int32)
+def drifts(fall: Fall, num_early: Array) -> Array:
+    """Return whether the loss moves by much of its fall within the first ``num_early`` rows."""
+    rows = fall.losses
+    numpy = numpy_of(rows)
     size = num_early // _PARTS
-    sums = numpy.concatenate(
-        [numpy.zeros(1, fall.losses.dtype), numpy.cumsum(numpy.nan_to_num(fall.losses))]
-    )
-    num_rows = numpy.maximum(size, 1).astype(fall.losses.dtype)
-    averages = numpy.diff(sums[np.arange(_PARTS + 1, dtype=np.int32) * size]) / num_rows
+    num_rows = numpy.maximum(size, 1).astype(rows.dtype)
+    ends = np.arange(_PARTS + 1, dtype=np.int32) * size
+    averages = numpy.diff(_sums_before(rows)[ends]) / num_rows
     move = averages.max() - averages.min()
-    row = np.arange(fall.losses.shape[0], dtype=np.int32)
-    noise = deviation(fall.losses, (row < num_early).astype(fall.losses.dtype))
-    error = noise * numpy.sqrt(2 / num_rows)
+    error = _deviation_of_first(num_early, rows) * numpy.sqrt(2 / num_rows)
     is_large = (move > _DRIFT * fall.height) & (move > _ERRORS_OF_DRIFT * error)
     return is_large & (num_early >= _LEAST_EARLY)
 
 
-def _deviation_before(fall: Fall) -> Array:
-    """Return the standard deviation of the noise before the lowest average."""
-    row = np.arange(fall.losses.shape[0], dtype=np.int32)
-    return deviation(fall.losses, (row < fall.num_before).astype(fall.losses.dtype))
+def _sums_before(rows: Array) -> Array:
+    """Return the sum of the rows before each one, and of all, ``f32[n + 1]``."""
+    numpy = numpy_of(rows)
+    return numpy.concatenate([numpy.zeros(1, rows.dtype), numpy.cumsum(numpy.nan_to_num(rows))])
+
+
+def _deviation_of_first(number: Array, rows: Array) -> Array:
+    """Return the standard deviation of the noise in the first so many rows."""
+    row = np.arange(rows.shape[0], dtype=np.int32)
+    return deviation(rows, (row < number).astype(rows.dtype))

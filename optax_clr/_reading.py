@@ -240,6 +240,7 @@ def _read(
     steps = numpy.exp(average_of(weights[within.lower][None], numpy.log(steps), valid)[0])
     log_sum = numpy.log10(steps) + grid[within.lower]
     is_early = valid & (log_sums < log_sum + math.log10(_EARLY))
+    num_early = is_early.sum(dtype=np.int32)
     is_known = (within.upper < GRID_SIZE - 1) | diverged.all()  # whether the upper end is
     valley = Valley(
         lower=10 ** grid[within.lower],
@@ -261,7 +262,7 @@ def _read(
         valley=jax.tree.map(lambda part: numpy.where(found, part, np.nan), valley),
         problem=problem,
         doubts=doubts_of(
-            rows, within, steps, is_early, fall, clarity, diverged.all(), ended_suddenly
+            rows, within, steps, num_early, fall, clarity, diverged.all(), ended_suddenly
         ),
         rates=10**grid,
         averages=each(functools.partial(_losses_read, rows))(rows.curves, scales),

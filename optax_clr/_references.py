@@ -11,7 +11,7 @@ import os
 import sys
 import types
 import weakref
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -254,19 +254,29 @@ def _modules_by(names: tuple[str, ...], package: str) -> list[str]:
     return [each for name in names for each in (name, *(f"{parent}.{name}" for parent in parents))]
 
 
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield a function's code, and that of nested functions."""
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _codes(const)
+
+
 def _strings(code: types.CodeType) -> list[str]:
     """Return the strings in a function's code, including that of nested functions."""
-    codes = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    inner = [string for each in codes for string in _strings(each)]
-    return [const for const in code.co_consts if isinstance(const, str)] + inner
+    consts = [const for each in _codes(code) for const in each.co_consts]
+    return [const for const in consts if isinstance(const, str)]
 
 
 @functools.lru_cache(maxsize=1000)
 def _names(code: types.CodeType) -> tuple[str, ...]:
     """Return the names that a function's code looks up, including that of nested functions."""
-    codes = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    inner = [name for each in codes for name in _names(each)]
-    # The keywords of a pattern, as in case Config(scale=s), are in a constant tuple.
-    tuples = [const for const in code.co_consts if isinstance(const, tuple)]
-    in_tuples = [name for each in tuples for name in each if isinstance(name, str)]
-    return tuple(dict.fromkeys([*code.co_names, *in_tuples, *inner]))
+    names: list[str] = []
+    for each in _codes(code):
+        # The keywords of a pattern, as in case Config(scale=s), are in a constant tuple.
+        tuples = [const for const in each.co_consts if isinstance(const, tuple)]
+        names += [
+            *each.co_names,
+            *(name for part in tuples for name in part if isinstance(name, str)),
+        ]
+    return tuple(dict.fromkeys(names))

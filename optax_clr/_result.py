@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import html
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,9 +12,8 @@ import numpy as np
 import optax
 
 from optax_clr import _drawing, _presentation, _reading
-from optax_clr._arguments import any_traced, function, is_traced, native, shown, whole_number
-from optax_clr._arrays import Array, numpy_of
-from optax_clr._curve import Curve, EndedBy, at_hand, checked_curve, float_column
+from optax_clr._arguments import any_traced, function, is_traced, shown, whole_number
+from optax_clr._curve import curve_of
 from optax_clr._modes import undisturbed
 from optax_clr._peak_ratio import peak_ratio
 from optax_clr._presentation import Rule
@@ -277,7 +275,7 @@ class RangeTestResult(NamedTuple):
         """
         _refuse_traced(self, "summary")
         result = _with_defaults(self)
-        return _presentation.summary(result, _curve_of(result))
+        return _presentation.summary(result, curve_of(result))
 
     @undisturbed()
     def plot(self, ax: Axes | None = None, rules: Sequence[Rule] = ()) -> Axes:
@@ -317,49 +315,11 @@ class RangeTestResult(NamedTuple):
             function(f"rules[{index}]", rule, form="(learning_rates, losses) -> rate")
         _refuse_traced(self, "plot")
         result = _with_defaults(self)
-        return _presentation.draw(result, _curve_of(result), ax, rules)
+        return _presentation.draw(result, curve_of(result), ax, rules)
 
 
 def _valley(result: RangeTestResult) -> _reading.Valley:
-    return _reading.read_valley(_curve_of(_with_defaults(result)))
-
-
-def _curve_of(result: RangeTestResult) -> Curve:
-    """Return the checked curve to read from a result: its held-out losses, if there are any."""
-    columns = result._replace(metrics=())._asdict()
-    columns = {name: native(name, column) for name, column in columns.items()}
-    result = at_hand(RangeTestResult(**columns))
-    _check_entries(result)
-    rates = float_column("learning_rates", result.learning_rates)
-    held_out, steps = result.held_out_losses, result.equivalent_steps
-    (num_rows,) = np.shape(rates)[-1:] or (0,)
-    has_end = result.num_valid <= num_rows  # False if the caller kept only the first rows
-    ended_by = result.ended_by if np.size(result.ended_by) else int(EndedBy.LAST_VALUE)
-    if not np.size(steps):
-        with np.errstate(all="ignore"):
-            sizes = abs(rates)
-            steps = numpy_of(rates).nancumsum(sizes, axis=-1) / sizes
-    steps = float_column("equivalent_steps", steps)
-    losses = float_column("losses", held_out if np.size(held_out) else result.losses)
-    curve = Curve(
-        rates,
-        _recorded(losses, result.num_valid),
-        steps,
-        has_end & (ended_by == int(EndedBy.DIVERGENCE)),
-        has_end & (ended_by >= int(EndedBy.END_OF_DATA)),
-        result.optimizer_factor if np.size(result.optimizer_factor) else 1.0,
-    )
-    return checked_curve(curve)
-
-
-def _recorded(losses: Array, num_valid: Array) -> Array:
-    """Return the losses with NaN in the padding, the rows from ``num_valid`` on."""
-    numpy, shape = numpy_of((losses, num_valid)), np.shape(losses)
-    if np.shape(num_valid) not in ((), shape[:-1]) or not shape:
-        return losses
-    row = np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
-    num_valid = numpy.broadcast_to(numpy.asarray(num_valid)[..., None], shape)
-    return numpy.where(row < num_valid, losses, np.nan)
+    return _reading.read_valley(curve_of(_with_defaults(result)))
 
 
 def _with_defaults(result: RangeTestResult) -> RangeTestResult:
@@ -371,23 +331,6 @@ def _with_defaults(result: RangeTestResult) -> RangeTestResult:
         if name in defaults and (field is None or (isinstance(field, dict) and not field))
     ]
     return result._replace(**{name: defaults[name] for name in missing})
-
-
-def _check_entries(result: RangeTestResult) -> None:
-    """Raise unless each per-test field has a single entry, or one for each curve."""
-    count: Any = result.num_valid
-    if not (hasattr(count, "dtype") or isinstance(count, int)):
-        raise TypeError(f"num_valid must be an integer, or one for each curve, got {shown(count)}.")
-    leading = np.shape(result.losses)[:-1]
-    for name in ("num_valid", "ended_by", "optimizer_factor"):
-        shape = np.shape(getattr(result, name))
-        is_left_out = name in RangeTestResult._field_defaults and not math.prod(shape)
-        if shape not in ((), leading) and not is_left_out:
-            raise ValueError(
-                f"{name} must have one entry for each curve, {leading}, got the shape {shape}. "
-                "Stack results along a new axis: jax.tree.map(lambda *leaves: jnp.stack(leaves), "
-                "*results)."
-            )
 
 
 def _refuse_traced(result: RangeTestResult, method: str) -> None:

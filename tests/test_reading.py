@@ -26,9 +26,8 @@ from optax_clr import (
     _fall,
     _noise,
     _reading,
-    _result,
 )
-from optax_clr._curve import Curve, at_hand, checked_curve
+from optax_clr._curve import Curve, at_hand, checked_curve, curve_of
 
 READINGS = ["suggest", "one_cycle_peak", "bounds"]
 
@@ -866,7 +865,7 @@ def test_readings_print_and_serialize_as_numbers():
     np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(compiled), rtol=1e-5)
     # Few digits, and still the same float32 as before it became a number.
     assert all(len(repr(rate)) <= 15 for rate in jax.tree.leaves(found))
-    exact = _reading.suggest(_reading.read_valley(_result._curve_of(result)))
+    exact = _reading.suggest(_reading.read_valley(curve_of(result)))
     assert np.float32(found[0]) == np.float32(exact)
 
 
