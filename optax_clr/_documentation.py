@@ -12,6 +12,7 @@ TITLES = {
     "reading": "Read a range test",
     "recipes": "Recipes",
     "schedules": "Choose a schedule",
+    "suggestions": "How good are the suggestions?",
     "sweeps": "Sweeps",
     "training-steps": "Any training step",
 }

@@ -8,6 +8,8 @@ import re
 import numpy as np
 import pytest
 
+from optax_clr import _presentation
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -47,6 +49,14 @@ def test_every_table_of_suggestions_changes_with_what_is_stored(stored):
     moved[1]["600/range test"] = 1.2 * stored[1]["600/range test"]
     for table in itertools.chain(*TABLES.PAGES.values()):
         assert table(*moved) != table(*stored)
+
+
+def test_the_summary_says_how_often_such_rates_are_near_the_best(stored):
+    rows = TABLES.within_table(*stored).splitlines()[2:]
+    shares = [int(row.split("|")[4].strip(" %")) for row in rows]
+    assert "within 3x" in TABLES.within_table(*stored).splitlines()[0].split("|")[4]
+    assert all(55 <= share < 75 for share in shares)
+    assert "six or seven of ten held-out tasks" in _presentation._ACCURACY
 
 
 def test_a_shift_that_all_tasks_share_is_told_from_chance(stored):
