@@ -234,7 +234,6 @@ def doubts_of(
     rows: Rows,
     within: Within,
     steps: Array,
-    num_early: Array,
     fall: Fall,
     clarity: Clarity,
     diverged: Array,
@@ -242,9 +241,8 @@ def doubts_of(
 ) -> Doubts:
     """Return which doubts there are.
 
-    ``steps`` is the number of equivalent steps at the lower end of the valley, ``num_early`` that
-    of the first rows, at which no model learns; ``diverged`` is whether all curves diverged,
-    ``ended_suddenly`` whether one ended before it rose.
+    ``steps`` is the number of equivalent steps at the lower end of the valley, ``diverged`` is
+    whether all curves diverged, ``ended_suddenly`` whether one ended before it rose.
     """
     numpy = numpy_of(rows)
     first_end = numpy.max(rows.position, initial=-np.inf, where=first_rows(rows.valid))
@@ -265,7 +263,7 @@ def doubts_of(
         is_faint=numpy.minimum(clarity.independent, clarity.wandering) <= _CLEAR,
         # Near the start of the sweep, a model may well learn much within a few rows.
         jumps=(within.falls_again | _is_jump(fall)) & ~begins_within,
-        drifts=drifts(fall, num_early),
+        drifts=drifts(fall),
         does_not_rise=~rises,
         is_destroyed=within.is_destroyed,
         has_few_steps=are_few & ~begins_within,

@@ -52,6 +52,7 @@ class Fall(NamedTuple):
     num_before: Array  # i32[] rows before the lowest average, from which the noise is estimated
     is_level: Array  # bool[n] rows that tell how far the loss strays by chance
     begins_level: Array | bool  # bool[] whether the sweep begins with them
+    num_early: Array  # i32[] the first rows, at whose rates no model learns
 
 
 class Significance(NamedTuple):
@@ -77,13 +78,18 @@ class Clarity(NamedTuple):
     of_many: Array  # if rows are independent, by what is required of many rows
 
 
-def fall_to(rows: Rows, scales: Scale, lowest: Array) -> Fall:
-    """Return the fall to the lowest average, measured on the losses themselves, without asinh."""
+def fall_to(rows: Rows, scales: Scale, lowest: Array, num_early: Array) -> Fall:
+    """Return the fall to the lowest average, measured on the losses themselves, without asinh.
+
+    It begins at the average of the first rows, and of all the ``num_early`` at which no model
+    learns: the more of them, the less a fall must stand out from the noise of a row.
+    """
     numpy = numpy_of(rows)
     heights = numpy.minimum(rows.curves, scales.ceiling[:, None]) - scales.lowest[:, None]
     has_begun = numpy.isfinite(heights).sum(-1, keepdims=True) >= MIN_ROWS
     losses = mean(numpy.where(has_begun, heights / scales.typical[:, None], np.nan))
-    is_first = first_rows(rows.valid)
+    is_early = rows.valid & (numpy.cumsum(rows.valid, dtype=np.int32) <= num_early)
+    is_first = first_rows(rows.valid) | is_early
     num_first = is_first.sum(dtype=np.int32)
     first = mean_where(losses, is_first)
     average = average_of(rows.weights, losses, rows.valid)
@@ -108,6 +114,7 @@ def fall_to(rows: Rows, scales: Scale, lowest: Array) -> Fall:
         num_before=num_before,
         is_level=is_level,
         begins_level=begins_level,
+        num_early=num_early,
     )
 
 
@@ -223,9 +230,9 @@ def largest_drop(fall: Fall, width: float, least: float) -> Drop:
     return Drop(height, noise * numpy.sqrt(2 / num_beside))
 
 
-def drifts(fall: Fall, num_early: Array) -> Array:
-    """Return whether the loss moves by much of its fall within the first ``num_early`` rows."""
-    rows = fall.losses
+def drifts(fall: Fall) -> Array:
+    """Return whether the loss moves by much of its fall where no model learns."""
+    rows, num_early = fall.losses, fall.num_early
     numpy = numpy_of(rows)
     size = num_early // _PARTS
     num_rows = numpy.maximum(size, 1).astype(rows.dtype)

@@ -249,7 +249,7 @@ def _read(
         factor=factor.mean(),  # all the same, or the curves are refused as mixed
         limit=numpy.where(is_known, _HIGHEST * 10 ** grid[within.upper], np.inf),
     )
-    fall = fall_to(rows, scales, within.lowest)
+    fall = fall_to(rows, scales, within.lowest, num_early)
     clarity = clarity_of(rows, fall)
     problem = problem_of(rows, grid[within.lowest], fall, clarity, diverged.all())
     half = average[within.lowest] / 2
@@ -261,9 +261,7 @@ def _read(
     return Reading(
         valley=jax.tree.map(lambda part: numpy.where(found, part, np.nan), valley),
         problem=problem,
-        doubts=doubts_of(
-            rows, within, steps, num_early, fall, clarity, diverged.all(), ended_suddenly
-        ),
+        doubts=doubts_of(rows, within, steps, fall, clarity, diverged.all(), ended_suddenly),
         rates=10**grid,
         averages=each(functools.partial(_losses_read, rows))(rows.curves, scales),
     )

@@ -486,6 +486,14 @@ def test_noise_alone_is_rarely_read(num_rows):
     assert is_often == dict.fromkeys(is_often, False)
 
 
+def test_a_fall_is_told_from_noise_by_all_rows_before_training():
+    """A fall as large as the noise of a row; by the first 20 of 300 rows a third would be read."""
+    rates = np.geomspace(1e-7, 10, 300)
+    noise = np.random.default_rng(0).normal(size=(200, 300))
+    curves = staircase(rates, [2.0, 1.0, 2.0], [0.01, 1.0]) + 0.9 * noise
+    assert np.isfinite(suggestions(curves, rates)).mean() > 0.75
+
+
 @pytest.mark.parametrize("gap", [2, 3, 10])
 def test_noise_with_regular_gaps_is_noise(gap):
     curves = np.full((200, 300), np.nan)
@@ -609,6 +617,7 @@ def test_a_drop_is_told_by_as_few_rows_as_tell_it_to_an_eighth(noise, noise_at_e
         num_before=jnp.int32(900),
         is_level=jnp.arange(1000) < 500,
         begins_level=True,
+        num_early=jnp.int32(0),
     )
     drop = _fall.largest_drop(fall, 0.24, 0.0)
     np.testing.assert_allclose(drop.height, 1, atol=3 * drop.error)
@@ -646,6 +655,7 @@ def test_the_significance_of_a_fall_is_that_of_many_curves_of_noise():
         num_before=num_before,
         is_level=jnp.arange(300) < num_before,
         begins_level=True,
+        num_early=jnp.int32(0),
     )
     significance = jax.jit(jax.vmap(lambda *parts: _fall.significance_of(fall_of(*parts))))
     independent, wandering, _ = significance(curves, falls)
