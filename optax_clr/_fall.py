@@ -78,17 +78,16 @@ class Clarity(NamedTuple):
     of_many: Array  # if rows are independent, by what is required of many rows
 
 
-def fall_to(rows: Rows, scales: Scale, lowest: Array, num_early: Array) -> Fall:
+def fall_to(rows: Rows, scales: Scale, lowest: Array, is_early: Array) -> Fall:
     """Return the fall to the lowest average, measured on the losses themselves, without asinh.
 
-    It begins at the average of the first rows, and of all the ``num_early`` at which no model
-    learns: the more of them, the less a fall must stand out from the noise of a row.
+    It begins at the average of the first rows, and of all others at which no model learns,
+    ``is_early``: the more of them, the less a fall must stand out from the noise of a row.
     """
     numpy = numpy_of(rows)
     heights = numpy.minimum(rows.curves, scales.ceiling[:, None]) - scales.lowest[:, None]
     has_begun = numpy.isfinite(heights).sum(-1, keepdims=True) >= MIN_ROWS
     losses = mean(numpy.where(has_begun, heights / scales.typical[:, None], np.nan))
-    is_early = rows.valid & (numpy.cumsum(rows.valid, dtype=np.int32) <= num_early)
     is_first = first_rows(rows.valid) | is_early
     num_first = is_first.sum(dtype=np.int32)
     first = mean_where(losses, is_first)
@@ -114,7 +113,7 @@ def fall_to(rows: Rows, scales: Scale, lowest: Array, num_early: Array) -> Fall:
         num_before=num_before,
         is_level=is_level,
         begins_level=begins_level,
-        num_early=num_early,
+        num_early=is_early.sum(dtype=np.int32),
     )
 
 

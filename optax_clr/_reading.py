@@ -240,7 +240,6 @@ def _read(
     steps = numpy.exp(average_of(weights[within.lower][None], numpy.log(steps), valid)[0])
     log_sum = numpy.log10(steps) + grid[within.lower]
     is_early = valid & (log_sums < log_sum + math.log10(_EARLY))
-    num_early = is_early.sum(dtype=np.int32)
     is_known = (within.upper < GRID_SIZE - 1) | diverged.all()  # whether the upper end is
     valley = Valley(
         lower=10 ** grid[within.lower],
@@ -249,7 +248,7 @@ def _read(
         factor=factor.mean(),  # all the same, or the curves are refused as mixed
         limit=numpy.where(is_known, _HIGHEST * 10 ** grid[within.upper], np.inf),
     )
-    fall = fall_to(rows, scales, within.lowest, num_early)
+    fall = fall_to(rows, scales, within.lowest, is_early)
     clarity = clarity_of(rows, fall)
     problem = problem_of(rows, grid[within.lowest], fall, clarity, diverged.all())
     half = average[within.lowest] / 2
