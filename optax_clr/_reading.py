@@ -139,7 +139,7 @@ def peak(valley: Valley, ratio: ArrayLike) -> Array:
 def one_cycle_peak(valley: Valley) -> Array:
     """Return the peak of one cycle, 2.64 times the constant rate, since it ends at a low rate.
 
-    On the same tasks the median is 5, 3 and 2%.
+    On the same tasks the median is 4, 3 and 2%.
     """
     return peak(valley, _ONE_CYCLE)
 
@@ -147,7 +147,7 @@ def one_cycle_peak(valley: Valley) -> Array:
 def bounds(valley: Valley) -> LRBounds:
     """Return the bounds of a cycle: a peak of 1.76 times the constant rate.
 
-    On the same tasks the median is 7, 5 and 5%. The base is a quarter of the peak. In
+    On the same tasks the median is 6, 5 and 5%. The base is a quarter of the peak. In
     docs/study/suggestions.txt that has a mean regret of .10, and so has a tenth of the peak; bases
     read from where the loss begins to fall or stagnates have .11.
     """
