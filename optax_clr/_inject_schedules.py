@@ -62,7 +62,9 @@ def inject_schedules(
         or ``static_args`` are not names; when the returned function is called, if an argument is a
         function that is neither a schedule nor one of the above, is a pair of bounds instead of a
         schedule, or would be gathered in the factory's ``*args`` or ``**kwargs``.
-      ValueError: if ``static_args`` names an argument that the factory does not have; from
+      ValueError: if ``static_args`` names an argument that the factory does not have; when the
+        returned function is called, if a schedule has a negative power of an integer, such as
+        ``10 ** -(step // 30)``, which JAX makes 0; from
         ``init``, if a hyperparameter would stay at its first value, because the factory injects it
         a second time or reads it only in ``init``.
 

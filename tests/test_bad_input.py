@@ -150,7 +150,16 @@ WAVE = (
     Wrong({"wave": lambda height: height[0]}, ValueError, "a single number for several"),
     Wrong({"wave": lambda height: height if height < 1 else 1}, ValueError, "wave must .* failed"),
 )
+
+
+def stairs(*counts):
+    return 0.1 * 10 ** -(counts[-1] // 30)  # 0.01 at 30, but 0 with JAX's integers
+
+
+POWER = "{} must not raise an integer to a negative power, .* got <function stairs.*: 10.0"
 ENVELOPE = (
+    Wrong({"envelope": stairs}, ValueError, POWER.format("envelope")),
+    Wrong({"envelope": lambda cycle, step: 2**-cycle}, ValueError, "a float"),
     Wrong({"envelope": lambda cycle: 0.5}, ValueError, "envelope must be .* failed"),
     Wrong({"envelope": lambda cycle, step: None}, ValueError, "envelope must be .* to None"),
 )
@@ -280,6 +289,7 @@ SCHEDULES = {
         {"schedule": lambda step: step, "steps_per_epoch": 5},
         counts=("steps_per_epoch",),
         functions=("schedule",),
+        wrong=(Wrong({"schedule": stairs}, ValueError, POWER.format("schedule")),),
     ),
     "exponential": Entry(optax_clr.envelopes.exponential, {"gamma": 0.9}, positive=("gamma",)),
     "halving": Entry(
@@ -364,6 +374,7 @@ HYPERPARAMS = {
                 r"learning_rate must be .* got \(0.1, 0.5\).*triangular_schedule\(\*bounds",
             ),
             Wrong({"learning_rate": optax_clr.LRBounds(0.1, 0.5)}, TypeError, r"\(\*bounds, rise"),
+            Wrong({"learning_rate": stairs}, ValueError, POWER.format("learning_rate")),
             Wrong({"learning_rate": np.ma.masked}, ValueError, f"learning_rate {UNMASKED}"),
             Wrong({"factory": gathering}, TypeError, r"name each argument .*\*\*others"),
             Wrong({"factory": by_position}, TypeError, "by name, got .* takes rate by position"),
@@ -1062,6 +1073,7 @@ READINGS = {
             Wrong({"shape": lambda step: step * jnp.ones(2)}, ValueError, "returned .* at step 0"),
             Wrong({"shape": lambda step: (step, step)}, ValueError, "returned .* at step 0"),
             Wrong({"shape": lambda step: 1j * step}, ValueError, "returned .* at step 0"),
+            Wrong({"shape": stairs}, ValueError, POWER.format("shape")),
             Wrong({"shape": jax.random.key}, ValueError, "returned .* at step 0"),
             Wrong({"result": RESULT._replace(losses=valley[:-1])}, ValueError, "the same shape"),
         ),
@@ -1092,6 +1104,7 @@ READINGS = {
             Wrong({"ax": Figure()}, TypeError, "ax must be Matplotlib Axes, got <?Figure"),
             Wrong({"schedule": lambda step: (step, step)}, ValueError, "schedule must be a sched"),
             Wrong({"schedule": lambda step: math.sqrt(step)}, ValueError, "schedule must be a sch"),
+            Wrong({"schedule": stairs}, ValueError, POWER.format("schedule")),
         ),
     ),
 }
