@@ -153,12 +153,12 @@ def _bound(
 
 def _names_in(static_args: Any) -> set[str]:
     is_one = isinstance(static_args, str) or not isinstance(static_args, Iterable)
-    names = {static_args} if is_one else set(static_args)
+    names = [static_args] if is_one else list(static_args)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"static_args must be names of arguments of the factory, got {shown(static_args)}."
         )
-    return names
+    return set(names)
 
 
 def _of_named(factory: Callable[..., Any]) -> Callable[..., Any]:

@@ -64,8 +64,10 @@ class Entry(NamedTuple):
     anything: tuple = ()
 
 
+# What has a dtype, or is an integer to NumPy, and no number.
+DAY, SHAPE = np.timedelta64(1, "D"), jax.ShapeDtypeStruct((), jnp.float32)
 _NO_SCALARS = [NAN, INF, -INF], [
-    "0.1", True, None, 1j, [0.1], np.bool_(True), np.array(True), np.complex64(1),
+    "0.1", True, None, 1j, [0.1], np.bool_(True), np.array(True), np.complex64(1), DAY, SHAPE,
 ]  # fmt: skip
 
 
@@ -110,7 +112,7 @@ def by_kind(entry):
         for bad in (0.5, "cosine", {}):
             yield Wrong({name: bad}, TypeError, f"{name} must be a function{got(bad)}")
     for name in entry.steps:
-        for bad in (1.5, np.ones(2), np.array([False]), "3", None, True, 1j, jnp.ones(())):
+        for bad in (1.5, np.ones(2), np.array([False]), "3", None, True, 1j, jnp.ones(()), DAY):
             yield Wrong({name: bad}, TypeError, f"{name} must be an integer")
         masked = np.ma.array([1, 2], mask=[False, True])
         yield Wrong({name: masked}, ValueError, f"{name} {UNMASKED}")
@@ -124,6 +126,8 @@ MULT = (
         for bad in (0, -1.5, NAN, INF)
     ),
     *(Wrong({"mult": bad}, TypeError, f"mult must be .* got {bad!r}") for bad in (True, "2", None)),
+    Wrong({"mult": DAY}, TypeError, "mult must be .* got np.timedelta64"),
+    Wrong({"mult": SHAPE}, TypeError, "mult must be .* got ShapeDtypeStruct"),
     Wrong({"mult": TOO_LARGE}, ValueError, "mult must be .* at most .* got 2147483648"),
     Wrong({"mult": 10**400}, ValueError, "mult must be .* at most .* got 1000"),
     Wrong(
@@ -237,6 +241,7 @@ SCHEDULES = {
                 Wrong({"rise_fraction": bad}, TypeError, f"rise_fraction must be .* got {bad!r}")
                 for bad in ("0.3", None, 1j, True)
             ),
+            Wrong({"rise_fraction": DAY}, TypeError, "rise_fraction must be .* got np.timedelta64"),
             Wrong(
                 {"rise_fraction": 0.6, "three_phase": True},
                 ValueError,
@@ -363,6 +368,7 @@ HYPERPARAMS = {
             Wrong({"static_args": "gian"}, ValueError, r"static_args=\['gian'\] must be arguments"),
             # Functions that are no schedules, and nothing else that is known.
             Wrong({"static_args": 3}, TypeError, "static_args must be names .* got 3"),
+            Wrong({"static_args": [["gain"]]}, TypeError, r"static_args .* \[\['gain"),
             Wrong({"learning_rate": lambda step: 1j * step}, TypeError, "learning_rate must be a"),
             Wrong({"gain": lambda step: step["out"]}, TypeError, "gain .* static_args='gain'"),
             Wrong({"gain": lambda step: step[None]}, TypeError, "gain .* static_args='gain'"),
@@ -413,7 +419,10 @@ HYPERPARAMS = {
             Wrong({"values": {"momentum": "0.1"}}, TypeError, "momentum must be .* got '0.1'"),
             Wrong({"values": {"momentum": np.ma.masked}}, ValueError, f"momentum {UNMASKED}"),
             Wrong({"values": {"momentum": None}}, TypeError, "momentum must be .* got None"),
-            Wrong({"values": {"momentum": SCHEDULE}}, TypeError, "momentum must be a number"),
+            *(
+                Wrong({"values": {"momentum": bad}}, TypeError, "momentum must be a number")
+                for bad in (SCHEDULE, DAY, SHAPE, np.float32)
+            ),
             Wrong({"values": {"momentum": np.array("1")}}, TypeError, "momentum must be a number"),
             Wrong({"values": {"momentum": 1j}}, TypeError, "momentum must be a number.* 1j"),
             Wrong({"values": {"momentum": np.complex64(1j)}}, TypeError, "must be a real number"),
@@ -733,6 +742,7 @@ RATES = (
     Wrong({"min_lr": 1.0, "max_lr": 1.0}, ValueError, "max_lr=1.0 must be larger"),
     Wrong({"spacing": "exp"}, ValueError, "spacing must be 'log' or 'linear', got 'exp'"),
     Wrong({"spacing": None}, ValueError, "spacing must be 'log' or 'linear', got None"),
+    Wrong({"spacing": np.ones(2)}, ValueError, r"spacing must be 'log' or 'linear', got array\("),
 )
 STOP = (
     Wrong({"smoothing": 1.0}, ValueError, "smoothing must be .* got 1.0"),
