@@ -294,7 +294,14 @@ SCHEDULES = {
         {"schedule": lambda step: step, "steps_per_epoch": 5},
         counts=("steps_per_epoch",),
         functions=("schedule",),
-        wrong=(Wrong({"schedule": stairs}, ValueError, POWER.format("schedule")),),
+        wrong=(
+            Wrong({"schedule": stairs}, ValueError, POWER.format("schedule")),
+            Wrong(
+                {"schedule": optax.schedules.WrappedSchedule(optax.constant_schedule(0.1))},
+                TypeError,
+                "schedule must be a function step -> value, got .*StatefulSchedule",
+            ),
+        ),
     ),
     "exponential": Entry(optax_clr.envelopes.exponential, {"gamma": 0.9}, positive=("gamma",)),
     "halving": Entry(
