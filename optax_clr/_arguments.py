@@ -139,7 +139,7 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
     """
     allowed = f"a finite {'positive ' if positive else ''}real number"
     value = native(name, value)
-    if isinstance(value, (bool, np.bool_)) or not (
+    if isinstance(value, (bool, np.bool_, jax.ShapeDtypeStruct)) or not (
         isinstance(value, numbers.Real) or hasattr(value, "dtype")
     ):
         remedy = ""
@@ -170,7 +170,9 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
 
 
 def is_real_dtype(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.number) and not jnp.issubdtype(dtype, jnp.complexfloating)
+    # To NumPy a timedelta64 is an integer.
+    others = (jnp.complexfloating, np.timedelta64)
+    return jnp.issubdtype(dtype, jnp.number) and not any(jnp.issubdtype(dtype, x) for x in others)
 
 
 def traced_result(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -203,7 +205,7 @@ def as_step(step: Any, name: str = "step") -> jax.Array:
         if isinstance(step, int) and not isinstance(step, bool):
             step = max(-1, min(step, INT32_MAX))  # a Python integer may be of any size
         step = np.asarray(native(name, step))  # in NumPy, int64 keeps its values
-    if not jnp.issubdtype(step.dtype, jnp.integer):
+    if not (jnp.issubdtype(step.dtype, jnp.integer) and is_real_dtype(step.dtype)):
         is_float = jnp.issubdtype(step.dtype, jnp.floating)
         remedy = " A fraction would be truncated: round it as you mean it." if is_float else ""
         raise TypeError(

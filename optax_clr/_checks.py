@@ -188,7 +188,7 @@ def spaced(min_lr: Any, max_lr: Any, num_values: int, spacing: str) -> jax.Array
     low, high = known_float(min_lr), known_float(max_lr)
     if low is not None and high is not None and low >= high:
         raise ValueError(f"max_lr={max_lr} must be larger than min_lr={min_lr}.")
-    if spacing not in ("log", "linear"):
+    if not isinstance(spacing, str) or spacing not in ("log", "linear"):
         raise ValueError(f"spacing must be 'log' or 'linear', got {shown(spacing)}.")
     if low is not None and high is not None:
         limits = np.finfo(np.float32)

@@ -311,7 +311,7 @@ def _row_of(columns: CycleTable, cycle: jax.Array) -> tuple[jax.Array, jax.Array
 
 def _check_mult(mult: Any, num_cycles: int | None) -> float:
     allowed = "a positive Python number of at most 2**31 - 1"
-    if isinstance(mult, bool) or not isinstance(mult, numbers.Real):
+    if isinstance(mult, (bool, np.timedelta64)) or not isinstance(mult, numbers.Real):
         raise TypeError(f"mult must be {allowed}, got {shown(mult)}.")
     number: Any = mult  # as it is, since an integer may be too large for a float
     if not 0 < number <= INT32_MAX:

@@ -58,7 +58,8 @@ def cyclical_schedule(
       TypeError: if a count is not an integer, a value is not a real number, or a function is not
         callable.
       ValueError: if a count is below 1, a value is not finite, ``mult`` is out of range, or a
-        function does not return one number for each height or step.
+        function does not return one number for each height or step, or raises an integer to a
+        negative power, which JAX makes 0.
 
     Examples:
       >>> welch = optax_clr.waves.welch

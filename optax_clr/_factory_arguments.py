@@ -16,6 +16,7 @@ import optax
 
 from optax_clr._arguments import is_real_dtype, shown, traced_result
 from optax_clr._documentation import see
+from optax_clr._integer_powers import check_powers
 
 
 def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -43,6 +44,7 @@ def varies(parameter: inspect.Parameter, value: Any) -> bool:
         return False
     problem = _problem_as_schedule(value)
     if problem is None:
+        check_powers(parameter.name, value)
         return True
     if _gives_flags_or_labels(value):
         return False

@@ -11,6 +11,7 @@ import numpy as np
 
 from optax_clr import envelopes, waves
 from optax_clr._arguments import function, shown, traced_result
+from optax_clr._integer_powers import check_powers
 from optax_clr._jaxprs import inputs_of
 from optax_clr.envelopes import Envelope, Exponential
 from optax_clr.waves import Wave
@@ -43,6 +44,7 @@ def check_envelope(envelope: Any) -> Envelope:
     if checked is not envelopes.halving and not isinstance(checked, Exponential):
         counts = np.zeros(2, np.int32)
         _check_result("envelope", checked, counts, counts)
+        check_powers("envelope", checked, num_arguments=2)
     return checked
 
 

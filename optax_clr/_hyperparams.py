@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import is_traced, native, shown
+from optax_clr._arguments import is_real_dtype, is_traced, native, shown
 from optax_clr._documentation import see
 from optax_clr._states import (
     RESTORE,
@@ -193,9 +193,10 @@ def _check_settable(state: Any, name: str) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
-    is_number = isinstance(value, numbers.Real) or (
-        hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.number)
-    )
+    is_number = isinstance(value, numbers.Real)
+    # The class np.float32 has a dtype, too, and so have the shapes from jax.eval_shape.
+    if hasattr(value, "dtype") and not isinstance(value, (type, jax.ShapeDtypeStruct)):
+        is_number = jnp.issubdtype(value.dtype, jnp.inexact) or is_real_dtype(value.dtype)
     if not is_number:
         raise TypeError(f"{name} must be a number or an array of numbers, got {shown(value)}.")
 

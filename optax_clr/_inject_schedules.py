@@ -62,7 +62,9 @@ def inject_schedules(
         or ``static_args`` are not names; when the returned function is called, if an argument is a
         function that is neither a schedule nor one of the above, is a pair of bounds instead of a
         schedule, or would be gathered in the factory's ``*args`` or ``**kwargs``.
-      ValueError: if ``static_args`` names an argument that the factory does not have; from
+      ValueError: if ``static_args`` names an argument that the factory does not have; when the
+        returned function is called, if a schedule has a negative power of an integer, such as
+        ``10 ** -(step // 30)``, which JAX makes 0; from
         ``init``, if a hyperparameter would stay at its first value, because the factory injects it
         a second time or reads it only in ``init``.
 
@@ -151,12 +153,12 @@ def _bound(
 
 def _names_in(static_args: Any) -> set[str]:
     is_one = isinstance(static_args, str) or not isinstance(static_args, Iterable)
-    names = {static_args} if is_one else set(static_args)
+    names = [static_args] if is_one else list(static_args)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"static_args must be names of arguments of the factory, got {shown(static_args)}."
         )
-    return names
+    return set(names)
 
 
 def _of_named(factory: Callable[..., Any]) -> Callable[..., Any]:

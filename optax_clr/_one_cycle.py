@@ -150,7 +150,9 @@ def _one_cycle_phases(
         f"rise_fraction must be a Python number from 0 to {most:g}{condition}, "
         f"got {shown(rise_fraction)}."
     )
-    if isinstance(rise_fraction, bool) or not isinstance(rise_fraction, numbers.Real):
+    if isinstance(rise_fraction, (bool, np.timedelta64)) or not isinstance(
+        rise_fraction, numbers.Real
+    ):
         raise TypeError(message)
     fraction: Any = rise_fraction  # as it is, since an integer may be too large for a float
     if not 0 <= fraction <= most:

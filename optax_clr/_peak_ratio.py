@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from optax_clr._arguments import float_dtype, is_real_dtype, is_traced, shown
+from optax_clr._integer_powers import check_powers
 
 # A run of more steps is divided into this many blocks, and some more near both ends; the value at
 # one step stands for each block.
@@ -97,6 +98,7 @@ def _look(shape: optax.Schedule, edges: Any) -> tuple[Any, Any]:
 def schedule_values(name: str, schedule: optax.Schedule, steps: Any) -> jax.Array:
     """Return the value of a schedule at each of the steps; errors call it by ``name``."""
     allowed = f"{name} must be a schedule that jax.jit can trace, step -> number; {shown(schedule)}"
+    check_powers(name, schedule)
     try:
         values = jax.vmap(schedule)(steps)  # some of Optax's schedules refuse arrays of steps
     except Exception as error:

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from optax_clr._arguments import as_step, function, whole_number
+from optax_clr._arguments import as_step, function, shown, whole_number
+from optax_clr._integer_powers import check_powers
 
 
 def per_epoch_schedule(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedule:
@@ -22,8 +23,9 @@ def per_epoch_schedule(schedule: optax.Schedule, steps_per_epoch: int) -> optax.
       A pure function that maps the step, integers of any dtype and shape, to the value.
 
     Raises:
-      TypeError: if ``schedule`` is not callable or ``steps_per_epoch`` is not an integer.
-      ValueError: if ``steps_per_epoch`` is below 1.
+      TypeError: if ``schedule`` is no function of the step, or ``steps_per_epoch`` no integer.
+      ValueError: if ``steps_per_epoch`` is below 1, or the schedule raises an integer to a
+        negative power, which JAX makes 0.
 
     Examples:
       >>> by_epoch = triangular_schedule(0.0, 1.0, rise_steps=2)
@@ -32,5 +34,11 @@ def per_epoch_schedule(schedule: optax.Schedule, steps_per_epoch: int) -> optax.
       [0.  0.  0.  0.5 0.5 0.5 1.  1.  1. ]
     """
     schedule = function("schedule", schedule, form="step -> value")
+    if isinstance(schedule, optax.schedules.StatefulSchedule):  # called with its state
+        raise TypeError(
+            f"schedule must be a function step -> value, got {shown(schedule)}, an "
+            "optax.schedules.StatefulSchedule. Pass a function of the step."
+        )
+    check_powers("schedule", schedule)
     steps_per_epoch = whole_number("steps_per_epoch", steps_per_epoch)
     return lambda step: schedule(lax.div(as_step(step), np.int32(steps_per_epoch)))

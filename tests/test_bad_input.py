@@ -64,8 +64,10 @@ class Entry(NamedTuple):
     anything: tuple = ()
 
 
+# What has a dtype, or is an integer to NumPy, and no number.
+DAY, SHAPE = np.timedelta64(1, "D"), jax.ShapeDtypeStruct((), jnp.float32)
 _NO_SCALARS = [NAN, INF, -INF], [
-    "0.1", True, None, 1j, [0.1], np.bool_(True), np.array(True), np.complex64(1),
+    "0.1", True, None, 1j, [0.1], np.bool_(True), np.array(True), np.complex64(1), DAY, SHAPE,
 ]  # fmt: skip
 
 
@@ -110,7 +112,7 @@ def by_kind(entry):
         for bad in (0.5, "cosine", {}):
             yield Wrong({name: bad}, TypeError, f"{name} must be a function{got(bad)}")
     for name in entry.steps:
-        for bad in (1.5, np.ones(2), np.array([False]), "3", None, True, 1j, jnp.ones(())):
+        for bad in (1.5, np.ones(2), np.array([False]), "3", None, True, 1j, jnp.ones(()), DAY):
             yield Wrong({name: bad}, TypeError, f"{name} must be an integer")
         masked = np.ma.array([1, 2], mask=[False, True])
         yield Wrong({name: masked}, ValueError, f"{name} {UNMASKED}")
@@ -124,6 +126,8 @@ MULT = (
         for bad in (0, -1.5, NAN, INF)
     ),
     *(Wrong({"mult": bad}, TypeError, f"mult must be .* got {bad!r}") for bad in (True, "2", None)),
+    Wrong({"mult": DAY}, TypeError, "mult must be .* got np.timedelta64"),
+    Wrong({"mult": SHAPE}, TypeError, "mult must be .* got ShapeDtypeStruct"),
     Wrong({"mult": TOO_LARGE}, ValueError, "mult must be .* at most .* got 2147483648"),
     Wrong({"mult": 10**400}, ValueError, "mult must be .* at most .* got 1000"),
     Wrong(
@@ -150,7 +154,16 @@ WAVE = (
     Wrong({"wave": lambda height: height[0]}, ValueError, "a single number for several"),
     Wrong({"wave": lambda height: height if height < 1 else 1}, ValueError, "wave must .* failed"),
 )
+
+
+def stairs(*counts):
+    return 0.1 * 10 ** -(counts[-1] // 30)  # 0.01 at 30, but 0 with JAX's integers
+
+
+POWER = "{} must not raise an integer to a negative power, .* got <function stairs.*: 10.0"
 ENVELOPE = (
+    Wrong({"envelope": stairs}, ValueError, POWER.format("envelope")),
+    Wrong({"envelope": lambda cycle, step: 2**-cycle}, ValueError, "a float"),
     Wrong({"envelope": lambda cycle: 0.5}, ValueError, "envelope must be .* failed"),
     Wrong({"envelope": lambda cycle, step: None}, ValueError, "envelope must be .* to None"),
 )
@@ -228,6 +241,7 @@ SCHEDULES = {
                 Wrong({"rise_fraction": bad}, TypeError, f"rise_fraction must be .* got {bad!r}")
                 for bad in ("0.3", None, 1j, True)
             ),
+            Wrong({"rise_fraction": DAY}, TypeError, "rise_fraction must be .* got np.timedelta64"),
             Wrong(
                 {"rise_fraction": 0.6, "three_phase": True},
                 ValueError,
@@ -280,6 +294,14 @@ SCHEDULES = {
         {"schedule": lambda step: step, "steps_per_epoch": 5},
         counts=("steps_per_epoch",),
         functions=("schedule",),
+        wrong=(
+            Wrong({"schedule": stairs}, ValueError, POWER.format("schedule")),
+            Wrong(
+                {"schedule": optax.schedules.WrappedSchedule(optax.constant_schedule(0.1))},
+                TypeError,
+                "schedule must be a function step -> value, got .*StatefulSchedule",
+            ),
+        ),
     ),
     "exponential": Entry(optax_clr.envelopes.exponential, {"gamma": 0.9}, positive=("gamma",)),
     "halving": Entry(
@@ -353,6 +375,7 @@ HYPERPARAMS = {
             Wrong({"static_args": "gian"}, ValueError, r"static_args=\['gian'\] must be arguments"),
             # Functions that are no schedules, and nothing else that is known.
             Wrong({"static_args": 3}, TypeError, "static_args must be names .* got 3"),
+            Wrong({"static_args": [["gain"]]}, TypeError, r"static_args .* \[\['gain"),
             Wrong({"learning_rate": lambda step: 1j * step}, TypeError, "learning_rate must be a"),
             Wrong({"gain": lambda step: step["out"]}, TypeError, "gain .* static_args='gain'"),
             Wrong({"gain": lambda step: step[None]}, TypeError, "gain .* static_args='gain'"),
@@ -364,6 +387,7 @@ HYPERPARAMS = {
                 r"learning_rate must be .* got \(0.1, 0.5\).*triangular_schedule\(\*bounds",
             ),
             Wrong({"learning_rate": optax_clr.LRBounds(0.1, 0.5)}, TypeError, r"\(\*bounds, rise"),
+            Wrong({"learning_rate": stairs}, ValueError, POWER.format("learning_rate")),
             Wrong({"learning_rate": np.ma.masked}, ValueError, f"learning_rate {UNMASKED}"),
             Wrong({"factory": gathering}, TypeError, r"name each argument .*\*\*others"),
             Wrong({"factory": by_position}, TypeError, "by name, got .* takes rate by position"),
@@ -402,7 +426,10 @@ HYPERPARAMS = {
             Wrong({"values": {"momentum": "0.1"}}, TypeError, "momentum must be .* got '0.1'"),
             Wrong({"values": {"momentum": np.ma.masked}}, ValueError, f"momentum {UNMASKED}"),
             Wrong({"values": {"momentum": None}}, TypeError, "momentum must be .* got None"),
-            Wrong({"values": {"momentum": SCHEDULE}}, TypeError, "momentum must be a number"),
+            *(
+                Wrong({"values": {"momentum": bad}}, TypeError, "momentum must be a number")
+                for bad in (SCHEDULE, DAY, SHAPE, np.float32)
+            ),
             Wrong({"values": {"momentum": np.array("1")}}, TypeError, "momentum must be a number"),
             Wrong({"values": {"momentum": 1j}}, TypeError, "momentum must be a number.* 1j"),
             Wrong({"values": {"momentum": np.complex64(1j)}}, TypeError, "must be a real number"),
@@ -722,6 +749,7 @@ RATES = (
     Wrong({"min_lr": 1.0, "max_lr": 1.0}, ValueError, "max_lr=1.0 must be larger"),
     Wrong({"spacing": "exp"}, ValueError, "spacing must be 'log' or 'linear', got 'exp'"),
     Wrong({"spacing": None}, ValueError, "spacing must be 'log' or 'linear', got None"),
+    Wrong({"spacing": np.ones(2)}, ValueError, r"spacing must be 'log' or 'linear', got array\("),
 )
 STOP = (
     Wrong({"smoothing": 1.0}, ValueError, "smoothing must be .* got 1.0"),
@@ -1062,6 +1090,7 @@ READINGS = {
             Wrong({"shape": lambda step: step * jnp.ones(2)}, ValueError, "returned .* at step 0"),
             Wrong({"shape": lambda step: (step, step)}, ValueError, "returned .* at step 0"),
             Wrong({"shape": lambda step: 1j * step}, ValueError, "returned .* at step 0"),
+            Wrong({"shape": stairs}, ValueError, POWER.format("shape")),
             Wrong({"shape": jax.random.key}, ValueError, "returned .* at step 0"),
             Wrong({"result": RESULT._replace(losses=valley[:-1])}, ValueError, "the same shape"),
         ),
@@ -1092,6 +1121,7 @@ READINGS = {
             Wrong({"ax": Figure()}, TypeError, "ax must be Matplotlib Axes, got <?Figure"),
             Wrong({"schedule": lambda step: (step, step)}, ValueError, "schedule must be a sched"),
             Wrong({"schedule": lambda step: math.sqrt(step)}, ValueError, "schedule must be a sch"),
+            Wrong({"schedule": stairs}, ValueError, POWER.format("schedule")),
         ),
     ),
 }

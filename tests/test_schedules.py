@@ -796,3 +796,23 @@ def test_a_wave_that_cannot_be_hashed_serves():
 
     schedule = optax_clr.cyclical_schedule(0.0, 1.0, 4, wave=Squared())
     np.testing.assert_allclose(schedule(np.arange(5)), [0, 1 / 16, 1 / 4, 9 / 16, 1], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda step: 0.1 * 10.0 ** -(step // 30),
+        lambda step: 0.1 / 10 ** jnp.minimum(step // 30, 3),  # not negative
+        lambda step: 0.1 / 2 ** (step // 2**29),
+        lambda step: 0.1 * jax.random.uniform(jax.random.key(step)),  # shifts bits, too
+    ],
+)
+def test_powers_that_are_no_negative_powers_of_integers_are_schedules(schedule):
+    by_epoch = optax_clr.per_epoch_schedule(schedule, 2)
+    np.testing.assert_allclose(by_epoch(61), schedule(30), rtol=1e-6)
+    optimizer = optax_clr.inject_schedules(optax.sgd)(learning_rate=schedule)
+    state = optax_clr.set_step(optimizer.init(jnp.ones(2)), 30)
+    _, state = jax.jit(optimizer.update)(jnp.ones(2), state)
+    rate = optax_clr.get_hyperparams(state)["learning_rate"]
+    np.testing.assert_allclose(rate, schedule(30), rtol=1e-6)
