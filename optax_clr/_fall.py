@@ -32,8 +32,8 @@ _SLOPE = 0.9
 _ERROR_OF_DROP, _LEAST_BESIDE = 1 / 8, 3.0
 # A loss drifts if the averages of four parts of the rows at which no model learns differ by more
 # than this share of the fall, and by more than so many standard errors. Of 210 tests on data in an
-# order, by target, feature or time (docs/study/ordered.py), 53 are read without a doubt, and were
-# 121 without this one; of 30 on shuffled data all are.
+# order, by target, feature or time (docs/study/ordered.py), 50 are read without a doubt, and were
+# 99 without this one; of 30 on shuffled data all are.
 _DRIFT, _ERRORS_OF_DRIFT = 0.3, 6.0
 _PARTS, _LEAST_EARLY = 4, 12
 _LAGS = 3 ** np.arange(7, dtype=np.int32)  # 1 to 729
