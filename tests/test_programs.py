@@ -35,7 +35,7 @@ from optax_clr._references import look, sees_the_same
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
-BATCHES = jax.random.normal(jax.random.key(0), (12, 4, 3))
+BATCHES = jnp.asarray(np.random.default_rng(0).normal(size=(12, 4, 3)), jnp.float32)
 PARAMS = jnp.ones(3)
 SCALE = 1.0
 
@@ -494,7 +494,8 @@ def test_what_stands_in_the_place_of_an_installed_function_is_seen(wrap, monkeyp
     monkeypatch.setattr(jax.nn, "relu", scaled)
     assert first_loss(by_an_installed_function) == pytest.approx(3.0, rel=1e-5)
     scale[0] = 7.0
-    jax.clear_caches()  # of the inner jit, which does not see it
+    if wrap is jax.jit:
+        scaled.clear_cache()  # of the inner jit, which does not see it
     assert first_loss(by_an_installed_function) == pytest.approx(7.0, rel=1e-5)
 
 
@@ -759,7 +760,9 @@ def losses_of_models():
     }
 
 
-@pytest.mark.parametrize("form", losses_of_models())
+@pytest.mark.parametrize(
+    "form", ["setup", "a class that is made", "a TrainState", "a model as params"]
+)
 def test_what_models_and_states_carry_is_seen(form, monkeypatch, caplog):
     run = losses_of_models()[form]
     first = float(run().losses[0])

@@ -129,14 +129,14 @@ def test_lanes_share_their_batches():
 # -------------------------------------------------------------------------------------- meshes
 
 
+@ignore_doubts
 def test_lanes_are_sharded_over_a_mesh(mesh):
     seeds = jax.device_put(jnp.arange(16), NamedSharding(mesh, P("device")))
     sharded = jax.jit(jax.vmap(run))(seeds)
     assert len(sharded.losses.sharding.device_set) == 8
     assert sharded.losses.addressable_shards[0].data.shape == (2, NUM_STEPS)
     np.testing.assert_allclose(sharded.losses, jax.vmap(run)(jnp.arange(16)).losses, rtol=1e-3)
-    # Inside jit nothing warns that 0.1 is too low a rate to end with.
-    base_value, peak_value = jax.jit(lambda result: result.bounds())(sharded)
+    base_value, peak_value = sharded.bounds()
     assert 0 < base_value < peak_value
 
 

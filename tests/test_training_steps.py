@@ -993,10 +993,17 @@ WARMED_UP = {
 
 
 @pytest.mark.usefixtures("optax_promotion")
-@pytest.mark.parametrize("optimizer", WARMED_UP.values(), ids=WARMED_UP)
-def test_so_does_one_in_a_step_of_the_callers(optimizer):
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        WARMED_UP,
+        usual=["beside one's own", "and one's own that keeps updates", "by name",
+               "in the same factory"],
+    ),
+)  # fmt: skip
+def test_so_does_one_in_a_step_of_the_callers(name):
     with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own, or"):
-        run_step_of_the_callers(optimizer)
+        run_step_of_the_callers(WARMED_UP[name])
 
 
 @pytest.mark.usefixtures("optax_promotion")
