@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import exact
+from forms import mostly_slow
 from optax_clr import Cycles
 
 LAST = 2**31 - 1
@@ -215,7 +216,13 @@ def test_cycles_are_the_same_under_x64(cycles, x64):
         np.testing.assert_allclose(cycles.fraction(steps), expected[2], rtol=2e-7)
 
 
-@pytest.mark.parametrize("cycles", [Cycles(7, 1, 3), Cycles(7, 1.5), Cycles(7, 0.5, 3)])
+@pytest.mark.parametrize(
+    "cycles",
+    mostly_slow(
+        [Cycles(7, 1, 3), Cycles(7, 1.5), Cycles(7, 0.5, 3)],
+        usual=[Cycles(7, 1, 3), Cycles(7, 0.5, 3)],
+    ),
+)
 def test_cycles_of_steps_that_are_sharded(cycles, sharded):
     steps = np.arange(64).reshape(8, 8)
     queries = (cycles.index, cycles.fraction, cycles.is_end, cycles.start, cycles.length)

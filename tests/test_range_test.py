@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import optax_clr
+from forms import mostly_slow
 from optax_clr import _batches
 from plain import train_step
 
@@ -583,7 +584,7 @@ def test_bfloat16_params_keep_their_dtype_and_give_float32_rows():
 
 
 @pytest.mark.filterwarnings("ignore::optax_clr.RangeTestWarning")  # outside of a program
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", mostly_slow([np.float32, np.float64], usual=[np.float64]))
 def test_it_runs_under_x64(dtype, x64):
     arrays = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), (PARAMS, BATCHES))
     expected = optax_clr.lr_range_test(loss_fn, PARAMS, optax.adam, BATCHES, max_lr=0.1)
