@@ -106,7 +106,7 @@ def sharded():
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
         with jax.set_mesh(mesh):
             values = function(jax.device_put(jnp.asarray(steps), sharding))
-        assert values.sharding == sharding
+        assert all(each.sharding == sharding for each in jax.tree.leaves(values))
         return values
 
     return call

@@ -12,6 +12,7 @@ import pytest
 from jax import export
 
 import optax_clr
+from forms import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -84,7 +85,10 @@ def test_the_program_for_a_gpu_asks_nothing_of_the_host():
     assert not re.findall(r"callback|infeed|outfeed|stablehlo\.(?:send|recv)", text)
 
 
-@pytest.mark.parametrize("num_rows", [2, 63, 64, 65, 127, 128, 129, 300, 997])
+@pytest.mark.parametrize(
+    "num_rows",
+    mostly_slow([2, 63, 64, 65, 127, 128, 129, 300, 997], usual=[2, 64, 65, 127, 128, 129, 997]),
+)
 def test_rows_of_any_number_are_those_of_a_plain_loop(num_rows):
     """The last chunk may have rows that only fill it, which nothing shows."""
     executed = []

@@ -67,30 +67,30 @@ def test_imports_point_one_way(module):
     assert imported <= set(MODULES[: MODULES.index(module)])
 
 
-def loaded_by(statement):
-    """Top-level packages that a fresh interpreter has after the statement."""
-    report = f"{statement}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    run = subprocess.run([sys.executable, "-c", report], capture_output=True, check=True, text=True)
-    return set(run.stdout.split())
+def loaded_by(*statements):
+    """Top-level packages that a fresh interpreter has after each of the statements."""
+    report = "import sys\nprint(*{name.partition('.')[0] for name in sys.modules})\n"
+    script = "".join(f"{statement}\n{report}" for statement in statements)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    return [set(line.split()) for line in run.stdout.splitlines()]
 
 
 def test_importing_loads_nothing_that_is_optional():
+    by_optax, by_both, by_all = loaded_by("import optax", "import optax_clr", "import matplotlib")
     optional = {"flax", "matplotlib", "tqdm", "sklearn", "chex", "pytest"}
-    assert not loaded_by("import optax_clr") & (optional - loaded_by("import optax"))
-
-
-def test_the_test_above_can_fail():
-    assert "matplotlib" in loaded_by("import optax_clr, matplotlib")
+    assert not by_both & (optional - by_optax)
+    assert "matplotlib" in by_all  # or the test could not fail
 
 
 def test_importing_starts_no_device():
     environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}
-    subprocess.run([sys.executable, "-c", "import optax_clr"], env=environment, check=True)
-    started = subprocess.run(
-        [sys.executable, "-c", "import jax; jax.devices()"],
-        env=environment, capture_output=True, check=False,
+    script = "import optax_clr, jax; print('imported'); jax.devices()"
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment, capture_output=True, check=False, text=True,
     )  # fmt: skip
-    assert started.returncode != 0  # or the test above could not fail
+    assert run.stdout.strip() == "imported"
+    assert run.returncode != 0  # or the test could not fail
 
 
 def imported(folder, statement):
@@ -103,28 +103,37 @@ def imported(folder, statement):
     return run.stdout.strip()
 
 
+# What forgets the package, so that one interpreter can import it again.
+FORGET = (
+    "for name in [n for n in sys.modules if n.startswith('optax_clr')]: del sys.modules[name]\n"
+)
+
+
 def test_a_copy_without_metadata_can_be_imported(tmp_path):
     shutil.copytree(SOURCE, tmp_path / "optax_clr")
-    hidden = "import importlib.metadata as m; find = m.distribution\n"
-    hidden += "def distribution(name):\n"
-    hidden += "    if name == 'optax-clr': raise m.PackageNotFoundError(name)\n"
-    hidden += "    return find(name)\n"
-    hidden += "m.distribution = distribution\n"
-    report = "import optax_clr; print(optax_clr.__version__, optax_clr.__file__)"
-    version, file = imported(tmp_path, hidden + report).split()
+    hide = "find = m.distribution\n"
+    hide += "def distribution(name):\n"
+    hide += "    if name == 'optax-clr': raise m.PackageNotFoundError(name)\n"
+    hide += "    return find(name)\n"
+    hide += "m.distribution = distribution\n"
+    report = "import optax_clr; print(optax_clr.__version__, optax_clr.__file__)\n"
+    begin = "import importlib.metadata as m, sys\n"
+    with_it, without = imported(tmp_path, begin + report + FORGET + hide + report).splitlines()
+    assert with_it.split()[0] == importlib.metadata.version("optax-clr")
+    version, file = without.split()
     assert file.startswith(str(tmp_path))
     assert version == "0+unknown"
-    assert imported(tmp_path, report).split()[0] == importlib.metadata.version("optax-clr")
 
 
 def test_importing_leaves_the_garbage_collector_as_it_was(tmp_path):
     shutil.copytree(SOURCE, tmp_path / "optax_clr")
-    for state, is_on in (("enable", "True"), ("disable", "False")):
-        begin, report = f"import gc; gc.{state}()\n", "print(gc.isenabled())"
-        assert imported(tmp_path, f"{begin}import optax_clr\n{report}") == is_on
-    (tmp_path / "optax_clr/plotting.py").write_text("1 / 0")
-    failing = "try: import optax_clr\nexcept ZeroDivisionError: print(gc.isenabled())"
-    assert imported(tmp_path, f"import gc\n{failing}") == "True"
+    report = "import optax_clr\nprint(gc.isenabled())\n"
+    states = f"gc.enable()\n{report}{FORGET}gc.disable()\n{report}{FORGET}gc.enable()\n"
+    broken = tmp_path / "optax_clr/plotting.py"
+    failing = f"open({str(broken)!r}, 'w').write('1 / 0  # of another length')\n"
+    failing += "try: import optax_clr\nexcept ZeroDivisionError: print(gc.isenabled())"
+    found = imported(tmp_path, f"import gc, sys\n{states}{failing}")
+    assert found.split() == ["True", "False", "True"]
 
 
 def test_types_are_shipped():

@@ -189,6 +189,10 @@ def run_with(params, batches):
 # ------------------------------------------------------------- arrays of several kinds, and workers
 
 
+def loss_of_the_first_two(params, batch):
+    return loss_fn(params, batch[:2])
+
+
 def reused_with(extra):
     """A loader with the same NumPy memory each time, beside what it gives anew."""
     inputs, targets = (np.empty_like(part) for part in BATCHES[0])
@@ -203,14 +207,13 @@ def reused_with(extra):
     ids=["JAX array", "key", "NumPy scalar", "float"],
 )
 def test_reused_memory_beside_other_arrays_is_copied(extra):
-    three = lambda params, batch: loss_fn(params, batch[:2])
-    test = functools.partial(
-        optax_clr.lr_range_test, three, PARAMS, optax.adam, max_lr=0.1, num_steps=NUM_STEPS
+    test, grid = (
+        functools.partial(
+            test, loss_of_the_first_two, PARAMS, optax.adam, max_lr=0.1, num_steps=NUM_STEPS
+        )
+        for test in (optax_clr.lr_range_test, optax_clr.lr_grid_test)
     )
     np.testing.assert_array_equal(test(reused_with(extra)).losses, run(STACKED).losses)
-    grid = functools.partial(
-        optax_clr.lr_grid_test, three, PARAMS, optax.adam, max_lr=0.1, num_steps=NUM_STEPS
-    )
     np.testing.assert_allclose(
         grid(reused_with(extra)).losses,
         optax_clr.lr_grid_test(loss_fn, PARAMS, optax.adam, STACKED, max_lr=0.1).losses,
@@ -423,13 +426,13 @@ def test_calls_are_short_by_the_clock_whatever_it_shows(seconds, most_ahead, mon
         return state, batch * value
 
     def read():
-        for number in range(2000):
+        for number in range(1000):
             ahead.append(number - len(num_trained))
             yield np.float32(number % 2)
 
-    result = optax_clr.range_test(step_fn, jnp.float32(0), read(), np.ones(2000))
+    result = optax_clr.range_test(step_fn, jnp.float32(0), read(), np.ones(1000))
     jax.effects_barrier()
-    np.testing.assert_array_equal(result.losses, np.arange(2000) % 2)
+    np.testing.assert_array_equal(result.losses, np.arange(1000) % 2)
     assert max(ahead) <= most_ahead
 
 
@@ -661,17 +664,22 @@ def traced_image(step):
     return jnp.asarray(IMAGES)[step]
 
 
+def losses_of_convolutions(batches, steps_per_value):
+    values = np.geomspace(1e-3, 0.1, 20 // steps_per_value)
+    return optax_clr.range_test(
+        convolution_step, KERNEL, batches, values, steps_per_value=steps_per_value
+    ).losses
+
+
+convolutions_in_one_program = jax.jit(losses_of_convolutions, static_argnums=1)
+
+
 @pytest.mark.parametrize("batches", [IMAGES, Loader(IMAGES), traced_image])
 @pytest.mark.parametrize("steps_per_value", [1, 5])
 def test_a_step_with_convolutions_gives_the_curve_of_one_program(batches, steps_per_value):
-    values = np.geomspace(1e-3, 0.1, 20 // steps_per_value)
-    test = functools.partial(
-        optax_clr.range_test, convolution_step, KERNEL, values=values,
-        steps_per_value=steps_per_value,
-    )  # fmt: skip
-    by_rows = test(batches=batches)
-    one_program = jax.jit(lambda images: test(batches=images))(IMAGES)
-    np.testing.assert_allclose(by_rows.losses, one_program.losses, rtol=1e-4)
+    by_rows = losses_of_convolutions(batches, steps_per_value)
+    one_program = convolutions_in_one_program(IMAGES, steps_per_value)
+    np.testing.assert_allclose(by_rows, one_program, rtol=1e-4)
 
 
 def test_a_convolution_may_have_a_lane_for_each_rule():

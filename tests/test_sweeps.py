@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import compiling
 import optax_clr
+from forms import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -39,18 +40,16 @@ def loss_fn(params, batch):
     return jnp.mean((jnp.tanh(inputs @ params["hidden"]) @ params["out"] - targets) ** 2)
 
 
-def run(seed, weight_decay=0.0, batches=BATCHES, loss_fn=loss_fn, max_lr=0.1):
-    return optax_clr.lr_range_test(
-        loss_fn,
-        new_params(seed),
-        lambda rate: optax.adamw(rate, weight_decay=weight_decay),
-        batches,
-        max_lr=max_lr,
-    )
+# One function, so that what is compiled for one test is kept for the next.
+without_decay = functools.partial(optax.adamw, weight_decay=0.0)
 
 
-# Inside jit nothing warns that 0.1 is too low a rate to end with.
-read_bounds = jax.jit(lambda result: result.bounds())
+def run(seed, optimizer=without_decay, batches=BATCHES, max_lr=0.1):
+    return optax_clr.lr_range_test(loss_fn, new_params(seed), optimizer, batches, max_lr=max_lr)
+
+
+# That 0.1 is too low a rate to end with.
+ignore_doubts = pytest.mark.filterwarnings("ignore::optax_clr.RangeTestWarning")
 
 SEEDS, DECAYS = jnp.arange(3), jnp.array([0.0, 0.1, 1.0, 10.0])
 
@@ -74,13 +73,17 @@ def test_seeds_by_weight_decays_are_one_program():
         traces.append(None)
         return loss_fn(params, batch)
 
-    over_decays = jax.vmap(functools.partial(run, loss_fn=counted), in_axes=(None, 0))
+    def run_with(seed, weight_decay, loss_fn=loss_fn):
+        optimizer = lambda rate: optax.adamw(rate, weight_decay=weight_decay)
+        return optax_clr.lr_range_test(loss_fn, new_params(seed), optimizer, BATCHES, max_lr=0.1)
+
+    over_decays = jax.vmap(functools.partial(run_with, loss_fn=counted), in_axes=(None, 0))
     grid = jax.jit(jax.vmap(over_decays, in_axes=(0, None)))(SEEDS, DECAYS)
     assert grid.losses.shape == (3, 4, NUM_STEPS)
     assert len(traces) == 1
 
     for i, j in [(0, 0), (2, 1), (1, 3)]:
-        single = run(SEEDS[i], float(DECAYS[j]))
+        single = run_with(SEEDS[i], float(DECAYS[j]))
         np.testing.assert_allclose(grid.losses[i, j], single.losses, rtol=1e-3)
 
 
@@ -126,16 +129,18 @@ def test_lanes_share_their_batches():
 # -------------------------------------------------------------------------------------- meshes
 
 
+@ignore_doubts
 def test_lanes_are_sharded_over_a_mesh(mesh):
     seeds = jax.device_put(jnp.arange(16), NamedSharding(mesh, P("device")))
     sharded = jax.jit(jax.vmap(run))(seeds)
     assert len(sharded.losses.sharding.device_set) == 8
     assert sharded.losses.addressable_shards[0].data.shape == (2, NUM_STEPS)
     np.testing.assert_allclose(sharded.losses, jax.vmap(run)(jnp.arange(16)).losses, rtol=1e-3)
-    base_value, peak_value = read_bounds(sharded)
+    base_value, peak_value = sharded.bounds()
     assert 0 < base_value < peak_value
 
 
+@ignore_doubts
 @pytest.mark.parametrize("form", ["stacked", "traced", "streamed", "bar"])
 def test_batches_are_sharded_over_a_mesh(mesh, form):
     split = NamedSharding(mesh, P(None, "device"))
@@ -153,7 +158,7 @@ def test_batches_are_sharded_over_a_mesh(mesh, form):
         result = test(stacked, progress=form == "bar")
     single = optax_clr.lr_range_test(loss_fn, new_params(0), optax.adam, BATCHES, max_lr=0.1)
     np.testing.assert_allclose(result.losses, single.losses, rtol=1e-4)
-    np.testing.assert_allclose(read_bounds(result), read_bounds(single), rtol=1e-2)
+    np.testing.assert_allclose(result.bounds(), single.bounds(), rtol=1e-2)
 
 
 # The same training on two processes of two devices each, every process with half of each batch.
@@ -237,16 +242,18 @@ def noisy_valley(values):
     return optax_clr.range_test(step_fn, jnp.float32(5.0), noise, values)
 
 
+@ignore_doubts
 def test_a_falling_sweep_is_read_as_a_rising_one():
     rising = noisy_valley(np.geomspace(1e-3, 1.0, 400))
     falling = noisy_valley(np.geomspace(1e-3, 1.0, 400)[::-1])
     assert int(falling.num_valid) == 400
     np.testing.assert_array_equal(falling.learning_rates, rising.learning_rates[::-1])
     for result in (rising, falling):
-        base_value, peak_value = read_bounds(result)
+        base_value, peak_value = result.bounds()
         assert 1e-3 < base_value < peak_value < 1.0
 
 
+@ignore_doubts
 def test_there_and_back_visits_the_rates_in_that_order_and_goes_on_training():
     up = np.geomspace(1e-3, 0.5, 150)
     result = noisy_valley(np.concatenate([up, up[::-1]]))
@@ -260,7 +267,7 @@ def test_there_and_back_visits_the_rates_in_that_order_and_goes_on_training():
         )
         for part in (slice(150), slice(150, 300))
     )
-    assert read_bounds(there).base_value > 0
+    assert there.bounds().base_value > 0
     with pytest.raises(optax_clr.RangeTestError, match="never fell"):
         back.suggest()
 
@@ -280,7 +287,7 @@ def explicit_mesh():
         yield mesh
 
 
-@pytest.mark.parametrize("test", ["sweep", "grid", "jitted"])
+@pytest.mark.parametrize("test", mostly_slow(["sweep", "grid", "jitted"], usual=["sweep", "grid"]))
 def test_lanes_over_explicit_axes(explicit_mesh, test):
     seeds = jax.device_put(jnp.arange(16), NamedSharding(explicit_mesh, P("device")))
     if test == "grid":
@@ -334,8 +341,9 @@ def test_a_step_that_is_mapped_over_explicit_axes(explicit_mesh, form):
     np.testing.assert_allclose(result.losses, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("axes", [("device",), (None, "device")], ids=["curves", "rows"])
-def test_curves_over_explicit_axes_are_read(explicit_mesh, axes):
+@pytest.mark.parametrize("axis", mostly_slow(["curves", "rows"], usual=["rows"]))
+def test_curves_over_explicit_axes_are_read(explicit_mesh, axis):
+    axes = ("device",) if axis == "curves" else (None, "device")
     rates = np.geomspace(1e-3, 10.0, 80, dtype=np.float32)
     centres = np.linspace(-1.5, -1.0, 8, dtype=np.float32)[:, None]
     losses = (np.log10(rates) - centres) ** 2

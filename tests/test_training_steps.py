@@ -1,6 +1,7 @@
 """Any training step: Flax's TrainState, nnx, MultiSteps, bfloat16 and Equinox in a range test."""
 
 import functools
+import itertools
 import types
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from flax.training import train_state
 from sklearn import datasets
 
 import optax_clr
+from forms import mostly_slow
 from optax_clr._jaxprs import num_operations
 from plain import update_nnx
 
@@ -422,7 +424,9 @@ LOSS_READERS = {
 
 
 @pytest.mark.filterwarnings("ignore:the optimizer has a schedule of its own, or a scale")
-@pytest.mark.parametrize("name", LOSS_READERS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(LOSS_READERS, usual=["momo", "backtracking", "accumulated"])
+)
 def test_an_update_is_given_the_loss_and_what_computes_it(name):
     optimizer, steps_per_value = LOSS_READERS[name], 1 + (name == "accumulated")
     batches = jax.tree.map(lambda leaf: leaf[:20], BATCHES)
@@ -757,30 +761,30 @@ def test_a_function_that_makes_one_batch_leaves_a_doubt(test, batches):
     assert caught[0].filename == __file__
 
 
-@pytest.mark.parametrize("test", RANGE_TESTS)
-@pytest.mark.parametrize(
-    "batches",
-    [
-        lambda step: jnp.asarray(ROWS)[step % 50 * 8 + jnp.arange(8)],
-        jax.jit(
-            lambda step: jax.random.normal(jax.random.fold_in(jax.random.key(0), step), (8, 3))
-        ),
-        lambda step: jax.experimental.io_callback(lambda: draw_by_numpy(0), DRAWN),
-        lambda step: (jnp.asarray(ROWS)[:8], step)[0] + 0 * step,
-        lambda step: jnp.asarray(ROWS[:32]).reshape(4, 8, 3)[step // 2],
-        lambda step: jnp.minimum(1.0, (step + 1) / 4) * jnp.asarray(ROWS[:8]),
-    ],
-    ids=["rows", "drawn", "by the host", "in form", "each twice", "all with a coefficient"],
-)
+OF_THE_STEP = {
+    "rows": lambda step: jnp.asarray(ROWS)[step % 50 * 8 + jnp.arange(8)],
+    "drawn": jax.jit(
+        lambda step: jax.random.normal(jax.random.fold_in(jax.random.key(0), step), (8, 3))
+    ),
+    "by the host": lambda step: jax.experimental.io_callback(lambda: draw_by_numpy(0), DRAWN),
+    "in form": lambda step: (jnp.asarray(ROWS)[:8], step)[0] + 0 * step,
+    "each twice": lambda step: jnp.asarray(ROWS[:32]).reshape(4, 8, 3)[step // 2],
+    "all with a coefficient": lambda step: jnp.minimum(1.0, (step + 1) / 4) * jnp.asarray(ROWS[:8]),
+}
+
+
+# What is known of batches is found in the same way in each form of test.
+@pytest.mark.parametrize("test", mostly_slow(RANGE_TESTS, usual=["range_test"]))
+@pytest.mark.parametrize("batches", OF_THE_STEP)
 def test_a_function_of_the_step_leaves_none(test, batches):
-    RANGE_TESTS[test](batches)  # warnings are errors here
+    RANGE_TESTS[test](OF_THE_STEP[batches])  # warnings are errors here
 
 
 @pytest.mark.parametrize("test", RANGE_TESTS)
-@pytest.mark.parametrize("batches", [ROWS[:40].reshape(5, 8, 3), ROWS[:56].reshape(7, 8, 3)])
-def test_an_index_beyond_the_end_leaves_a_doubt(test, batches):
+@pytest.mark.parametrize("num_batches", mostly_slow([5, 7], usual=[7]))
+def test_an_index_beyond_the_end_leaves_a_doubt(test, num_batches):
     """JAX takes the last entry there: 8 steps train on 5 batches, or on 7."""
-    rows = jnp.asarray(batches)
+    rows = jnp.asarray(ROWS[: 8 * num_batches]).reshape(num_batches, 8, 3)
     with pytest.warns(optax_clr.RangeTestWarning, match="indexes beyond the end") as caught:
         RANGE_TESTS[test](lambda step: rows[step])
     assert caught[0].filename == __file__
@@ -923,10 +927,19 @@ def run_on_two_params(optimizer):
 
 
 @pytest.mark.usefixtures("optax_promotion")
-@pytest.mark.parametrize("optimizer", SCHEDULED.values(), ids=SCHEDULED)
-def test_an_optimizer_with_a_schedule_of_its_own_leaves_a_doubt(optimizer):
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        SCHEDULED,
+        usual=[
+            "adam", "by a chain", "beside what keeps updates", "injected", "by MultiSteps",
+            "a warm-up before the rate", "a line search", "a line search that begins anew",
+        ],
+    ),
+)  # fmt: skip
+def test_an_optimizer_with_a_schedule_of_its_own_leaves_a_doubt(name):
     with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own, or") as caught:
-        run_on_two_params(optimizer)
+        run_on_two_params(SCHEDULED[name])
     assert caught[0].filename == __file__
 
 
@@ -980,10 +993,17 @@ WARMED_UP = {
 
 
 @pytest.mark.usefixtures("optax_promotion")
-@pytest.mark.parametrize("optimizer", WARMED_UP.values(), ids=WARMED_UP)
-def test_so_does_one_in_a_step_of_the_callers(optimizer):
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        WARMED_UP,
+        usual=["beside one's own", "and one's own that keeps updates", "by name",
+               "in the same factory"],
+    ),
+)  # fmt: skip
+def test_so_does_one_in_a_step_of_the_callers(name):
     with pytest.warns(optax_clr.RangeTestWarning, match="a schedule of its own, or"):
-        run_step_of_the_callers(optimizer)
+        run_step_of_the_callers(WARMED_UP[name])
 
 
 @pytest.mark.usefixtures("optax_promotion")
@@ -1141,6 +1161,9 @@ OTHERS = {
 }
 
 
+ORDERS = ["judge first", "maker first", "together"]
+
+
 def play(maker, judge, batch, update_maker, update_judge, order):
     """One step of both, the judge before, after or at the same time as the maker."""
     judged = lambda maker: (
@@ -1162,10 +1185,20 @@ def play(maker, judge, batch, update_maker, update_judge, order):
 
 
 @pytest.mark.usefixtures("optax_promotion")
-@pytest.mark.parametrize("order", ["judge first", "maker first", "together"])
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_a_second_optimizer_counts_for_nothing(other, order):
+@pytest.mark.parametrize(
+    "case",
+    mostly_slow(
+        itertools.product(OTHERS, ORDERS),
+        usual=[
+            *(("a plateau", order) for order in ORDERS),
+            *((other, "judge first") for other in OTHERS),
+        ],
+    ),
+    ids=", ".join,
+)
+def test_a_second_optimizer_counts_for_nothing(case):
     """The discriminator trains by its own, and the generator, which is read, at the rates."""
+    other, order = OTHERS[case[0]], case[1]
     optimizer = optax_clr.inject_schedules(optax.sgd)(learning_rate=jnp.float32(0))
 
     def updates_by(optimizer):
