@@ -15,7 +15,6 @@ import pytest
 from flax.training.train_state import TrainState
 
 import optax_clr
-from forms import mostly_slow
 from optax_clr import _set_step, _states
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -159,17 +158,8 @@ def difference(first, second):
     return np.max(np.abs(first - second)) / np.max(np.abs([first, second]))
 
 
-# Of each kind of state one.
-USUAL = {
-    "sgd", "adamw", "lbfgs", "scale_by_schedule", "add_decayed_weights", "noisy_sgd", "novograd",
-    "schedule_free", "prodigy", "muon", "momo", "dpsgd", "sophia", "mechanize", "reduce_on_plateau",
-}  # fmt: skip
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "name", mostly_slow(FACTORIES, [name for name in FACTORIES if name.split(".")[-1] in USUAL])
-)
+@pytest.mark.parametrize("name", FACTORIES)
 def test_a_moved_schedule_goes_on_where_it_should(name):
     for argument, (build, inputs) in with_schedules(name).items():
         assert_goes_on_where_it_should(build, inputs, argument)
@@ -199,7 +189,6 @@ def after_zeros(optimizer, state, *inputs):
     return jax.tree.map(lambda new, old: jnp.where(jnp.isnan(new), old, new), after, state)
 
 
-@pytest.mark.slow
 def test_as_many_optimizers_are_covered_as_there_are():
     """They are found by trying; if Optax changes so that none is, this is how it shows."""
     covered = {name: with_schedules(name) for name in FACTORIES}
