@@ -22,6 +22,7 @@ from optax_clr._modes import undisturbed
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, look_ahead, run
 from optax_clr._step import PyTree
+from optax_clr._step_checks import check_run
 from optax_clr._step_facts import remarks_on
 from optax_clr._stop_rule import StopRule
 
@@ -127,7 +128,13 @@ def lr_grid_test(
 
     def train_at(rate: jax.Array) -> tuple[Outcome, _Row]:
         outcome = run(
-            step, source.again(), params, jnp.full(num_steps, rate), _STOP_AT_NAN, keeps_state=True
+            step,
+            source.again(),
+            params,
+            jnp.full(num_steps, rate),
+            _STOP_AT_NAN,
+            check=lambda facts: check_run(step, facts, num_steps),
+            keeps_state=True,
         )
         return outcome, _row_of(outcome, held_out, has_aux)
 
