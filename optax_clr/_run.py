@@ -16,8 +16,8 @@ import numpy as np
 from optax_clr._batches import Batches
 from optax_clr._curve import EndedBy
 from optax_clr._driver import Driver
+from optax_clr._kept_programs import programs_of
 from optax_clr._plan import check_outside, is_on_cpu, rows_per_chunk, runs_by_rows
-from optax_clr._programs import programs_of
 from optax_clr._result import RangeTestResult
 from optax_clr._step import PyTree, Step
 from optax_clr._step_facts import StepFacts
