@@ -14,23 +14,15 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import (
-    describe,
-    float_dtype,
-    function,
-    is_real_dtype,
-    is_traced,
-    known_float,
-    native,
-    real_scalar,
-    shown,
-)
+from optax_clr._arguments import float_dtype, function, is_real_dtype, native, real_scalar
 from optax_clr._arrays import as_array, check_not_donated, is_array, is_numeric
 from optax_clr._batches import is_stream
 from optax_clr._documentation import see
 from optax_clr._states import is_param, is_variable
 from optax_clr._step import OptimizerStep, PyTree
 from optax_clr._stop_rule import StopRule
+from optax_clr._tracing import is_traced, known_float
+from optax_clr._words import describe, shown
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 

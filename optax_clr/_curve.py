@@ -11,15 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import (
-    any_traced,
-    explicit_sharding,
-    is_real_dtype,
-    is_traced,
-    native,
-    shown,
-)
+from optax_clr._arguments import is_real_dtype, native
 from optax_clr._arrays import Array, as_array, numpy_of
+from optax_clr._tracing import any_traced, explicit_sharding, is_traced
+from optax_clr._words import shown
 
 _SHARDING: Any = jax.sharding
 

@@ -14,7 +14,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import INT32_MAX, as_step, is_on_explicit_axes, shown, whole_number
+from optax_clr._arguments import INT32_MAX, as_step, whole_number
+from optax_clr._tracing import is_on_explicit_axes
+from optax_clr._words import shown
 
 # The most cycles that ``total_steps`` sums one by one, if they go past the last int32 step.
 _MAX_UNREACHABLE = 2**20

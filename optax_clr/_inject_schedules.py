@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_clr._arguments import function, is_traced, native, shown
+from optax_clr._arguments import function, native
 from optax_clr._documentation import see
 from optax_clr._factory_arguments import parameters_of, varies
 from optax_clr._jaxprs import inputs_of
 from optax_clr._states import holds_array, injected_in, own_buffers
+from optax_clr._tracing import is_traced
+from optax_clr._words import shown
 
 _GATHERED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

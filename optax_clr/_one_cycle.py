@@ -14,9 +14,10 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr import waves
-from optax_clr._arguments import as_step, float_dtype, real_scalar, shown, whole_number
+from optax_clr._arguments import as_step, float_dtype, real_scalar, whole_number
 from optax_clr._heights import check_wave, shaped
 from optax_clr._moments import Moment, between, moment_at, time_between
+from optax_clr._words import shown
 from optax_clr.waves import Wave
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr._arguments import is_traced
 from optax_clr._arrays import Array, numpy_of
 from optax_clr._schedule_values import ROUNDING, is_legal, sampled, sums_after
+from optax_clr._tracing import is_traced
 
 # The theorem is taken as printed for fewer steps, and if no stop allows a peak this much higher.
 _MIN_STEPS, _MUCH_HIGHER = 64, 1.1

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from optax_clr._arguments import any_traced, is_inside_program, is_traced
 from optax_clr._documentation import see
 from optax_clr._step import PyTree
 from optax_clr._step_facts import StepFacts
+from optax_clr._tracing import any_traced, is_inside_program, is_traced
 
 _CONFIG: Any = jax.config
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import is_inside_program, shapes_in_words
 from optax_clr._arrays import varying_axes
 from optax_clr._batch_facts import batch_facts_of, batch_of
 from optax_clr._documentation import see
@@ -18,6 +17,8 @@ from optax_clr._optimizer_factor import optimizer_factor
 from optax_clr._step import PyTree, Step
 from optax_clr._step_facts import StepFacts, facts_of
 from optax_clr._swept_optimizer import SweptOptimizer
+from optax_clr._tracing import is_inside_program
+from optax_clr._words import shapes_in_words
 
 _NEEDS_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import any_traced
 from optax_clr._arrays import Array, each, numpy_of
 from optax_clr._curve import Curve
 from optax_clr._doubts import (
@@ -26,6 +25,7 @@ from optax_clr._doubts import (
 )
 from optax_clr._fall import clarity_of, fall_to
 from optax_clr._noise import mean_where
+from optax_clr._tracing import any_traced
 from optax_clr._valley import (
     GRID_SIZE,
     MIN_ROWS,

@@ -10,8 +10,10 @@ import jax
 import numpy as np
 import optax
 
-from optax_clr._arguments import float_dtype, is_real_dtype, is_traced, shown
+from optax_clr._arguments import float_dtype, is_real_dtype
 from optax_clr._arrays import Array, numpy_of
+from optax_clr._tracing import is_traced
+from optax_clr._words import shown
 
 # A run of more steps is divided into this many blocks, and some more near both ends; the value at
 # one step stands for each block.

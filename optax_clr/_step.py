@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_clr._arguments import describe, shapes_in_words, shown
 from optax_clr._documentation import see
 from optax_clr._optimizer_factor import has_one_size
 from optax_clr._step_output import as_float32, as_floats, check_state, is_swapped, split_output
+from optax_clr._words import describe, shapes_in_words, shown
 
 PyTree = Any
 # step_fn(state, batch, value) -> (state, loss), or (state, (loss, metrics)) with has_aux.

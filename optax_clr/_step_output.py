@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._arguments import describe, shape_in_words, shown
 from optax_clr._documentation import see
+from optax_clr._words import describe, shape_in_words, shown
 
 PyTree = Any
 _EXTENDED: Any = jax.dtypes.extended  # the dtypes of typed PRNG keys

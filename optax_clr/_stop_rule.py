@@ -12,7 +12,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import INT32_MAX, known_float
+from optax_clr._arguments import INT32_MAX
+from optax_clr._tracing import known_float
 
 # Until this many rows are averaged, the smoothed loss is too noisy to show divergence. With ten, a
 # first batch of low loss stopped 6 of 672 real tests; with fifteen, none. Five more are a margin.

@@ -18,9 +18,10 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import is_traced, real_scalar, whole_number
+from optax_clr._arguments import real_scalar, whole_number
 from optax_clr._curve import checked_columns
 from optax_clr._modes import undisturbed
+from optax_clr._tracing import is_traced
 
 __all__ = ["minimum", "slide", "steepest", "valley"]
 

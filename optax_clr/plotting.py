@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr._arguments import function, shown, whole_number
+from optax_clr._arguments import function, whole_number
 from optax_clr._drawing import labelled, pyplot_axes
 from optax_clr._presentation import Rule
 from optax_clr._result import RangeTestResult
 from optax_clr._schedule_values import values_at
+from optax_clr._words import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
