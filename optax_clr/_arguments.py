@@ -17,7 +17,6 @@ from optax_clr._tracing import any_traced, is_traced, known_float
 from optax_clr._words import shown
 
 INT32_MAX = 2**31 - 1
-# The range of normal float32 numbers: XLA flushes anything smaller to 0.
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
@@ -69,7 +68,7 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
         return value  # type: ignore[no-any-return]
     if not math.isfinite(number) or (positive and number <= 0):
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
-    if number and not _TINY <= abs(number) <= _HUGE and float_dtype(value) != np.float64:
+    if not fits_float32(number) and float_dtype(value) != np.float64:
         raise ValueError(
             f"{name} must be {allowed} {'' if positive else 'that is 0 or '}between 1.2e-38 and "
             f"3.4e+38 in size, as float32 holds it, got {value!r}. Arrays of dtype float64 may "
@@ -78,6 +77,11 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
     if isinstance(value, np.ndarray):
         return value.copy()  # its owner may write to it
     return value if hasattr(value, "dtype") else number
+
+
+def fits_float32(number: float) -> bool:
+    """Whether a number is 0 or a normal float32: XLA flushes anything smaller to 0."""
+    return number == 0 or _TINY <= abs(number) <= _HUGE
 
 
 def is_real_dtype(dtype: Any) -> bool:

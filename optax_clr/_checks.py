@@ -14,7 +14,14 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import float_dtype, function, is_real_dtype, native, real_scalar
+from optax_clr._arguments import (
+    fits_float32,
+    float_dtype,
+    function,
+    is_real_dtype,
+    native,
+    real_scalar,
+)
 from optax_clr._arrays import as_array, check_not_donated, is_array, is_numeric
 from optax_clr._batches import is_stream
 from optax_clr._documentation import see
@@ -183,9 +190,8 @@ def spaced(min_lr: Any, max_lr: Any, num_values: int, spacing: str) -> jax.Array
     if spacing not in ("log", "linear"):
         raise ValueError(f"spacing must be 'log' or 'linear', got {shown(spacing)}.")
     if low is not None and high is not None:
-        limits = np.finfo(np.float32)
         for name, rate in (("min_lr", low), ("max_lr", high)):
-            if not limits.tiny <= rate <= limits.max:  # as an array in float64 may be
+            if not fits_float32(rate):  # as an array in float64 may not
                 raise ValueError(f"{name} must be a rate that float32 holds, got {shown(rate)}.")
         return _known_rates(low, high, num_values, spacing)
     start, stop = jnp.asarray(min_lr, jnp.float32), jnp.asarray(max_lr, jnp.float32)
