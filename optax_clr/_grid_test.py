@@ -150,12 +150,7 @@ def lr_grid_test(
         RuntimeWarning,
         stacklevel=3,
     )
-    missing = jax.tree.map(lambda entry: jnp.full_like(entry, jnp.nan), rows[0])
-    result = _as_range_test(rates, _stacked(rows + [missing] * (num_values - len(rows))))
-    # If one of the finished rates diverged, the curve ends there instead.
-    is_cut = result.num_valid == len(rows)
-    ended_by = jnp.where(is_cut, np.int32(EndedBy.INTERRUPT), result.ended_by)
-    return result._replace(ended_by=ended_by)
+    return _interrupted(rates, rows)
 
 
 class _Row(NamedTuple):
@@ -203,6 +198,16 @@ def _one_by_one(
         if not rows:
             raise
     return rows
+
+
+def _interrupted(rates: jax.Array, rows: list[_Row]) -> RangeTestResult:
+    """Return the result if only the first rates have their rows."""
+    missing = jax.tree.map(lambda entry: jnp.full_like(entry, jnp.nan), rows[0])
+    result = _as_range_test(rates, _stacked(rows + [missing] * (len(rates) - len(rows))))
+    # If one of the finished rates diverged, the curve ends there instead.
+    is_cut = result.num_valid == len(rows)
+    ended_by = jnp.where(is_cut, np.int32(EndedBy.INTERRUPT), result.ended_by)
+    return result._replace(ended_by=ended_by)
 
 
 def _stacked(rows: list[_Row]) -> _Row:
