@@ -115,20 +115,17 @@ class _Record:
 
     trained: Trained
     parts: list[tuple[int, Columns]] = dataclasses.field(default_factory=list)
+    num_rows: int = 0  # also those after divergence
     num_valid: int = 0
     alive: bool = True
     average: float = 0.0  # the last smoothed loss
-
-    @property
-    def num_rows(self) -> int:
-        """The rows that were trained, also those after divergence."""
-        return sum(num_rows for num_rows, _ in self.parts)
 
     def add(self, num_rows: int, columns: Columns) -> None:
         """Add the rows of a call, once they are trained."""
         watch = self.trained.watch
         num_valid, alive, past = jax.device_get((watch.num_rows, watch.alive, watch.past))
         self.parts.append((num_rows, columns))
+        self.num_rows += num_rows
         self.num_valid, self.alive = int(num_valid), bool(alive)
         self.average = float(Past(*past).average)
 
@@ -147,7 +144,8 @@ class _Record:
             parts = [
                 column[:length] for (length, _), column in zip(self.parts, columns, strict=True)
             ]
-            missing = np.zeros((num_rows - self.num_rows, *parts[0].shape[1:]), parts[0].dtype)
+            num_missing = num_rows - sum(map(len, parts))
+            missing = np.zeros((num_missing, *parts[0].shape[1:]), parts[0].dtype)
             return np.concatenate([*parts, missing])
 
         return jax.tree.map(join, *jax.device_get([rows for _, rows in self.parts]))  # type: ignore[no-any-return]
