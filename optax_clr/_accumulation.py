@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_clr._arguments import is_traced
 from optax_clr._states import key_name
 from optax_clr._swept_optimizer import SweptOptimizer
+from optax_clr._tracing import is_traced
 
 
 def _is_place_in_period(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:

@@ -13,101 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from optax_clr._tracing import any_traced, is_traced, known_float
+from optax_clr._words import shown
+
 INT32_MAX = 2**31 - 1
-# The range of normal float32 numbers: XLA flushes anything smaller to 0.
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-
-
-def is_traced(value: Any) -> bool:
-    """Whether ``value`` is a tracer, known only while a compiled program runs."""
-    return isinstance(value, jax.core.Tracer)
-
-
-def any_traced(tree: Any) -> bool:
-    """Whether a leaf of a pytree is traced."""
-    try:
-        leaves = jax.tree.leaves(tree)
-    except ValueError:  # dict keys that cannot be sorted, which JAX rejects
-        return False
-    return any(map(is_traced, leaves))
-
-
-def is_inside_program() -> bool:
-    """Whether the call is being traced, as by ``jax.jit``, so that no array has a value."""
-    # By a transfer, since launching a program takes half a millisecond on a GPU.
-    return is_traced(jax.device_put(np.float32(0)))
-
-
-def explicit_sharding(array: Any) -> Any:
-    """Return the sharding of an array over Explicit mesh axes, or None if there is none."""
-    sharding = _sharding_in_type(array)
-    is_sharded = any(axis is not None for axis in getattr(sharding, "spec", ()))
-    return sharding if is_sharded else None
-
-
-def is_on_explicit_axes(array: Any) -> bool:
-    """Whether an array is on a mesh with Explicit axes, even if not sharded along them."""
-    kinds = getattr(getattr(_sharding_in_type(array), "mesh", None), "axis_types", ())
-    return any(kind.name == "Explicit" for kind in kinds)
-
-
-def _sharding_in_type(array: Any) -> Any:
-    return getattr(jax.typeof(array), "sharding", None) if hasattr(jax, "typeof") else None
-
-
-def known_float(value: Any) -> float | None:
-    """Return ``value`` as a Python float, or None if it is traced."""
-    if is_traced(value):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # a Python integer of over 308 digits
-        return math.inf
-
-
-_MOST_CHARACTERS = 200
-
-
-def shown(value: Any) -> str:
-    """Return ``value`` as a message shows it: on one line, and only the beginning if it is long.
-
-    A traced value is only called that, since JAX's own text for a tracer tells the reader nothing.
-    """
-    if any_traced(value):
-        return "a traced value"
-    try:
-        whole = " ".join(repr(value).split())
-    except Exception:  # the error that this text is a part of says more
-        return f"an object of {type(value).__name__}"
-    return whole if len(whole) <= _MOST_CHARACTERS else f"{whole[:_MOST_CHARACTERS]}..."
-
-
-def describe(value: Any) -> str:
-    """Describe ``value`` for a message: its type, and its shape if it has one."""
-    if isinstance(value, jax.Array):  # or a tracer, whose type tells a caller nothing
-        return f"an array {shape_in_words(value)}"
-    if isinstance(value, tuple):
-        return f"a tuple of {len(value)}"
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-    return f"{type(value).__name__}{shape}"
-
-
-def shape_in_words(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else describe(leaf)
-
-
-_MOST_NAMED = 20  # arrays in a message
-
-
-def shapes_in_words(tree: Any) -> str:
-    """List the arrays of a pytree with their paths, for a message."""
-    # Not with jax.tree.map: the tree's classes may reject strings in place of arrays.
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = leaves[:_MOST_NAMED]
-    words = [f"{jax.tree_util.keystr(path)} {shape_in_words(leaf)}" for path, leaf in named]
-    if len(leaves) > len(named):
-        words.append(f"and {len(leaves) - len(named)} more")
-    return ", ".join(words).strip() or "of no arrays"
 
 
 def whole_number(name: str, value: Any, *, minimum: int = 1) -> int:
@@ -158,7 +68,7 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
         return value  # type: ignore[no-any-return]
     if not math.isfinite(number) or (positive and number <= 0):
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
-    if number and not _TINY <= abs(number) <= _HUGE and float_dtype(value) != np.float64:
+    if not fits_float32(number) and float_dtype(value) != np.float64:
         raise ValueError(
             f"{name} must be {allowed} {'' if positive else 'that is 0 or '}between 1.2e-38 and "
             f"3.4e+38 in size, as float32 holds it, got {value!r}. Arrays of dtype float64 may "
@@ -169,19 +79,15 @@ def real_scalar(name: str, value: Any, *, positive: bool = False) -> ArrayLike:
     return value if hasattr(value, "dtype") else number
 
 
+def fits_float32(number: float) -> bool:
+    """Whether a number is 0 or a normal float32: XLA flushes anything smaller to 0."""
+    return number == 0 or _TINY <= abs(number) <= _HUGE
+
+
 def is_real_dtype(dtype: Any) -> bool:
     # To NumPy a timedelta64 is an integer.
     others = (jnp.complexfloating, np.timedelta64)
     return jnp.issubdtype(dtype, jnp.number) and not any(jnp.issubdtype(dtype, x) for x in others)
-
-
-def traced_result(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the shapes and dtypes of the result of a function, which may be any callable.
-
-    The lambda is for callables that cannot be weakly referenced, such as NumPy's ufuncs and objects
-    with slots: they would leave JAX's own caches in a state that crashes Python.
-    """
-    return jax.eval_shape(lambda *traced: function(*traced), *arguments)
 
 
 def function(name: str, value: Any, *, form: str) -> Callable[..., Any]:

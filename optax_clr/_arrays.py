@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._arguments import explicit_sharding, is_traced, native
+from optax_clr._arguments import native
+from optax_clr._tracing import explicit_sharding, is_traced
 
 Array = Any  # a JAX or NumPy array
 ShapeDtype: Any = jax.ShapeDtypeStruct

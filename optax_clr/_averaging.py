@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_clr._arguments import INT32_MAX, shown
+from optax_clr._arguments import INT32_MAX
 from optax_clr._cycles import Cycles
 from optax_clr._states import RESTORE, check_state, own_buffers, walk, was_restored
+from optax_clr._words import shown
 
 PyTree = Any
 

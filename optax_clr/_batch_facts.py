@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._arguments import is_traced
 from optax_clr._arrays import is_key, is_opaque
 from optax_clr._documentation import see
 from optax_clr._jaxprs import equations, inputs_of
+from optax_clr._tracing import is_traced
 
 
 class BatchFacts(NamedTuple):

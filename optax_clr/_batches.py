@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._arguments import describe, shown, whole_number
+from optax_clr._arguments import whole_number
 from optax_clr._arrays import (
     OPEN_IT,
     ShapeDtype,
@@ -26,6 +26,7 @@ from optax_clr._documentation import see
 from optax_clr._loop import Inputs
 from optax_clr._step import PyTree
 from optax_clr._streams import StreamedBatches
+from optax_clr._words import describe, shown
 
 _DEFAULT_NUM_STEPS = 300
 _FORM = (

@@ -15,15 +15,12 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import (
-    describe,
+    fits_float32,
     float_dtype,
     function,
     is_real_dtype,
-    is_traced,
-    known_float,
     native,
     real_scalar,
-    shown,
 )
 from optax_clr._arrays import as_array, check_not_donated, is_array, is_numeric
 from optax_clr._batches import is_stream
@@ -31,6 +28,8 @@ from optax_clr._documentation import see
 from optax_clr._states import is_param, is_variable
 from optax_clr._step import OptimizerStep, PyTree
 from optax_clr._stop_rule import StopRule
+from optax_clr._tracing import is_traced, known_float
+from optax_clr._words import describe, shown
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
@@ -191,9 +190,8 @@ def spaced(min_lr: Any, max_lr: Any, num_values: int, spacing: str) -> jax.Array
     if not isinstance(spacing, str) or spacing not in ("log", "linear"):
         raise ValueError(f"spacing must be 'log' or 'linear', got {shown(spacing)}.")
     if low is not None and high is not None:
-        limits = np.finfo(np.float32)
         for name, rate in (("min_lr", low), ("max_lr", high)):
-            if not limits.tiny <= rate <= limits.max:  # as an array in float64 may be
+            if not fits_float32(rate):  # as an array in float64 may not
                 raise ValueError(f"{name} must be a rate that float32 holds, got {shown(rate)}.")
         return _known_rates(low, high, num_values, spacing)
     start, stop = jnp.asarray(min_lr, jnp.float32), jnp.asarray(max_lr, jnp.float32)

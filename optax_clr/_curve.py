@@ -9,17 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from optax_clr._arguments import (
-    any_traced,
-    explicit_sharding,
-    is_real_dtype,
-    is_traced,
-    native,
-    shown,
-)
+from optax_clr._arguments import is_real_dtype, native
 from optax_clr._arrays import Array, as_array, numpy_of
+from optax_clr._tracing import any_traced, explicit_sharding, is_traced
+from optax_clr._words import shown
 
 _SHARDING: Any = jax.sharding
 
@@ -101,7 +95,7 @@ def _check_entries(result: Any) -> None:
 
 def checked_curve(curve: Curve) -> Curve:
     """Check shapes, steps and factor; return the curve, in NumPy unless a column is a JAX array."""
-    _check_shapes(curve.learning_rates, curve.losses)
+    check_shapes(curve.learning_rates, curve.losses)
     if not np.size(curve.losses):
         raise ValueError(
             "learning_rates and losses must have at least one row, got the shape "
@@ -151,17 +145,8 @@ def float_column(name: str, column: Any) -> Array:
     return column if is_wide else column.astype(np.float32)
 
 
-def checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Check that both have the same shape ``[..., n]``, and return them as JAX float arrays."""
-    columns = float_column("learning_rates", learning_rates), float_column("losses", losses)
-    _check_shapes(*columns)
-    if not math.prod(columns[1].shape[:-1]):
-        raise ValueError(f"losses must have at least one curve, got shape {columns[1].shape}.")
-    rates, curves = (gathered(jnp.asarray(column)) for column in columns)
-    return rates, curves
-
-
-def _check_shapes(learning_rates: Any, losses: Any) -> None:
+def check_shapes(learning_rates: Any, losses: Any) -> None:
+    """Raise unless both columns have the same shape ``[..., n]``."""
     shapes = np.shape(learning_rates), np.shape(losses)
     if shapes[0] != shapes[1] or not shapes[0]:
         raise ValueError(

@@ -14,7 +14,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import INT32_MAX, as_step, is_on_explicit_axes, shown, whole_number
+from optax_clr._arguments import INT32_MAX, as_step, whole_number
+from optax_clr._tracing import is_on_explicit_axes
+from optax_clr._words import shown
 
 # The most cycles that ``total_steps`` sums one by one, if they go past the last int32 step.
 _MAX_UNREACHABLE = 2**20
@@ -69,7 +71,14 @@ class Cycles:
 
     @property
     def total_steps(self) -> int | None:
-        """Total length of the cycles, a Python integer of any size; None if they never end."""
+        r"""Total length of the cycles, a Python integer of any size; None if they never end.
+
+        $$\sum_{i < \text{num\_cycles}} \text{length}(i)$$
+
+        Examples:
+          >>> Cycles(2, mult=2, num_cycles=3).total_steps  # 2 + 4 + 8
+          14
+        """
         if self.num_cycles is None:
             return None
         if self.mult == 1:
@@ -80,13 +89,45 @@ class Cycles:
         return end or sum(exact_length(self, cycle) for cycle in range(self.num_cycles))
 
     def index(self, step: ArrayLike) -> jax.Array:
-        """Return the cycle that contains ``step``, int32; ``num_cycles`` after the last one."""
+        r"""Return the cycle that contains ``step``.
+
+        $$\max \{i : \text{start}(i) \le t\}$$
+
+        Args:
+          step: integers of any dtype and shape, counted from 0.
+
+        Returns:
+          ``i32`` in the shape of ``step``, counted from 0; ``num_cycles`` after the last cycle.
+
+        Raises:
+          TypeError: if ``step`` is not an integer.
+
+        Examples:
+          >>> print(Cycles(2, mult=2, num_cycles=2).index(jnp.arange(8)))
+          [0 0 1 1 1 1 2 2]
+        """
         step = as_step(step)
         cycle = locate(self, step).cycle
         return cycle if self.num_cycles is None else self._or_over(cycle, step, self.num_cycles)
 
     def fraction(self, step: ArrayLike) -> jax.Array:
-        """Return how far into its cycle ``step`` is, float32 in [0, 1); 0 after the last cycle."""
+        r"""Return how far into its cycle ``step`` is.
+
+        $$(t - \text{start}(i)) / \text{length}(i), \quad i = \text{index}(t)$$
+
+        Args:
+          step: integers of any dtype and shape, counted from 0.
+
+        Returns:
+          ``f32`` in [0, 1), in the shape of ``step``; 0 after the last cycle.
+
+        Raises:
+          TypeError: if ``step`` is not an integer.
+
+        Examples:
+          >>> print(Cycles(2, mult=2, num_cycles=2).fraction(jnp.arange(8)))
+          [0.   0.5  0.   0.25 0.5  0.75 0.   0.  ]
+        """
         step = as_step(step)
         _, row, _, position = locate(self, step)
         length = self.steps if row is None else pick(table(self).float_lengths, row)
@@ -95,16 +136,46 @@ class Cycles:
         return jnp.minimum(fraction, 1 - 2.0**-24)
 
     def is_end(self, step: ArrayLike) -> jax.Array:
-        """Return whether ``step`` is the last of its cycle, bool: the time for a snapshot."""
+        r"""Return whether ``step`` is the last of its cycle: the time for a snapshot.
+
+        $$t + 1 = \text{start}(i) + \text{length}(i), \quad i = \text{index}(t)$$
+
+        Args:
+          step: integers of any dtype and shape, counted from 0.
+
+        Returns:
+          ``bool`` in the shape of ``step``; False after the last cycle.
+
+        Raises:
+          TypeError: if ``step`` is not an integer.
+
+        Examples:
+          >>> print(Cycles(2, mult=2, num_cycles=2).is_end(jnp.arange(8)))
+          [False  True False False False  True False False]
+        """
         _, row, _, position = locate(self, as_step(step))
         # After the last cycle the position equals its length, so no step is an end. A cycle whose
         # length is cut to 2**31 - 1 has no last step in int32, unless that is its true length.
         return position + 1 == (self.steps if row is None else pick(table(self).lengths, row))
 
     def start(self, cycle: ArrayLike) -> jax.Array:
-        """Return the first step of ``cycle``, int32, at most ``2**31 - 1``.
+        r"""Return the first step of ``cycle``.
 
-        For ``num_cycles`` and any later cycle this is ``total_steps``.
+        $$\sum_{j < i} \text{length}(j)$$
+
+        Args:
+          cycle: integers of any dtype and shape, counted from 0.
+
+        Returns:
+          ``i32`` in the shape of ``cycle``, at most ``2**31 - 1``; for ``num_cycles`` and any later
+          cycle, ``total_steps``.
+
+        Raises:
+          TypeError: if ``cycle`` is not an integer.
+
+        Examples:
+          >>> print(Cycles(2, mult=2, num_cycles=2).start(jnp.arange(4)))
+          [0 2 6 6]
         """
         cycle = self._existing(cycle)
         if self.mult == 1:
@@ -117,10 +188,24 @@ class Cycles:
         return start + (cycle - first) * length
 
     def length(self, cycle: ArrayLike) -> jax.Array:
-        """Return the steps in ``cycle``, int32, at most ``2**31 - 1``; 0 after the last one.
+        r"""Return the number of steps in ``cycle``.
 
-        If ``mult`` is not 1, every existing cycle that begins after step ``2**31 - 1`` is
-        reported with that length.
+        $$\max(1, \operatorname{round}(\text{steps} \cdot \text{mult}^i))$$
+
+        Args:
+          cycle: integers of any dtype and shape, counted from 0.
+
+        Returns:
+          ``i32`` in the shape of ``cycle``, at most ``2**31 - 1``; 0 after the last cycle. If
+          ``mult`` is not 1, every existing cycle that begins after step ``2**31 - 1`` is reported
+          with that length.
+
+        Raises:
+          TypeError: if ``cycle`` is not an integer.
+
+        Examples:
+          >>> print(Cycles(2, mult=2, num_cycles=2).length(jnp.arange(4)))
+          [2 4 0 0]
         """
         cycle = self._existing(cycle)
         if self.mult == 1:

@@ -9,8 +9,9 @@ import numpy as np
 
 from optax_clr._arrays import Array, numpy_of
 from optax_clr._documentation import see
-from optax_clr._fall import Clarity, Fall, drifts, largest_drop
+from optax_clr._fall import Clarity, Fall
 from optax_clr._noise import mean_where, together, typical_deviation
+from optax_clr._order import drifts, jumps
 from optax_clr._valley import GRID_SIZE, MIN_ROWS, Rows, Within, first_rows, last_rows, mean
 
 # The last rows, which ended the test, have risen if they lie this many standard deviations of the
@@ -18,14 +19,6 @@ from optax_clr._valley import GRID_SIZE, MIN_ROWS, Rows, Within, first_rows, las
 RISEN = 4.0
 # With fewer rows, wandering is not known well enough to refuse a test: it only leaves a doubt.
 _ROWS_TO_KNOW_WANDER = 200
-# A model that learns does not make this share of its fall at once, beyond two standard errors. The
-# averages compared span at most this many decades each: over more, a drop may just be a steep fall.
-# Of 451 development tests read without a doubt none jumps; of 343 of networks whose last layer is,
-# or is not, initialised to zero, 3 do. If one of 5 to 10 classes follows another and nothing is
-# learned, 1 to 5% of tests are read without a doubt, instead of 20 to 45%.
-_JUMP, _JUMP_WIDTH = 0.45, 0.24
-# Share of the rows on either side over which a jump lasts. Two outliers next to each other do not.
-_JUMP_LENGTH = 1 / 50
 # A fall of less than this many times the required significance is doubtful.
 _CLEAR = 1.15
 # Width in decades. If the sweep ends within a wider valley, a longer sweep would just read higher:
@@ -187,37 +180,36 @@ DOUBTS = Doubts(
 )
 
 
-def _is_jump(fall: Fall) -> Array:
-    """Return whether a large part of the fall is clearly made at once."""
-    drops = [largest_drop(fall, _JUMP_WIDTH, share) for share in (0.0, _JUMP_LENGTH)]
-    is_large = [drop.height - 2 * drop.error > _JUMP * fall.height for drop in drops]
-    return is_large[0] & is_large[1]
+class Evidence(NamedTuple):
+    """What the curves show, by which problems and doubts are judged."""
+
+    rows: Rows
+    within: Within
+    fall: Fall
+    clarity: Clarity
+    steps: Array  # f32[] equivalent steps at the lower end of the valley
+    diverged: Array  # bool[] whether all curves did
+    ended_suddenly: Array  # bool[] whether one ended before it rose
 
 
-def problem_of(
-    rows: Rows, lowest_rate: Array, fall: Fall, clarity: Clarity, diverged: Array
-) -> Array:
+def problem_of(evidence: Evidence) -> Array:
     """Return the ``Problem``, ``i32[]``; of several, the one found last here counts."""
+    rows, within, fall, clarity = evidence[:4]
     numpy = numpy_of(rows)
     num_rows, valid, is_first = rows.valid.shape[0], rows.valid, first_rows(rows.valid)
     can_tell = valid.sum() >= _ROWS_TO_KNOW_WANDER
     wanders = numpy.where(fall.begins_level, Problem.WANDERS, Problem.FALLS_AT_ONCE)
     problem = numpy.where(can_tell & (clarity.wandering <= 1), wanders, Problem.NONE)
+    lowest_rate = rows.grid[within.lowest]
     among_first = (lowest_rate >= numpy.min(rows.position, initial=np.inf, where=is_first)) & (
         lowest_rate <= numpy.max(rows.position, initial=-np.inf, where=is_first)
     )
-    losses, is_last = mean(rows.curves), last_rows(valid)
-    before = numpy.max(losses, initial=-np.inf, where=valid & ~is_last)
-    # The highest loss so far is not enough: while the loss rises, a single batch may set it.
-    noise = typical_deviation(together(losses, valid))
-    level = mean_where(losses, is_first) + RISEN * noise
-    last = mean_where(losses, is_last)
-    is_sudden = diverged & (last <= before) & (last <= level)
     never_fell = (clarity.independent <= 1) | among_first
     instead = numpy.where(
         (clarity.of_many > 1) & ~among_first, Problem.TOO_FEW_TO_TELL, Problem.NEVER_FELL
     )
-    instead = numpy.where(~diverged & ~valid[-1], Problem.ENDED_BEFORE_THE_FALL, instead)
+    instead = numpy.where(~evidence.diverged & ~valid[-1], Problem.ENDED_BEFORE_THE_FALL, instead)
+    is_sudden = evidence.diverged & ~_ends_high(rows)
     problem = numpy.where(
         never_fell, numpy.where(is_sudden, Problem.ENDED_SUDDENLY, instead), problem
     )
@@ -230,39 +222,40 @@ def problem_of(
     return numpy.where(rows.mixed, Problem.MIXED_SWEEPS, problem)
 
 
-def doubts_of(
-    rows: Rows,
-    within: Within,
-    steps: Array,
-    fall: Fall,
-    clarity: Clarity,
-    diverged: Array,
-    ended_suddenly: Array,
-) -> Doubts:
-    """Return which doubts there are.
+def _ends_high(rows: Rows) -> Array:
+    """Return whether the last rows lie above all before them, or clearly above the first."""
+    numpy = numpy_of(rows)
+    losses, is_last = mean(rows.curves), last_rows(rows.valid)
+    before = numpy.max(losses, initial=-np.inf, where=rows.valid & ~is_last)
+    # The highest loss so far is not enough: while the loss rises, a single batch may set it.
+    noise = typical_deviation(together(losses, rows.valid))
+    level = mean_where(losses, first_rows(rows.valid)) + RISEN * noise
+    last = mean_where(losses, is_last)
+    return ~((last <= before) & (last <= level))
 
-    ``steps`` is the number of equivalent steps at the lower end of the valley, ``diverged`` is
-    whether all curves diverged, ``ended_suddenly`` whether one ended before it rose.
-    """
+
+def doubts_of(evidence: Evidence) -> Doubts:
+    """Return which doubts there are."""
+    rows, within, fall, clarity = evidence[:4]
     numpy = numpy_of(rows)
     first_end = numpy.max(rows.position, initial=-np.inf, where=first_rows(rows.valid))
     begins_within = (rows.grid[within.lower] <= first_end) & (rows.grid[within.lowest] > first_end)
     rises = ~numpy.any(numpy.diff(fall.position) < 0)
-    is_cut = within.upper == GRID_SIZE - 1
-    is_whole = is_cut & ~diverged & rows.valid[-1]
+    is_cut = (within.upper == GRID_SIZE - 1) & ~evidence.diverged
+    is_whole = is_cut & rows.valid[-1]
     # Count the steps that the sweep would have had before its start, had it begun near zero.
     part_before = 10 ** (rows.grid[0] - rows.grid[within.lower])
-    are_few = steps < _FEW_STEPS * (1 - part_before)
+    are_few = evidence.steps < _FEW_STEPS * (1 - part_before)
     is_endless = rows.grid[within.upper] - rows.grid[within.lower] > _ENDLESS
     return Doubts(
         ends_within_valley=is_whole & ~is_endless,
         valley_is_endless=is_whole & is_endless,
-        stopped_within_valley=is_cut & ~diverged & ~rows.valid[-1],
-        ended_suddenly=ended_suddenly,
+        stopped_within_valley=is_cut & ~rows.valid[-1],
+        ended_suddenly=evidence.ended_suddenly,
         begins_within_valley=begins_within & rises,  # a falling sweep begins at the other end
         is_faint=numpy.minimum(clarity.independent, clarity.wandering) <= _CLEAR,
         # Near the start of the sweep, a model may well learn much within a few rows.
-        jumps=(within.falls_again | _is_jump(fall)) & ~begins_within,
+        jumps=(within.falls_again | jumps(fall)) & ~begins_within,
         drifts=drifts(fall),
         does_not_rise=~rises,
         is_destroyed=within.is_destroyed,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optax_clr._arguments import shown
+from optax_clr._words import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr._arguments import is_real_dtype, shown, traced_result
+from optax_clr._arguments import is_real_dtype
 from optax_clr._documentation import see
 from optax_clr._integer_powers import check_powers
+from optax_clr._tracing import traced_result
+from optax_clr._words import shown
 
 
 def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -27,15 +27,6 @@ _INDEPENDENT, _WALK = 1.1, 1.5
 # The level part of a curve is a slope if, among pairs of rows far apart, the shares that rise and
 # that fall differ by more than this.
 _SLOPE = 0.9
-# To measure a drop, as many rows are averaged as bring its standard error down to an eighth of the
-# whole fall, and at least three.
-_ERROR_OF_DROP, _LEAST_BESIDE = 1 / 8, 3.0
-# A loss drifts if the averages of four parts of the rows at which no model learns differ by more
-# than this share of the fall, and by more than so many standard errors. Of 210 tests on data in an
-# order, by target, feature or time (docs/study/ordered.py), 50 are read without a doubt, and were
-# 99 without this one; of 30 on shuffled data all are.
-_DRIFT, _ERRORS_OF_DRIFT = 0.3, 6.0
-_PARTS, _LEAST_EARLY = 4, 12
 _LAGS = 3 ** np.arange(7, dtype=np.int32)  # 1 to 729
 
 
@@ -61,13 +52,6 @@ class Significance(NamedTuple):
     independent: Array  # if neighbouring rows are independent
     wandering: Array  # if they are as correlated as where the curve is level
     far_over_near: Array  # median difference between rows far apart, over that of neighbours
-
-
-class Drop(NamedTuple):
-    """The drop from the average of some neighbouring rows to that of as many rows after them."""
-
-    height: Array  # f32[]
-    error: Array  # f32[] the standard error of the difference, if rows are independent
 
 
 class Clarity(NamedTuple):
@@ -154,7 +138,7 @@ def significance_of(fall: Fall) -> Significance:
     """Return how significant the fall is."""
     rows, num_level = fall.losses, fall.is_level.sum(dtype=np.int32)
     numpy = numpy_of(rows)
-    noise = _deviation_of_first(fall.num_before, fall.losses)
+    noise = deviation_of_first(fall.num_before, fall.losses)
     distances = median_size(_moves(numpy.where(fall.is_level, rows, np.nan)))
     near, is_slope = distances[0], _is_slope(fall)
     # Independent rows differ equally at every lag; those of a random walk differ more at longer
@@ -198,58 +182,7 @@ def _over(height: Array, error: Array) -> Array:
     return numpy.where(error > 0, ratio, numpy.where(height > 0, np.inf, 0))
 
 
-def largest_drop(fall: Fall, width: float, least: float) -> Drop:
-    """Return the largest sudden drop before the lowest average.
-
-    It is measured between averages of as few rows as their noise allows, of at least the share
-    ``least`` of all rows, and of no more than lie in ``width`` decades: a jump is as high between
-    averages of any number of rows, but a gradual fall is smaller between averages of few. It is 0
-    if no rows are that close together.
-    """
-    numpy = numpy_of(fall.losses)
-    rows, position = fall.losses, fall.position
-    is_known = numpy.isfinite(position)
-    num_known = is_known.sum(dtype=np.int32)
-    noise = numpy.maximum(_deviation_of_first(fall.num_before, rows), fall.noise_at_end)
-    needed = 2 * numpy.square(noise / (_ERROR_OF_DROP * fall.height))
-    start = numpy.min(position, initial=np.inf, where=is_known)
-    end = numpy.max(position, initial=-np.inf, where=is_known)
-    num_rows = num_known.astype(rows.dtype)
-    most = numpy.minimum(numpy.round(num_rows / (end - start) * width), float(rows.shape[0]))
-    needed = numpy.maximum(numpy.nan_to_num(numpy.ceil(needed)), numpy.ceil(num_rows * least))
-    num_beside = numpy.maximum(numpy.minimum(needed, most), _LEAST_BESIDE)
-    shift = num_beside.astype(np.int32)
-    sums = _sums_before(rows)
-    row = np.arange(rows.shape[0], dtype=np.int32)
-    is_within = (row >= shift) & (row + shift <= num_known) & (row <= fall.num_before)
-    left, right = numpy.maximum(row - shift, 0), numpy.minimum(row + shift, num_known)
-    drops = 2 * sums[row] - sums[left] - sums[right]
-    is_near = position[right - 1] - position[left] <= 2 * width
-    height = numpy.max(drops, initial=0.0, where=is_within & is_near) / num_beside
-    return Drop(height, noise * numpy.sqrt(2 / num_beside))
-
-
-def drifts(fall: Fall) -> Array:
-    """Return whether the loss moves by much of its fall where no model learns."""
-    rows, num_early = fall.losses, fall.num_early
-    numpy = numpy_of(rows)
-    size = num_early // _PARTS
-    num_rows = numpy.maximum(size, 1).astype(rows.dtype)
-    ends = np.arange(_PARTS + 1, dtype=np.int32) * size
-    averages = numpy.diff(_sums_before(rows)[ends]) / num_rows
-    move = averages.max() - averages.min()
-    error = _deviation_of_first(num_early, rows) * numpy.sqrt(2 / num_rows)
-    is_large = (move > _DRIFT * fall.height) & (move > _ERRORS_OF_DRIFT * error)
-    return is_large & (num_early >= _LEAST_EARLY)
-
-
-def _sums_before(rows: Array) -> Array:
-    """Return the sum of the rows before each one, and of all, ``f32[n + 1]``."""
-    numpy = numpy_of(rows)
-    return numpy.concatenate([numpy.zeros(1, rows.dtype), numpy.cumsum(numpy.nan_to_num(rows))])
-
-
-def _deviation_of_first(number: Array, rows: Array) -> Array:
+def deviation_of_first(number: Array, rows: Array) -> Array:
     """Return the standard deviation of the noise in the first so many rows."""
     row = np.arange(rows.shape[0], dtype=np.int32)
     return deviation(rows, (row < number).astype(rows.dtype))

@@ -22,6 +22,7 @@ from optax_clr._modes import undisturbed
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, look_ahead, run
 from optax_clr._step import PyTree
+from optax_clr._step_checks import check_run
 from optax_clr._step_facts import remarks_on
 from optax_clr._stop_rule import StopRule
 
@@ -127,7 +128,13 @@ def lr_grid_test(
 
     def train_at(rate: jax.Array) -> tuple[Outcome, _Row]:
         outcome = run(
-            step, source.again(), params, jnp.full(num_steps, rate), _STOP_AT_NAN, keeps_state=True
+            step,
+            source.again(),
+            params,
+            jnp.full(num_steps, rate),
+            _STOP_AT_NAN,
+            check=lambda facts: check_run(step, facts, num_steps),
+            keeps_state=True,
         )
         return outcome, _row_of(outcome, held_out, has_aux)
 
@@ -143,12 +150,7 @@ def lr_grid_test(
         RuntimeWarning,
         stacklevel=3,
     )
-    missing = jax.tree.map(lambda entry: jnp.full_like(entry, jnp.nan), rows[0])
-    result = _as_range_test(rates, _stacked(rows + [missing] * (num_values - len(rows))))
-    # If one of the finished rates diverged, the curve ends there instead.
-    is_cut = result.num_valid == len(rows)
-    ended_by = jnp.where(is_cut, np.int32(EndedBy.INTERRUPT), result.ended_by)
-    return result._replace(ended_by=ended_by)
+    return _interrupted(rates, rows)
 
 
 class _Row(NamedTuple):
@@ -196,6 +198,16 @@ def _one_by_one(
         if not rows:
             raise
     return rows
+
+
+def _interrupted(rates: jax.Array, rows: list[_Row]) -> RangeTestResult:
+    """Return the result if only the first rates have their rows."""
+    missing = jax.tree.map(lambda entry: jnp.full_like(entry, jnp.nan), rows[0])
+    result = _as_range_test(rates, _stacked(rows + [missing] * (len(rates) - len(rows))))
+    # If one of the finished rates diverged, the curve ends there instead.
+    is_cut = result.num_valid == len(rows)
+    ended_by = jnp.where(is_cut, np.int32(EndedBy.INTERRUPT), result.ended_by)
+    return result._replace(ended_by=ended_by)
 
 
 def _stacked(rows: list[_Row]) -> _Row:

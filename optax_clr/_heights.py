@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_clr import envelopes, waves
-from optax_clr._arguments import function, shown, traced_result
+from optax_clr._arguments import function
 from optax_clr._integer_powers import check_powers
 from optax_clr._jaxprs import inputs_of
+from optax_clr._tracing import traced_result
+from optax_clr._words import shown
 from optax_clr.envelopes import Envelope, Exponential
 from optax_clr.waves import Wave
 

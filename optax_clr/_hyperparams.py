@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import is_real_dtype, is_traced, native, shown
+from optax_clr._arguments import is_real_dtype, native
 from optax_clr._documentation import see
 from optax_clr._states import (
     RESTORE,
@@ -27,6 +27,8 @@ from optax_clr._states import (
     walk,
     with_optimizer_state,
 )
+from optax_clr._tracing import is_traced
+from optax_clr._words import shown
 
 
 def get_hyperparams(state: Any) -> dict[str, jax.Array]:

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_clr._arguments import function, is_traced, native, shown
+from optax_clr._arguments import function, native
 from optax_clr._documentation import see
 from optax_clr._factory_arguments import parameters_of, varies
 from optax_clr._jaxprs import inputs_of
 from optax_clr._states import holds_array, injected_in, own_buffers
+from optax_clr._tracing import is_traced
+from optax_clr._words import shown
 
 _GATHERED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -83,21 +85,7 @@ def inject_schedules(
       [A disciplined approach](https://arxiv.org/abs/1803.09820), 2018, on cycling the momentum
       with the rate.
     """
-    if isinstance(factory, optax.GradientTransformation):
-        raise TypeError(
-            "factory must be a function that builds an optimizer, such as optax.adamw, got one "
-            "already built. Write inject_schedules(optax.adamw)(learning_rate=schedule). "
-            + see("optimizers/")
-        )
-    factory = function("factory", factory, form="of hyperparameters")
-    parameters = parameters_of(factory)
-    for parameter in parameters.values():
-        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-            raise TypeError(
-                f"factory must take its arguments by name, got {shown(factory)}, which takes "
-                f"{parameter.name} by position only. Wrap it: lambda learning_rate: factory("
-                "learning_rate)."
-            )
+    parameters = _checked_parameters(factory)
     static = _names_in(static_args)
     if unknown := static - set(parameters):
         raise ValueError(
@@ -125,6 +113,26 @@ def inject_schedules(
         return _with_steady_state(inject(*given.args, **given.kwargs), make)
 
     return build
+
+
+def _checked_parameters(factory: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a factory, each of which can be passed by name."""
+    if isinstance(factory, optax.GradientTransformation):
+        raise TypeError(
+            "factory must be a function that builds an optimizer, such as optax.adamw, got one "
+            "already built. Write inject_schedules(optax.adamw)(learning_rate=schedule). "
+            + see("optimizers/")
+        )
+    factory = function("factory", factory, form="of hyperparameters")
+    parameters = parameters_of(factory)
+    for parameter in parameters.values():
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            raise TypeError(
+                f"factory must take its arguments by name, got {shown(factory)}, which takes "
+                f"{parameter.name} by position only. Wrap it: lambda learning_rate: factory("
+                "learning_rate)."
+            )
+    return parameters
 
 
 def _bound(

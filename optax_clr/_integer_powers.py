@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_clr._arguments import shown
 from optax_clr._jaxprs import equations
+from optax_clr._words import shown
 
 # Whatever a function divides the step by, its exponent is negative at the last of these.
 _COUNTS = np.array([0, 1, 2**16, 2**31 - 1], np.int32)

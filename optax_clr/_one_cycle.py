@@ -14,9 +14,10 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr import waves
-from optax_clr._arguments import as_step, float_dtype, real_scalar, shown, whole_number
+from optax_clr._arguments import as_step, float_dtype, real_scalar, whole_number
 from optax_clr._heights import check_wave, shaped
 from optax_clr._moments import Moment, between, moment_at, time_between
+from optax_clr._words import shown
 from optax_clr.waves import Wave
 
 
@@ -144,19 +145,7 @@ def _one_cycle_phases(
     """Return the phases in order, without those that contain no step."""
     if not isinstance(three_phase, bool):
         raise TypeError(f"three_phase must be True or False, got {shown(three_phase)}.")
-    most = 0.5 if three_phase else 1.0
-    condition = " where three_phase=True" if three_phase else ""
-    message = (
-        f"rise_fraction must be a Python number from 0 to {most:g}{condition}, "
-        f"got {shown(rise_fraction)}."
-    )
-    if isinstance(rise_fraction, (bool, np.timedelta64)) or not isinstance(
-        rise_fraction, numbers.Real
-    ):
-        raise TypeError(message)
-    fraction: Any = rise_fraction  # as it is, since an integer may be too large for a float
-    if not 0 <= fraction <= most:
-        raise ValueError(message)
+    _check_rise_fraction(rise_fraction, three_phase)
     init_value, peak_value, end_value = values
     # For a fraction of 0 torch's formula would put the peak one step before the run.
     peak_time = float(rise_fraction) * total_steps - 1 if rise_fraction else 0.0
@@ -177,3 +166,18 @@ def _one_cycle_phases(
         for start, end, low, high, rises in phases
         if start < end
     ]
+
+
+def _check_rise_fraction(rise_fraction: Any, three_phase: bool) -> None:
+    most = 0.5 if three_phase else 1.0
+    condition = " where three_phase=True" if three_phase else ""
+    message = (
+        f"rise_fraction must be a Python number from 0 to {most:g}{condition}, "
+        f"got {shown(rise_fraction)}."
+    )
+    is_other = isinstance(rise_fraction, (bool, np.timedelta64))
+    if is_other or not isinstance(rise_fraction, numbers.Real):
+        raise TypeError(message)
+    fraction: Any = rise_fraction  # as it is, since an integer may be too large for a float
+    if not 0 <= fraction <= most:
+        raise ValueError(message)

@@ -6,8 +6,9 @@ import numpy as np
 import optax
 from jax import lax
 
-from optax_clr._arguments import as_step, function, shown, whole_number
+from optax_clr._arguments import as_step, function, whole_number
 from optax_clr._integer_powers import check_powers
+from optax_clr._words import shown
 
 
 def per_epoch_schedule(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedule:

@@ -26,6 +26,7 @@ from optax_clr._modes import undisturbed
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, run
 from optax_clr._step import FunctionStep, PyTree, StepFn
+from optax_clr._step_checks import check_sweep
 from optax_clr._step_facts import remarks_on
 
 
@@ -131,7 +132,14 @@ def range_test(
     source = open_batches(batches, values.shape[0], steps_per_value)
     step = FunctionStep(step_fn, bool(has_aux))
     outcome = run(
-        step, source, state, values, rule, steps_per_value=steps_per_value, progress=progress
+        step,
+        source,
+        state,
+        values,
+        rule,
+        check=lambda facts: check_sweep(step, facts, steps_per_value),
+        steps_per_value=steps_per_value,
+        progress=progress,
     )
     for remark in _remarks(outcome, counts_batches=False):
         warnings.warn(remark, stacklevel=3)
@@ -236,6 +244,7 @@ def lr_range_test(
         params,
         values,
         rule,
+        check=lambda facts: check_sweep(step, facts, steps_per_value),
         steps_per_value=steps_per_value,
         held_out=held_out,
         progress=progress,

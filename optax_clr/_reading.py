@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import any_traced
 from optax_clr._arrays import Array, each, numpy_of
 from optax_clr._curve import Curve
 from optax_clr._doubts import (
@@ -20,12 +19,14 @@ from optax_clr._doubts import (
     PROBLEMS,
     RISEN,
     Doubts,
+    Evidence,
     Problem,
     doubts_of,
     problem_of,
 )
 from optax_clr._fall import clarity_of, fall_to
 from optax_clr._noise import mean_where
+from optax_clr._tracing import any_traced
 from optax_clr._valley import (
     GRID_SIZE,
     MIN_ROWS,
@@ -224,49 +225,68 @@ def _read(
     factor: Array,
 ) -> Reading:
     numpy = numpy_of(losses)
-    num_rows = losses.shape[-1]
     rows = rows_of(learning_rates, losses)
     rows = rows._replace(mixed=rows.mixed | (factor.min() < factor.max()))
-    valid, grid, weights = rows.valid, rows.grid, rows.weights
-    steps = highest(equivalent_steps.reshape(-1, num_rows).astype(np.float32))
-    scales = each(lambda curve: scale_of(curve, valid, weights))(rows.curves)
+    scales = each(lambda curve: scale_of(curve, rows.valid, rows.weights))(rows.curves)
     ran_out = numpy.broadcast_to(ran_out.reshape(-1), rows.curves.shape[:1])
-    depths = each(lambda scale, *curve: scale.depth(*curve, valid))(scales, rows.curves, ran_out)
-    depth = mean(depths)
-    average = average_of(weights, depth, valid)
-    within = locate_valley(average, grid)
-    # The sum of the rates up to each row, and up to the lower end of the valley.
-    log_sums = numpy.log10(steps) + rows.position
-    steps = numpy.exp(average_of(weights[within.lower][None], numpy.log(steps), valid)[0])
-    log_sum = numpy.log10(steps) + grid[within.lower]
-    is_early = valid & (log_sums < log_sum + math.log10(_EARLY))
-    is_known = (within.upper < GRID_SIZE - 1) | diverged.all()  # whether the upper end is
-    valley = Valley(
-        lower=10 ** grid[within.lower],
-        upper=10 ** grid[within.upper],
-        steps=steps,
-        factor=factor.mean(),  # all the same, or the curves are refused as mixed
-        limit=numpy.where(is_known, _HIGHEST * 10 ** grid[within.upper], np.inf),
+    depths = each(lambda scale, *curve: scale.depth(*curve, rows.valid))(
+        scales, rows.curves, ran_out
     )
+    average = average_of(rows.weights, mean(depths), rows.valid)
+    within = locate_valley(average, rows.grid)
+    steps, is_early = _steps_at(within.lower, rows, equivalent_steps)
     fall = fall_to(rows, scales, within.lowest, is_early)
-    clarity = clarity_of(rows, fall)
-    problem = problem_of(rows, grid[within.lowest], fall, clarity, diverged.all())
-    half = average[within.lowest] / 2
-    has_risen = each(functools.partial(_has_risen, half=half))(rows.curves, depths, scales)
+    has_risen = each(functools.partial(_has_risen, half=average[within.lowest] / 2))(
+        rows.curves, depths, scales
+    )
     # A curve that ended before the others, for an unknown reason, counts as diverged.
-    has_exploded = each(lambda curve: _ends_before(curve, valid))(rows.curves) & ~ran_out
-    ended_suddenly = numpy.any((diverged.reshape(-1) | has_exploded) & ~has_risen)
+    has_exploded = each(lambda curve: _ends_before(curve, rows.valid))(rows.curves) & ~ran_out
+    evidence = Evidence(
+        rows,
+        within,
+        fall,
+        clarity_of(rows, fall),
+        steps,
+        diverged=diverged.all(),
+        ended_suddenly=numpy.any((diverged.reshape(-1) | has_exploded) & ~has_risen),
+    )
+    problem = problem_of(evidence)
     found = problem == Problem.NONE
+    valley = _valley_of(evidence, factor)
     return Reading(
         valley=jax.tree.map(lambda part: numpy.where(found, part, np.nan), valley),
         problem=problem,
-        doubts=doubts_of(rows, within, steps, fall, clarity, diverged.all(), ended_suddenly),
-        rates=10**grid,
+        doubts=doubts_of(evidence),
+        rates=10**rows.grid,
         averages=each(functools.partial(_losses_read, rows))(rows.curves, scales),
     )
 
 
 _read_compiled = jax.jit(_read)
+
+
+def _steps_at(lower: Array, rows: Rows, equivalent_steps: Array) -> tuple[Array, Array]:
+    """Return the equivalent steps at the lower end, and which rows are far too low to learn."""
+    numpy, num_rows = numpy_of(rows), rows.valid.shape[0]
+    steps = highest(equivalent_steps.reshape(-1, num_rows).astype(np.float32))
+    # The sum of the rates up to each row, and up to the lower end of the valley.
+    log_sums = numpy.log10(steps) + rows.position
+    at_lower = numpy.exp(average_of(rows.weights[lower][None], numpy.log(steps), rows.valid)[0])
+    log_sum = numpy.log10(at_lower) + rows.grid[lower]
+    return at_lower, rows.valid & (log_sums < log_sum + math.log10(_EARLY))
+
+
+def _valley_of(evidence: Evidence, factor: Array) -> Valley:
+    rows, within = evidence.rows, evidence.within
+    lower, upper = 10 ** rows.grid[within.lower], 10 ** rows.grid[within.upper]
+    is_known = (within.upper < GRID_SIZE - 1) | evidence.diverged  # whether the upper end is
+    return Valley(
+        lower,
+        upper,
+        steps=evidence.steps,
+        factor=factor.mean(),  # all the same, or the curves are refused as mixed
+        limit=numpy_of(rows).where(is_known, _HIGHEST * upper, np.inf),
+    )
 
 
 def _has_risen(curve: Array, depth: Array, scale: Scale, half: Array) -> Array:

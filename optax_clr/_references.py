@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from optax_clr._arguments import is_traced
 from optax_clr._contents import BUILT_IN_METHODS, HOLDERS, MAPPINGS, PLAIN, parts, slots
 from optax_clr._installed import is_installed, is_own, is_package
 from optax_clr._states import nodes_of_others
+from optax_clr._tracing import is_traced
 
 Function = Callable[..., Any]
 

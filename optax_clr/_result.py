@@ -12,11 +12,13 @@ import numpy as np
 import optax
 
 from optax_clr import _drawing, _presentation, _reading
-from optax_clr._arguments import any_traced, function, is_traced, shown, whole_number
+from optax_clr._arguments import function, whole_number
 from optax_clr._curve import curve_of
 from optax_clr._modes import undisturbed
 from optax_clr._peak_ratio import peak_ratio
 from optax_clr._presentation import Rule
+from optax_clr._tracing import any_traced, is_traced
+from optax_clr._words import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._arguments import INT32_MAX, as_step, is_traced, shown
+from optax_clr._arguments import INT32_MAX, as_step
 from optax_clr._documentation import see
 from optax_clr._states import (
     Path,
@@ -24,6 +24,8 @@ from optax_clr._states import (
     own_buffers,
     was_restored,
 )
+from optax_clr._tracing import is_traced
+from optax_clr._words import shown
 
 # Counters that only schedules read. A state that is a single counter needs no entry here, unless it
 # may be in a field that is not known to hold states.

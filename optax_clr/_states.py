@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr._arguments import is_traced
 from optax_clr._arrays import is_key
 from optax_clr._documentation import see
+from optax_clr._tracing import is_traced
 
 Path = tuple[Any, ...]
 Injected = optax.InjectStatefulHyperparamsState

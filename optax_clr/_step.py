@@ -16,10 +16,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_clr._arguments import describe, shapes_in_words, shown
 from optax_clr._documentation import see
 from optax_clr._optimizer_factor import has_one_size
-from optax_clr._step_output import as_float32, as_floats, check_state, is_swapped, split_output
+from optax_clr._step_output import (
+    check_state,
+    is_swapped,
+    recorded_loss,
+    recorded_metrics,
+    split_output,
+)
+from optax_clr._words import describe, shapes_in_words, shown
 
 PyTree = Any
 # step_fn(state, batch, value) -> (state, loss), or (state, (loss, metrics)) with has_aux.
@@ -126,7 +132,7 @@ class FunctionStep:
         loss, metrics = split_output(output, self.has_aux, "step_fn")
         remedy = "Cast it back at the end of the step."
         new_state = check_state(state, new_state, "step_fn", remedy)
-        return new_state, (as_float32(loss), as_floats(metrics))
+        return new_state, (recorded_loss(loss), recorded_metrics(metrics))
 
     def evaluate(self, state: PyTree, batch: PyTree) -> jax.Array:
         raise NotImplementedError("range_test takes no held-out batch")
@@ -219,11 +225,11 @@ class OptimizerStep:
         giver = f"the update of optimizer {shown(self.optimizer)}"
         remedy = "Give it a rate of that dtype: lambda rate: optimizer(rate.astype(dtype))."
         new_state = check_state(state, new_state, giver, remedy)
-        return new_state, (as_float32(loss), as_floats(metrics))
+        return new_state, (recorded_loss(loss), recorded_metrics(metrics))
 
     def evaluate(self, state: tuple[PyTree, PyTree], batch: PyTree) -> jax.Array:
         try:
-            return as_float32(self._loss(state[0], batch)[0])
+            return recorded_loss(self._loss(state[0], batch)[0])
         except Exception as error:
             error.add_note(
                 f"The held-out batch is {shapes_in_words(batch)}. It is one batch, as "

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from optax_clr._accumulation import steps_per_update
-from optax_clr._arguments import is_traced
 from optax_clr._arrays import varying_axes
 from optax_clr._batch_facts import LAST_BATCH_AGAIN, ONE_BATCH, ONE_EXAMPLE, BatchFacts
 from optax_clr._jaxprs import equations, inputs_of, num_operations
 from optax_clr._other_rates import OTHER_RATE, trains_at_other_rates
 from optax_clr._reading import RangeTestWarning
 from optax_clr._swept_optimizer import SweptOptimizer
+from optax_clr._tracing import is_traced
 
 
 class StepFacts(NamedTuple):

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._arguments import describe, shape_in_words, shown
 from optax_clr._documentation import see
+from optax_clr._words import describe, shape_in_words, shown
 
 PyTree = Any
 _EXTENDED: Any = jax.dtypes.extended  # the dtypes of typed PRNG keys
 
 
-def as_float32(loss: jax.Array) -> jax.Array:
+def recorded_loss(loss: jax.Array) -> jax.Array:
     """Return a loss in float32, or unchanged if it is float64."""
     return loss if loss.dtype == jnp.float64 else loss.astype(jnp.float32)
 
@@ -55,7 +55,7 @@ def split_output(output: Any, has_aux: bool, name: str) -> tuple[jax.Array, PyTr
     return loss, metrics
 
 
-def as_floats(metrics: PyTree) -> PyTree:
+def recorded_metrics(metrics: PyTree) -> PyTree:
     """Return metrics as floats, so that rows after divergence can be NaN."""
 
     def as_float(path: Any, metric: Any) -> jax.Array:

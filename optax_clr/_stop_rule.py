@@ -12,15 +12,17 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import INT32_MAX, known_float
+from optax_clr._arguments import INT32_MAX
+from optax_clr._tracing import known_float
 
 # Until this many rows are averaged, the smoothed loss is too noisy to show divergence. With ten, a
-# first batch of low loss stopped 6 of 672 real tests; with fifteen, none.
+# first batch of low loss stopped 6 of 672 real tests; with fifteen, none. Five more are a margin.
 _SETTLED_ROWS = 20
 # A rise by this many standard deviations of the noise counts like a rise by the whole fall.
 _NOISE_PER_FALL = 4.0
 # This many losses in a row must be high, or not finite: one bad batch is not divergence.
 _ROWS_IN_A_ROW = 3
+_NO_END = np.int32(INT32_MAX)
 
 
 class StopRule(NamedTuple):
@@ -118,51 +120,17 @@ def watch_rows(
       rule: when the test ends, for chunks of this length.
     """
     past = Past(*watch.past)
-    within, before_it = (jnp.asarray(weights, losses.dtype) for weights in rule.decay)
-    order = np.arange(len(losses), dtype=np.int32)
-    finite = jnp.isfinite(losses)
-    # A loss that is not finite is a gap: it has no weight in the averages.
-    known = jnp.where(finite, losses, 0)
-    counts = finite.astype(losses.dtype)
-    count = watch.num_rows + order + 1
-    settled = count >= _SETTLED_ROWS
-
-    # What is averaged is the difference from the previous average, which has all earlier weight.
-    # So equal losses average to exactly that loss, and rounding does not make a flat curve rise.
-    before = jnp.where(past.weight > 0, past.average, known[jnp.argmax(finite)])
-    weight, difference = _weigh(within, counts, counts * (known - before))
-    weight = weight + before_it * past.weight
-    is_known = weight > 0
-    divisor = jnp.where(is_known, weight, 1)
-    smoothed = jnp.where(before_it[0] > 0, before + difference / divisor, losses)
-    smoothed = jnp.where(is_known, smoothed, jnp.nan)
-    drop = jnp.where((count > 1) & finite, _shifted(before, smoothed) - known, 0)
-    drop = jnp.where(drop > 0, drop, 0)  # NaN, after rows without an average, becomes 0 too
-    (more_drop,) = _weigh(within, counts * (drop - past.drop))
-    drops = past.drop + more_drop / divisor
+    rows = _rows_of(losses, watch)
+    weight, smoothed, drop = _averages(rows, past, rule.decay)
+    highest, best, fall = _fall_so_far(smoothed, weight > 0, rows.settled, past)
     # The negative part of a centred normal variable has the mean sigma / sqrt(2 pi).
-    noise = math.sqrt(2 * math.pi) * drops
-
-    candidates = jnp.where(settled & is_known, smoothed, jnp.inf)
-    largest, negative = _so_far(jnp.where(is_known, smoothed, -jnp.inf), -candidates)
-    highest, best = jnp.maximum(past.highest, largest), jnp.minimum(past.best, -negative)
-    # Every new best makes the fall larger: the highest never drops, and the best is lower.
-    is_best = candidates < _shifted(past.best, best)
-    (fallen,) = _so_far(jnp.where(is_best, highest - smoothed, -jnp.inf))
-    fall = jnp.maximum(past.fall, fallen)
-
+    noise = math.sqrt(2 * math.pi) * drop
     stop_factor = jnp.asarray(rule.stop_factor, losses.dtype)
     least_rise = stop_factor * jnp.maximum(fall, _NOISE_PER_FALL * noise)
-    is_high = settled & (known - best > least_rise)
-    alarm = jnp.where(finite, is_high.astype(losses.dtype), 2)
-    alarms = _last(_ROWS_IN_A_ROW, alarm, past.alarm, past.alarm_before)
-    all_high, none_finite = alarms.min(0) > 0, alarms.min(0) > 1
-    diverged = none_finite | (all_high & settled & (smoothed - best > least_rise))
-    # The row that revealed the divergence is data; trailing losses that are not finite are not.
-    num_gaps = jnp.cumprod(alarms > 1, axis=0).sum(0, dtype=jnp.int32)
-    num_data = jnp.where(diverged, order + 1 - num_gaps, _NO_END)
-    num_data = jnp.min(jnp.where(order < num_recorded, num_data, _NO_END))
-    state = Past(weight, smoothed, drops, highest, best, fall, alarms[0], alarms[1])
+    alarms = _alarms(rows, rows.known - best > least_rise, past)
+    num_data = _num_data(rows, alarms, smoothed - best > least_rise)
+    num_data = jnp.min(jnp.where(rows.order < num_recorded, num_data, _NO_END))
+    state = Past(weight, smoothed, drop, highest, best, fall, alarms[0], alarms[1])
     after = Watch(
         alive=watch.alive & (num_data == _NO_END),
         # Under jax.vmap a run that has ended trains on with the others, but is not recorded.
@@ -172,7 +140,70 @@ def watch_rows(
     return after, smoothed
 
 
-_NO_END = np.int32(INT32_MAX)
+class _Rows(NamedTuple):
+    """The rows of a chunk, ``[chunk]`` each."""
+
+    losses: jax.Array
+    order: np.ndarray  # i32, within the chunk
+    num_rows: jax.Array  # i32, rows of the test up to each
+    settled: jax.Array  # bool, whether so many are averaged that the rule applies
+    finite: jax.Array  # bool; a loss that is not finite is a gap, without weight in the averages
+    known: jax.Array  # the losses, with 0 in the gaps
+
+
+def _rows_of(losses: jax.Array, watch: Watch) -> _Rows:
+    order = np.arange(len(losses), dtype=np.int32)
+    finite = jnp.isfinite(losses)
+    num_rows = watch.num_rows + order + 1
+    known = jnp.where(finite, losses, 0)
+    return _Rows(losses, order, num_rows, num_rows >= _SETTLED_ROWS, finite, known)
+
+
+def _averages(rows: _Rows, past: Past, decay: Decay) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the weight of the rows up to each, their smoothed loss, and their average drop."""
+    within, before_it = (jnp.asarray(weights, rows.losses.dtype) for weights in decay)
+    known, counts = rows.known, rows.finite.astype(rows.losses.dtype)
+    # What is averaged is the difference from the previous average, which has all earlier weight.
+    # So equal losses average to exactly that loss, and rounding does not make a flat curve rise.
+    before = jnp.where(past.weight > 0, past.average, known[jnp.argmax(rows.finite)])
+    weight, difference = _weigh(within, counts, counts * (known - before))
+    weight = weight + before_it * past.weight
+    is_known = weight > 0
+    divisor = jnp.where(is_known, weight, 1)
+    smoothed = jnp.where(before_it[0] > 0, before + difference / divisor, rows.losses)
+    smoothed = jnp.where(is_known, smoothed, jnp.nan)
+    drop = jnp.where((rows.num_rows > 1) & rows.finite, _shifted(before, smoothed) - known, 0)
+    drop = jnp.where(drop > 0, drop, 0)  # NaN, after rows without an average, becomes 0 too
+    (more_drop,) = _weigh(within, counts * (drop - past.drop))
+    return weight, smoothed, past.drop + more_drop / divisor
+
+
+def _fall_so_far(
+    smoothed: jax.Array, is_known: jax.Array, settled: jax.Array, past: Past
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the highest and the best average up to each row, and the fall between them."""
+    candidates = jnp.where(settled & is_known, smoothed, jnp.inf)
+    largest, negative = _so_far(jnp.where(is_known, smoothed, -jnp.inf), -candidates)
+    highest, best = jnp.maximum(past.highest, largest), jnp.minimum(past.best, -negative)
+    # Every new best makes the fall larger: the highest never drops, and the best is lower.
+    is_best = candidates < _shifted(past.best, best)
+    (fallen,) = _so_far(jnp.where(is_best, highest - smoothed, -jnp.inf))
+    return highest, best, jnp.maximum(past.fall, fallen)
+
+
+def _alarms(rows: _Rows, is_high: jax.Array, past: Past) -> jax.Array:
+    """Return the alarms of each row and of those before it, ``[_ROWS_IN_A_ROW, chunk]``."""
+    alarm = jnp.where(rows.finite, (rows.settled & is_high).astype(rows.losses.dtype), 2)
+    return _last(_ROWS_IN_A_ROW, alarm, past.alarm, past.alarm_before)
+
+
+def _num_data(rows: _Rows, alarms: jax.Array, has_risen: jax.Array) -> jax.Array:
+    """Return how many rows of the chunk are data if the test ends at each; else ``_NO_END``."""
+    all_high, none_finite = alarms.min(0) > 0, alarms.min(0) > 1
+    diverged = none_finite | (all_high & rows.settled & has_risen)
+    # The row that revealed the divergence is data; trailing losses that are not finite are not.
+    num_gaps = jnp.cumprod(alarms > 1, axis=0).sum(0, dtype=jnp.int32)
+    return jnp.where(diverged, rows.order + 1 - num_gaps, _NO_END)
 
 
 def _weigh(within: jax.Array, *columns: jax.Array) -> jax.Array:

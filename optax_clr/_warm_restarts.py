@@ -8,10 +8,11 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr import waves
-from optax_clr._arguments import float_dtype, known_float, real_scalar, whole_number
+from optax_clr._arguments import float_dtype, real_scalar, whole_number
 from optax_clr._cycles import Cycles, exact_length
 from optax_clr._heights import shaped
 from optax_clr._moments import between, climb, locator, moment
+from optax_clr._tracing import known_float
 from optax_clr.envelopes import Exponential
 
 

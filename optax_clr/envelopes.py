@@ -15,7 +15,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from optax_clr._arguments import as_step, float_dtype, known_float, real_scalar, shown
+from optax_clr._arguments import as_step, float_dtype, real_scalar
+from optax_clr._tracing import known_float
+from optax_clr._words import shown
 
 __all__ = ["exponential", "halving"]
 

@@ -12,15 +12,18 @@ not use these rules.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import is_traced, real_scalar, whole_number
-from optax_clr._curve import checked_columns
+from optax_clr._arguments import real_scalar, whole_number
+from optax_clr._curve import check_shapes, float_column, gathered
 from optax_clr._modes import undisturbed
+from optax_clr._tracing import is_traced
 
 __all__ = ["minimum", "slide", "steepest", "valley"]
 
@@ -181,16 +184,6 @@ def slide(
     return jnp.where(num_valid > interval, rates[left], jnp.nan)
 
 
-def _check_rates(learning_rates: np.ndarray, rates: np.ndarray) -> None:
-    if (wrong := rates[rates <= 0]).size:
-        raise ValueError(f"learning_rates must be positive, got {wrong[0]}.")
-    if np.any((learning_rates != rates[None]) & ~np.isnan(learning_rates)):
-        raise ValueError(
-            "learning_rates must be the same in all curves, which are averaged. Apply the rule to "
-            "each: jax.vmap(rule)(learning_rates, losses)."
-        )
-
-
 @jax.jit
 def _falling_lengths(curve: jax.Array, valid: jax.Array) -> jax.Array:
     """Return the length of the longest falling subsequence that ends at each row, 0 in padding."""
@@ -217,7 +210,7 @@ def _one_curve(
     learning_rates: jax.Array, losses: jax.Array, minimum_rows: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return rates, mean losses over the leading axes, and which rows come before any NaN."""
-    learning_rates, losses = checked_columns(learning_rates, losses)
+    learning_rates, losses = _checked_columns(learning_rates, losses)
     num_rows = losses.shape[-1]
     if num_rows < minimum_rows:
         raise ValueError(f"losses must have at least {minimum_rows} rows, got {num_rows}.")
@@ -229,3 +222,23 @@ def _one_curve(
     curve = losses.reshape(-1, num_rows).mean(0)
     valid = jnp.cumprod(~jnp.isnan(curve)).astype(bool)
     return rates, curve, valid
+
+
+def _checked_columns(learning_rates: ArrayLike, losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Check that both have the same shape ``[..., n]``, and return them as JAX float arrays."""
+    columns = float_column("learning_rates", learning_rates), float_column("losses", losses)
+    check_shapes(*columns)
+    if not math.prod(columns[1].shape[:-1]):
+        raise ValueError(f"losses must have at least one curve, got shape {columns[1].shape}.")
+    rates, curves = (gathered(jnp.asarray(column)) for column in columns)
+    return rates, curves
+
+
+def _check_rates(learning_rates: np.ndarray, rates: np.ndarray) -> None:
+    if (wrong := rates[rates <= 0]).size:
+        raise ValueError(f"learning_rates must be positive, got {wrong[0]}.")
+    if np.any((learning_rates != rates[None]) & ~np.isnan(learning_rates)):
+        raise ValueError(
+            "learning_rates must be the same in all curves, which are averaged. Apply the rule to "
+            "each: jax.vmap(rule)(learning_rates, losses)."
+        )

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_clr._arguments import function, shown, whole_number
+from optax_clr._arguments import function, whole_number
 from optax_clr._drawing import labelled, pyplot_axes
-from optax_clr._peak_ratio import schedule_values
 from optax_clr._presentation import Rule
 from optax_clr._result import RangeTestResult
+from optax_clr._schedule_values import values_at
+from optax_clr._words import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,7 @@ def plot_schedule(schedule: optax.Schedule, num_steps: int, ax: Axes | None = No
     """
     schedule = function("schedule", schedule, form="step -> value")
     steps = jnp.arange(whole_number("num_steps", num_steps))
-    values = schedule_values("schedule", schedule, steps)
+    values = values_at("schedule", schedule, steps)
     ax = pyplot_axes(ax)  # last, since a new figure stays in pyplot
     ax.plot(np.asarray(steps), np.asarray(values), color="tab:blue")
     return labelled(ax, "step", "value")

@@ -30,7 +30,7 @@ from flax.training.train_state import TrainState
 
 import optax_clr
 from forms import mostly_slow
-from optax_clr import _installed, _programs
+from optax_clr import _installed, _kept_programs
 from optax_clr._references import look, sees_the_same
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -266,7 +266,7 @@ def test_programs_go_with_their_functions_and_the_data_in_them(form):
     reference = weakref.ref(data)
     loss_fn = closure_over(data)
     del data
-    num_kept = len(_programs._kept)
+    num_kept = len(_kept_programs._kept)
     gc.collect()
     gc.disable()
     try:
@@ -281,7 +281,7 @@ def test_programs_go_with_their_functions_and_the_data_in_them(form):
         if form != "grid":
             del run
         assert reference() is None
-        assert len(_programs._kept) <= num_kept
+        assert len(_kept_programs._kept) <= num_kept
     finally:
         gc.enable()
 
@@ -330,10 +330,10 @@ def test_programs_go_where_an_object_without_weak_references_has_the_function(ma
 
 
 def test_functions_of_a_moment_leave_nothing_behind():
-    num_kept = len(_programs._kept)
+    num_kept = len(_kept_programs._kept)
     for _ in range(3):
         first_loss(lambda params, batch: jnp.mean(batch @ params), lambda rate: optax.sgd(rate))
-    assert len(_programs._kept) == num_kept
+    assert len(_kept_programs._kept) == num_kept
 
 
 def test_a_function_that_refers_to_itself_and_to_anything_is_kept():
@@ -1244,9 +1244,9 @@ def test_the_program_of_a_large_module_is_kept(caplog):
 def test_more_than_can_be_looked_at_is_not_kept():
     many = [float(number) for number in range(150_000)]
     loss_fn = lambda params, batch: (many[0] + 1) * jnp.mean(batch @ params)
-    num_kept = len(_programs._kept)
+    num_kept = len(_kept_programs._kept)
     assert first_loss(loss_fn) == pytest.approx(1.0, rel=1e-5)
-    assert len(_programs._kept) <= num_kept
+    assert len(_kept_programs._kept) <= num_kept
     many[0] = 6.0
     assert first_loss(loss_fn) == pytest.approx(7.0, rel=1e-5)
 

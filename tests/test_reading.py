@@ -26,6 +26,7 @@ from optax_clr import (
     RangeTestWarning,
     _fall,
     _noise,
+    _order,
     _reading,
 )
 from optax_clr._curve import Curve, at_hand, checked_curve, curve_of
@@ -627,7 +628,7 @@ def test_a_drop_is_told_by_as_few_rows_as_tell_it_to_an_eighth(noise, noise_at_e
         begins_level=True,
         num_early=jnp.int32(0),
     )
-    drop = _fall.largest_drop(fall, 0.24, 0.0)
+    drop = _order.largest_drop(fall, 0.0)
     np.testing.assert_allclose(drop.height, 1, atol=3 * drop.error)
     assert drop.error <= 1 / 8
     is_noisy = max(noise, noise_at_end) > 0.15

@@ -19,7 +19,8 @@ import pytest
 import optax_clr
 from optax_clr._curve import EndedBy
 from optax_clr._loop import Loop
-from optax_clr._streams import StreamedBatches, _put, aligned
+from optax_clr._stacking import _put, aligned
+from optax_clr._streams import StreamedBatches
 
 _begin = Loop.begin
 pytestmark = pytest.mark.usefixtures("optax_promotion")
