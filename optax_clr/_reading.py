@@ -57,7 +57,7 @@ _HIGHEST = 0.7
 _EARLY = 1 / 1000
 # This many rows without a loss at the end of a curve may be a gap; more mean that it ended early.
 _LONGEST_GAP = 3
-# In docs/study/suggestions.txt 1/4 and 1/10 have a mean regret of .10, 1/2 and 1/50 of .11. Smith,
+# In docs/study/suggestions.txt 1/4 and 1/10 have a mean regret of .09, 1/2 and 1/50 of .11. Smith,
 # 1506.01186, section 3.3, has a third or a quarter.
 _BASE_OF_PEAK = 1 / 4
 
@@ -149,8 +149,8 @@ def bounds(valley: Valley) -> LRBounds:
     """Return the bounds of a cycle: a peak of 1.76 times the constant rate.
 
     On the same tasks the median is 6, 5 and 5%. The base is a quarter of the peak. In
-    docs/study/suggestions.txt that has a mean regret of .10, and so has a tenth of the peak; bases
-    read from where the loss begins to fall or stagnates have .11.
+    docs/study/suggestions.txt that has a mean regret of .09, and so has a tenth of the peak; bases
+    read from where the loss begins to fall or stagnates have .10.
     """
     peak_value = peak(valley, _PEAK)
     return LRBounds(_BASE_OF_PEAK * peak_value, peak_value)

@@ -263,7 +263,7 @@ class RangeTestResult(NamedTuple):
 
         Returns:
           The number of rows and curves, the range of rates and of the loss, and the rates that are
-          read, or why the curve cannot be read.
+          read, with how near to the best such rates were elsewhere, or why it cannot be read.
 
         Examples:
           >>> rates = jnp.geomspace(1e-3, 10.0, 100)
@@ -274,6 +274,8 @@ class RangeTestResult(NamedTuple):
           suggest()         0.0957  a constant rate
           bounds()          0.0421 to 0.168  a cycle's base and peak
           one_cycle_peak()  0.252  the peak of one cycle
+          On six or seven of ten held-out tasks such rates were within 3x of the best.
+          See 'How good are the suggestions?', how far from the best rate, in the documentation.
         """
         _refuse_traced(self, "summary")
         result = _with_defaults(self)
