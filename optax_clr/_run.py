@@ -114,7 +114,7 @@ def run(
             most_rows=1 if by_rows else batches.most_rows // size * size,
         )
         driven = driver.run(initial, progress)
-        ended_early = driven.ended_by >= EndedBy.END_OF_DATA
+        ended_early = driven.ended_by in (EndedBy.END_OF_DATA, EndedBy.INTERRUPT)
         return Outcome(
             driven.result, driven.state, programs.evaluate, facts, ended_early, driven.stopped_by
         )
