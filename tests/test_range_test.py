@@ -95,6 +95,15 @@ def test_smoothing_is_the_debiased_average_of_fastai():
     np.testing.assert_allclose(result.smoothed_losses, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_lanes_may_have_smoothings_of_their_own():
+    losses = np.random.default_rng(0).uniform(1, 2, size=100)
+    lanes = jax.vmap(lambda each: run_script(losses, smoothing=each))(jnp.array([0.0, 0.5, 0.98]))
+    for lane, smoothing in enumerate([0.0, 0.5, 0.98]):
+        single = run_script(losses, smoothing=smoothing)
+        assert lanes.num_valid[lane] == single.num_valid
+        np.testing.assert_allclose(lanes.smoothed_losses[lane], single.smoothed_losses, rtol=1e-5)
+
+
 def test_without_smoothing_the_curves_are_the_same():
     result = run_script(np.linspace(2, 1, 30), smoothing=0.0)
     np.testing.assert_array_equal(result.smoothed_losses, result.losses)
