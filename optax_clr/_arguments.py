@@ -84,8 +84,13 @@ def fits_float32(number: float) -> bool:
     return number == 0 or _TINY <= abs(number) <= _HUGE
 
 
+def is_plain_number(value: Any) -> bool:
+    """Whether a value is a real number of Python or NumPy; a boolean is none."""
+    # To NumPy a timedelta64 is an integer, here and below.
+    return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.timedelta64))
+
+
 def is_real_dtype(dtype: Any) -> bool:
-    # To NumPy a timedelta64 is an integer.
     others = (jnp.complexfloating, np.timedelta64)
     return jnp.issubdtype(dtype, jnp.number) and not any(jnp.issubdtype(dtype, x) for x in others)
 

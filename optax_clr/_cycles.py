@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import INT32_MAX, as_step, whole_number
+from optax_clr._arguments import INT32_MAX, as_step, is_plain_number, whole_number
 from optax_clr._tracing import is_on_explicit_axes
 from optax_clr._words import shown
 
@@ -396,7 +395,7 @@ def _row_of(columns: CycleTable, cycle: jax.Array) -> tuple[jax.Array, jax.Array
 
 def _check_mult(mult: Any, num_cycles: int | None) -> float:
     allowed = "a positive Python number of at most 2**31 - 1"
-    if isinstance(mult, (bool, np.timedelta64)) or not isinstance(mult, numbers.Real):
+    if not is_plain_number(mult):
         raise TypeError(f"mult must be {allowed}, got {shown(mult)}.")
     number: Any = mult  # as it is, since an integer may be too large for a float
     if not 0 < number <= INT32_MAX:

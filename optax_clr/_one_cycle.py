@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,13 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_clr import waves
-from optax_clr._arguments import as_step, float_dtype, real_scalar, whole_number
+from optax_clr._arguments import (
+    as_step,
+    float_dtype,
+    is_plain_number,
+    real_scalar,
+    whole_number,
+)
 from optax_clr._heights import check_wave, shaped
 from optax_clr._moments import Moment, between, moment_at, time_between
 from optax_clr._words import shown
@@ -175,8 +180,7 @@ def _check_rise_fraction(rise_fraction: Any, three_phase: bool) -> None:
         f"rise_fraction must be a Python number from 0 to {most:g}{condition}, "
         f"got {shown(rise_fraction)}."
     )
-    is_other = isinstance(rise_fraction, (bool, np.timedelta64))
-    if is_other or not isinstance(rise_fraction, numbers.Real):
+    if not is_plain_number(rise_fraction):
         raise TypeError(message)
     fraction: Any = rise_fraction  # as it is, since an integer may be too large for a float
     if not 0 <= fraction <= most:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from optax_clr._arguments import function, whole_number
-from optax_clr._batches import check_num_steps, open_batches
+from optax_clr._batches import Batches, check_num_steps, open_batches
 from optax_clr._checks import (
     check_arrays,
     check_params,
@@ -25,9 +26,10 @@ from optax_clr._documentation import see
 from optax_clr._modes import undisturbed
 from optax_clr._result import RangeTestResult
 from optax_clr._run import Outcome, run
-from optax_clr._step import FunctionStep, PyTree, StepFn
+from optax_clr._step import FunctionStep, PyTree, Step, StepFn
 from optax_clr._step_checks import check_sweep
 from optax_clr._step_facts import remarks_on
+from optax_clr._stop_rule import StopRule
 
 
 @undisturbed()
@@ -131,19 +133,16 @@ def range_test(
     rule = stop_rule(smoothing, stop_factor)
     source = open_batches(batches, values.shape[0], steps_per_value)
     step = FunctionStep(step_fn, bool(has_aux))
-    outcome = run(
+    return _swept(
         step,
         source,
         state,
         values,
         rule,
-        check=lambda facts: check_sweep(step, facts, steps_per_value),
         steps_per_value=steps_per_value,
         progress=progress,
+        counts_batches=False,
     )
-    for remark in _remarks(outcome, counts_batches=False):
-        warnings.warn(remark, stacklevel=3)
-    return outcome.result
 
 
 @undisturbed()
@@ -238,10 +237,36 @@ def lr_range_test(
     rule = stop_rule(smoothing, stop_factor)
     held_out = held_out_batch(held_out)  # checked before the caller's iterator is read
     source = open_batches(batches, values.shape[0], steps_per_value)
-    outcome = run(
+    return _swept(
         step,
         source,
         params,
+        values,
+        rule,
+        steps_per_value=steps_per_value,
+        held_out=held_out,
+        progress=progress,
+        counts_batches=counts_batches,
+    )
+
+
+def _swept(
+    step: Step,
+    source: Batches,
+    initial: PyTree,
+    values: jax.Array | np.ndarray,
+    rule: StopRule,
+    *,
+    steps_per_value: int,
+    progress: bool,
+    counts_batches: bool,
+    held_out: PyTree = None,
+) -> RangeTestResult:
+    """Run a test of which each loss belongs to one value; warn of what makes it doubtful."""
+    outcome = run(
+        step,
+        source,
+        initial,
         values,
         rule,
         check=lambda facts: check_sweep(step, facts, steps_per_value),
@@ -250,7 +275,7 @@ def lr_range_test(
         progress=progress,
     )
     for remark in _remarks(outcome, counts_batches):
-        warnings.warn(remark, stacklevel=3)
+        warnings.warn(remark, stacklevel=4)  # the caller of the public function
     return outcome.result
 
 

@@ -33,7 +33,6 @@ ROUNDING = 2.0**-22
 def values_at(name: str, schedule: optax.Schedule, steps: Any) -> jax.Array:
     """Return the value of a schedule at each of the steps; errors call it by ``name``."""
     allowed = f"{name} must be a schedule that jax.jit can trace, step -> number; {shown(schedule)}"
-    check_powers(name, schedule)
     try:
         values = jax.vmap(schedule)(steps)  # some of Optax's schedules refuse arrays of steps
     except Exception as error:
@@ -52,6 +51,7 @@ def sampled(shape: optax.Schedule, num_steps: int) -> tuple[Array, Array]:
     Both are float64 if they are concrete, and otherwise of the schedule's dtype, at least float32.
     A concrete schedule must have legal values; of a traced one, that is not known.
     """
+    check_powers("shape", shape)
     edges = _edges(num_steps)
     values, counts = _look(shape, edges)
     if num_steps > _NUM_BLOCKS:

@@ -11,6 +11,7 @@ import optax
 
 from optax_clr._arguments import function, whole_number
 from optax_clr._drawing import labelled, pyplot_axes
+from optax_clr._integer_powers import check_powers
 from optax_clr._presentation import Rule
 from optax_clr._result import RangeTestResult
 from optax_clr._schedule_values import values_at
@@ -82,6 +83,7 @@ def plot_schedule(schedule: optax.Schedule, num_steps: int, ax: Axes | None = No
     """
     schedule = function("schedule", schedule, form="step -> value")
     steps = jnp.arange(whole_number("num_steps", num_steps))
+    check_powers("schedule", schedule)
     values = values_at("schedule", schedule, steps)
     ax = pyplot_axes(ax)  # last, since a new figure stays in pyplot
     ax.plot(np.asarray(steps), np.asarray(values), color="tab:blue")
