@@ -749,6 +749,9 @@ DOUBTS = {
     )._replace(ended_by=jnp.array([0, 1])),
     "the loss fell little": result_of(box(0.01, 1.0, 300, noise=0.8, seed=2)),
     "the loss jumps": result_of(np.repeat([2.0, 1.0, 2.0], [100, 50, 150])),
+    "the loss falls from the first rows on": result_of(
+        0.3 * box(0.01, 1.0, 300) + 4 * np.exp(-np.arange(300) / 25)
+    ),
     "the loss drifts": result_of(valley() + np.clip(1 - np.arange(300) / 25, 0, 1)),
     "the rates do not rise": result_of(box(0.01, 1.0, 300)[::-1], jnp.geomspace(10.0, 1e-5, 300)),
     "after its lowest point": result_of(
