@@ -160,7 +160,15 @@ def stairs(*counts):
     return 0.1 * 10 ** -(counts[-1] // 30)  # 0.01 at 30, but 0 with JAX's integers
 
 
-POWER = "{} must not raise an integer to a negative power, .* got <function stairs.*: 10.0"
+def jnp_stairs(step):
+    return 0.1 * jnp.power(10, -(step // 30))
+
+
+def low_stairs(step):
+    return 0.1 * 10 ** -(jnp.minimum(step, 90) // 30)
+
+
+POWER = "{} must not raise an integer to a negative power, .* got <function .*stairs.*: 10.0"
 ENVELOPE = (
     Wrong({"envelope": stairs}, ValueError, POWER.format("envelope")),
     Wrong({"envelope": lambda cycle, step: 2**-cycle}, ValueError, "a float"),
@@ -296,6 +304,8 @@ SCHEDULES = {
         functions=("schedule",),
         wrong=(
             Wrong({"schedule": stairs}, ValueError, POWER.format("schedule")),
+            Wrong({"schedule": jnp_stairs}, ValueError, POWER.format("schedule")),
+            Wrong({"schedule": low_stairs}, ValueError, POWER.format("schedule")),
             Wrong(
                 {"schedule": optax.schedules.WrappedSchedule(optax.constant_schedule(0.1))},
                 TypeError,

@@ -815,6 +815,7 @@ def test_a_wave_that_cannot_be_hashed_serves():
         lambda step: 0.1 * 10.0 ** -(step // 30),
         lambda step: 0.1 / 10 ** jnp.minimum(step // 30, 3),  # not negative
         lambda step: 0.1 / 2 ** (step // 2**29),
+        lambda step: 0.1 / jnp.power(2, jnp.minimum(step // 30, 3)),
         lambda step: 0.1 * jax.random.uniform(jax.random.key(step)),  # shifts bits, too
     ],
 )
