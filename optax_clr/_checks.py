@@ -155,7 +155,7 @@ def held_out_batch(held_out: PyTree) -> PyTree:
 
 
 def checked_values(values: ArrayLike) -> jax.Array | np.ndarray:
-    array = values if isinstance(values, jax.Array) else np.asarray(native("values", values))
+    array = as_array("values", values)
     if not is_real_dtype(array.dtype):
         remedy = " Of a schedule pass schedule(jnp.arange(n))." if callable(values) else ""
         raise TypeError(f"values must be real numbers, got {shown(values)}.{remedy}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import is_real_dtype, native
+from optax_clr._arguments import is_plain_number, is_real_dtype, native
 from optax_clr._documentation import see
 from optax_clr._states import (
     RESTORE,
@@ -195,7 +194,7 @@ def _check_settable(state: Any, name: str) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
-    is_number = isinstance(value, numbers.Real)
+    is_number = is_plain_number(value)
     # The class np.float32 has a dtype, too, and so have the shapes from jax.eval_shape.
     if hasattr(value, "dtype") and not isinstance(value, (type, jax.ShapeDtypeStruct)):
         is_number = jnp.issubdtype(value.dtype, jnp.inexact) or is_real_dtype(value.dtype)

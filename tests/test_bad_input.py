@@ -116,6 +116,7 @@ def by_kind(entry):
             yield Wrong({name: bad}, TypeError, f"{name} must be an integer")
         masked = np.ma.array([1, 2], mask=[False, True])
         yield Wrong({name: masked}, ValueError, f"{name} {UNMASKED}")
+        yield Wrong({name: [[1, 2], [3]]}, ValueError, f"{name} must be .* lists of one length")
 
 
 # --------------------------------------------------------------------------- cycles and schedules
@@ -397,11 +398,30 @@ HYPERPARAMS = {
                 r"learning_rate must be .* got \(0.1, 0.5\).*triangular_schedule\(\*bounds",
             ),
             Wrong({"learning_rate": optax_clr.LRBounds(0.1, 0.5)}, TypeError, r"\(\*bounds, rise"),
+            *(
+                Wrong({"learning_rate": bad}, TypeError, "learning_rate must be .*True.* Convert")
+                for bad in (True, np.bool_(True))
+            ),
             Wrong({"learning_rate": stairs}, ValueError, POWER.format("learning_rate")),
             Wrong({"learning_rate": np.ma.masked}, ValueError, f"learning_rate {UNMASKED}"),
             Wrong({"factory": gathering}, TypeError, r"name each argument .*\*\*others"),
             Wrong({"factory": by_position}, TypeError, "by name, got .* takes rate by position"),
+            Wrong({"factory": dict}, TypeError, "factory must .* from named arguments, .* 'dict'"),
+            Wrong({"factory": min}, TypeError, "factory must .* from named arguments, .* min"),
         ),
+    ),
+    "inject_schedules(...).init": Entry(
+        lambda factory, params: optax_clr.inject_schedules(factory)(0.1).init(params),
+        {"factory": optax.sgd, "params": PARAMS},
+        wrong=(
+            Wrong(
+                {"factory": lambda rate: rate},
+                TypeError,
+                r"factory must return a GradientTransformation, got float from <function",
+            ),
+            Wrong({"factory": lambda rate: None}, TypeError, "GradientTransformation, got NoneT"),
+        ),
+        anything=("params",),  # Optax's to check
     ),
     "get_hyperparams": Entry(
         optax_clr.get_hyperparams,
@@ -438,7 +458,7 @@ HYPERPARAMS = {
             Wrong({"values": {"momentum": None}}, TypeError, "momentum must be .* got None"),
             *(
                 Wrong({"values": {"momentum": bad}}, TypeError, "momentum must be a number")
-                for bad in (SCHEDULE, DAY, SHAPE, np.float32)
+                for bad in (SCHEDULE, DAY, SHAPE, np.float32, True)
             ),
             Wrong({"values": {"momentum": np.array("1")}}, TypeError, "momentum must be a number"),
             Wrong({"values": {"momentum": 1j}}, TypeError, "momentum must be a number.* 1j"),
@@ -572,6 +592,7 @@ HELD_BATCHES = (
     Wrong({"batches": {}}, ValueError, f"{FORM}.* empty pytree"),
     Wrong({"batches": None}, ValueError, f"{FORM}.* empty pytree"),
     Wrong({"batches": {"a": 1.0}}, TypeError, rf"{FORM}.* batches\['a'\] is float"),
+    Wrong({"batches": {"a": np.float32}}, TypeError, r"batches\['a'\] is the class float32"),
     Wrong({"batches": {"a": jnp.ones(())}}, ValueError, rf"{FORM}.* batches\['a'\] is a scalar"),
     Wrong({"batches": 5}, TypeError, f"{FORM}.* batches is int"),
     Wrong({"batches": MASKED}, ValueError, f"batches {UNMASKED}"),
@@ -720,6 +741,7 @@ TRAINING = (
     ),
     Wrong({"params": {}}, ValueError, "params must have at least one array"),
     Wrong({"params": {"a": "b"}}, TypeError, r"params\['a'\] must be an array, got str"),
+    Wrong({"params": np.float32}, TypeError, "params must be an array, got the class float32"),
     Wrong({"params": {"a": MASKED}}, ValueError, rf"params\['a'\] {UNMASKED}"),
     *(
         Wrong({"params": {"a": array}}, TypeError, r"params\['a'\] must be an array of numbers")
@@ -835,6 +857,7 @@ RANGE_TESTS = {
             ),
             Wrong({"values": np.array([1j, 2j])}, TypeError, "values must be real"),
             Wrong({"values": ["a", "b"]}, TypeError, "values must be real"),
+            Wrong({"values": [[0.1], [0.2, 0.3]]}, ValueError, "values must .* lists of one leng"),
             Wrong({"values": MASKED[0]}, ValueError, f"values {UNMASKED}"),
             Wrong({"values": SCHEDULE}, TypeError, r"values must be real.*schedule\(jnp.arange"),
             Wrong(returns(lambda s, b, v: s), TypeError, r"step_fn must return \(state, loss\)"),
@@ -1082,6 +1105,7 @@ READINGS = {
                 ),
                 Wrong({"losses": np.asarray(valley) * 1j}, TypeError, "losses must be real"),
                 Wrong({"losses": MASKED}, ValueError, "losses must have no masked entries"),
+                Wrong({"losses": [[1.0], []]}, ValueError, "losses must be .* lists of one length"),
             ),
         )
         for name in peer_rules.__all__
