@@ -374,6 +374,9 @@ def by_position(rate, /):
 
 
 SHAPES = jax.eval_shape(lambda: SCHEDULED)
+# Two at the path a/b/learning_rate.
+WITH_SLASH = {"a": {"b": SCHEDULED}, "a/b": SCHEDULED}
+TWO_AT_ONE_PATH = Wrong({"state": WITH_SLASH}, ValueError, "got two at a/b/.* Rename it")
 OF_SHAPES = Wrong({"state": SHAPES}, TypeError, "state must hold arrays, got shapes, .*eval_shape")
 
 HYPERPARAMS = {
@@ -430,6 +433,7 @@ HYPERPARAMS = {
             Wrong({"state": optax.sgd(SCHEDULE).init(PARAMS)}, ValueError, "inject_schedules"),
             Wrong({"state": optax.sgd(SCHEDULE)}, TypeError, r"init\(params\).* got the optimizer"),
             OF_SHAPES,
+            TWO_AT_ONE_PATH,
         ),
     ),
     "set_hyperparams": Entry(
@@ -473,6 +477,7 @@ HYPERPARAMS = {
             Wrong({"state": COUNTED, "values": {"k": jnp.int32(-5)}}, ValueError, "uint32 holds"),
             Wrong({"values": {"momentum": 1e-50}}, ValueError, "that float32 holds, got 1e-50"),
             OF_SHAPES,
+            TWO_AT_ONE_PATH,
             Wrong({"state": SCHEDULED._asdict()}, ValueError, "set in a state of dicts .*restore"),
         ),
     ),
@@ -895,6 +900,14 @@ RANGE_TESTS = {
                 )
             ),
             Wrong({"has_aux": True}, TypeError, "step_fn must return the pair .* has_aux=True"),
+            *(
+                Wrong(
+                    {**returns(lambda s, b, v, m=m: (s, (ONE * v, {"m": m}))), "has_aux": True},
+                    TypeError,
+                    r"metrics\['m'\] must be numbers, which are recorded as floats, got",
+                )
+                for m in ("name", np.array("name"), np.array(None), print, jax.random.key(0))
+            ),
             Wrong(returns(lambda s, b, v: (s, None)), TypeError, "step_fn must .* got NoneType"),
             Wrong(returns(lambda s, b, v: (s, s["out"])), ValueError, r"step_fn .*shape \(8,\)"),
             Wrong(

@@ -324,6 +324,13 @@ def test_metrics_are_recorded_as_floats():
     assert plain.metrics == ()
 
 
+@pytest.mark.parametrize("count", [2**24, 2**40, np.int64(2**40), np.uint32(2**31), True])
+def test_metrics_that_are_known_numbers_are_recorded(count):
+    step_fn = lambda state, batch, value: (state, (state * value, count))
+    result = optax_clr.range_test(step_fn, 1.0, jnp.ones(3), [0.1, 0.2, 0.3], has_aux=True)
+    np.testing.assert_array_equal(result.metrics, np.full(3, count, np.float32))
+
+
 # ------------------------------------------------------------------------------------ stopping
 
 
