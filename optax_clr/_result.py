@@ -53,7 +53,8 @@ class RangeTestResult(NamedTuple):
       ended_by: ``i32[]`` what ended the test: 0 the last value, 1 divergence, 2 the end of the
         data, 3 an interrupt or an exception in the data loader; ``()`` if it is not known.
       batch_size: ``i32[]`` examples in a batch, the length of the leading axis that its arrays
-        share; 0 if one of them is a scalar, ``()`` if they do not share one.
+        share (of time-major batches, the length of the sequences); 0 if one of them is a scalar,
+        ``()`` if they do not share one.
       optimizer_factor: ``f32[]`` ratio of the rates that are read to those of Adam or momentum
         with the same curve; ``()`` means 1. See [`suggest`][].
 
