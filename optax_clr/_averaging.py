@@ -34,7 +34,7 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
     params), even if the params have a lower precision. Read them with [`averaged_params`][].
 
     Chain it after [`inject_schedules`][], not in its factory: there, updates of bfloat16 params are
-    still float32, so 2 in 100 averaged params differ by a rounding from those that are trained.
+    still float32, so some averaged params differ by a rounding from those that are trained.
 
     BatchNorm statistics are not averaged. Recompute them with one pass over the training data.
 
