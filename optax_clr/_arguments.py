@@ -115,7 +115,7 @@ def as_step(step: Any, name: str = "step") -> jax.Array:
     elif not isinstance(step, jax.Array):
         if isinstance(step, int) and not isinstance(step, bool):
             step = max(-1, min(step, INT32_MAX))  # a Python integer may be of any size
-        step = np.asarray(native(name, step))  # in NumPy, int64 keeps its values
+        step = numpy_array(name, step)  # in NumPy, int64 keeps its values
     if not (jnp.issubdtype(step.dtype, jnp.integer) and is_real_dtype(step.dtype)):
         is_float = jnp.issubdtype(step.dtype, jnp.floating)
         remedy = " A fraction would be truncated: round it as you mean it." if is_float else ""
@@ -136,6 +136,8 @@ def native(name: str, value: Any) -> Any:
                 f"{shown(value)}. Fill them: array.filled(value)."
             )
         value = np.asarray(value) if isinstance(value, np.ma.MaskedArray) else value
+        if value.dtype.type is np.longdouble:  # of which JAX has none
+            return value.astype(np.float64)
         return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
     is_array = all(hasattr(value, name) for name in ("dtype", "shape", "__array__"))
     is_class = isinstance(value, type)  # the class np.float32 has all three
@@ -149,3 +151,16 @@ def native(name: str, value: Any) -> Any:
         if not hasattr(value, "__dlpack__"):
             raise
         return np.array(jnp.from_dlpack(value))
+
+
+def numpy_array(name: str, value: Any) -> np.ndarray:
+    """Return an array of any library but JAX, a number, or nested lists of numbers as NumPy's."""
+    try:
+        array: np.ndarray = native(name, np.asarray(native(name, value)))  # as are those of a list
+        return array
+    except ValueError as error:  # NumPy's own message does not name the argument
+        if not isinstance(value, (list, tuple)):
+            raise
+        raise ValueError(
+            f"{name} must be an array, or lists of one length, got {shown(value)}."
+        ) from error

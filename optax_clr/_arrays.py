@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_clr._arguments import native
+from optax_clr._arguments import numpy_array
 from optax_clr._tracing import explicit_sharding, is_traced
 
 Array = Any  # a JAX or NumPy array
@@ -23,8 +23,10 @@ OPEN_IT = (
 
 def is_array(value: Any) -> bool:
     """Whether ``value`` is an array of NumPy, JAX or another library such as PyTorch."""
-    known = isinstance(value, (jax.Array, np.ndarray))
-    return known or (hasattr(value, "__array__") and hasattr(value, "shape"))
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return True
+    is_class = isinstance(value, type)  # the class np.float32 has both
+    return hasattr(value, "__array__") and hasattr(value, "shape") and not is_class
 
 
 def is_opaque(leaf: Any) -> bool:
@@ -34,8 +36,7 @@ def is_opaque(leaf: Any) -> bool:
 
 def as_array(name: str, value: Any) -> jax.Array | np.ndarray:
     """Return a JAX array as it is, and that of another library as a NumPy array."""
-    value = native(name, value)
-    return value if isinstance(value, jax.Array) else np.asarray(value)
+    return value if isinstance(value, jax.Array) else numpy_array(name, value)
 
 
 def check_not_donated(name: str, tree: Any) -> None:

@@ -33,6 +33,9 @@ def average_at_cycle_ends(cycles: Cycles) -> optax.GradientTransformation:
     unchanged, so training is not affected. Averages are kept in float32 (float64 for float64
     params), even if the params have a lower precision. Read them with [`averaged_params`][].
 
+    Chain it after [`inject_schedules`][], not in its factory: there, updates of bfloat16 params are
+    still float32, so some averaged params differ by a rounding from those that are trained.
+
     BatchNorm statistics are not averaged. Recompute them with one pass over the training data.
 
     Args:

@@ -32,6 +32,8 @@ from optax_clr._tracing import is_traced, known_float
 from optax_clr._words import describe, shown
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+# Types of leaves that hold an array: those of jax.new_ref, by version, and of nnx.Variable.
+_WRITTEN_TO = ("Ref", "ArrayRef", "MutableArray", "HijaxVariable")
 
 
 def optimizer_step(loss_fn: Any, optimizer: Any, has_aux: Any) -> OptimizerStep:
@@ -98,6 +100,12 @@ def check_arrays(name: str, tree: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         part = f"{name}{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, _ARRAYS):
+            if type(leaf).__name__ in _WRITTEN_TO:
+                raise TypeError(
+                    f"{part} must be an array, got {describe(leaf)}, which is written to in place. "
+                    "Pass its value, ref[...], or of an nnx model or its split state "
+                    "nnx.with_vars(model, hijax=False, ref=False). " + see("training-steps/#nnx")
+                )
             if _is_of_nnx(leaf):  # not a pytree in older Flax
                 raise TypeError(
                     f"{part} must be an array, got the nnx module {describe(leaf)}. Pass what "
@@ -155,7 +163,7 @@ def held_out_batch(held_out: PyTree) -> PyTree:
 
 
 def checked_values(values: ArrayLike) -> jax.Array | np.ndarray:
-    array = values if isinstance(values, jax.Array) else np.asarray(native("values", values))
+    array = as_array("values", values)
     if not is_real_dtype(array.dtype):
         remedy = " Of a schedule pass schedule(jnp.arange(n))." if callable(values) else ""
         raise TypeError(f"values must be real numbers, got {shown(values)}.{remedy}")

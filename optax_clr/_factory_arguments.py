@@ -36,7 +36,7 @@ def varies(parameter: inspect.Parameter, value: Any) -> bool:
     if isinstance(value, (jax.Array, np.ndarray)):
         is_float = jnp.issubdtype(value.dtype, jnp.inexact)
         return is_float or (jnp.issubdtype(value.dtype, jnp.integer) and value.ndim == 0)
-    if isinstance(value, (tuple, list, str, dict)) and _takes_schedule(parameter):
+    if isinstance(value, _NO_NUMBERS) and _takes_schedule(parameter):
         raise TypeError(
             f"{parameter.name} must be a number, an array or a schedule, got {shown(value)}. "
             + _instead_of(value, parameter.name)
@@ -58,8 +58,8 @@ def varies(parameter: inspect.Parameter, value: Any) -> bool:
 
 
 def _instead_of(value: Any, name: str) -> str:
-    """Return advice on what to pass instead of a container or a string."""
-    if isinstance(value, str):  # YAML reads 1e-3, without a decimal point, as a string
+    """Return advice on what to pass instead of a container, a string or a boolean."""
+    if isinstance(value, (str, bool, np.bool_)):  # YAML reads 1e-3, without a point, as a string
         return f"Convert it: {name}=float(...)."
     if isinstance(value, dict):
         return "Pass one of its values."
@@ -68,6 +68,8 @@ def _instead_of(value: Any, name: str) -> str:
         f"rise_steps=...). {see('schedules/')}"
     )
 
+
+_NO_NUMBERS = (tuple, list, str, dict, bool, np.bool_)
 
 # Origins of annotations that stand for trees or for several numbers.
 _CONTAINERS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optax_clr._arguments import is_real_dtype, native
+from optax_clr._arguments import is_plain_number, is_real_dtype, native
 from optax_clr._documentation import see
 from optax_clr._states import (
     RESTORE,
@@ -49,7 +48,8 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
     Raises:
       TypeError: if ``state`` holds shapes, as from ``jax.eval_shape``, or is an optimizer.
       ValueError: if there is no such state, and a schedule was passed to Optax directly, which
-        does not keep its value; or if a checkpoint restored the state as plain tuples.
+        does not keep its value; if a checkpoint restored the state as plain tuples; or if two
+        values have one path, since a key in it has a ``/`` of its own.
 
     Examples:
       >>> rate = optax_clr.triangular_schedule(0.1, 0.5, rise_steps=2)
@@ -68,6 +68,7 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
     ]
     if not found:
         _check_no_bare_schedule(state)
+    _check_apart([_key(path, name) for path, name, _ in found])
     names = [name for _, name, _ in found]
     return {
         name if names.count(name) == 1 else _key(path, name): _own_array(value)
@@ -156,6 +157,15 @@ def _key(path: Path, name: str) -> str:
     return "/".join([*(map(key_name, path) if path else "."), name])
 
 
+def _check_apart(keys: list[str]) -> None:
+    """Raise if two hyperparameters have one path, as one at "a/b" and one at "b" within "a"."""
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(
+            f"state must have one hyperparameter at each path, got two at {twice[0]}: one of its "
+            "keys has a / in it, such as the label of a group. Rename it."
+        )
+
+
 def _check_no_bare_schedule(state: Any) -> None:
     """Raise if a schedule was passed to Optax directly."""
     for path, node in walk(state):
@@ -169,11 +179,13 @@ def _check_no_bare_schedule(state: Any) -> None:
 
 def _check_settable(state: Any, name: str) -> None:
     """Raise unless a hyperparameter has that name or path, and no schedule drives it."""
-    driven = {
-        _key(path, key): (key, key in node.hyperparams_states)
+    found = [
+        (_key(path, key), (key, key in node.hyperparams_states))
         for path, node in injected_in(state)
         for key in node.hyperparams
-    }
+    ]
+    _check_apart([key for key, _ in found])
+    driven = dict(found)
     targets = [path for path, (key, _) in driven.items() if name in (path, key)]
     restored = [node for _, node in injected_in(state, restored=True)]
     if restored and not any(isinstance(node, Injected) for node in restored):
@@ -195,7 +207,7 @@ def _check_settable(state: Any, name: str) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
-    is_number = isinstance(value, numbers.Real)
+    is_number = is_plain_number(value)
     # The class np.float32 has a dtype, too, and so have the shapes from jax.eval_shape.
     if hasattr(value, "dtype") and not isinstance(value, (type, jax.ShapeDtypeStruct)):
         is_number = jnp.issubdtype(value.dtype, jnp.inexact) or is_real_dtype(value.dtype)

@@ -18,7 +18,7 @@ from optax_clr._factory_arguments import parameters_of, varies
 from optax_clr._jaxprs import inputs_of
 from optax_clr._states import holds_array, injected_in, own_buffers
 from optax_clr._tracing import is_traced
-from optax_clr._words import shown
+from optax_clr._words import describe, shown
 
 _GATHERED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -63,7 +63,8 @@ def inject_schedules(
       TypeError: if ``factory`` is not callable, is an optimizer or has a positional-only argument,
         or ``static_args`` are not names; when the returned function is called, if an argument is a
         function that is neither a schedule nor one of the above, is a pair of bounds instead of a
-        schedule, or would be gathered in the factory's ``*args`` or ``**kwargs``.
+        schedule, or would be gathered in the factory's ``*args`` or ``**kwargs``; from ``init``,
+        if the factory returns something else than a ``GradientTransformation``.
       ValueError: if ``static_args`` names an argument that the factory does not have; when the
         returned function is called, if a schedule has a negative power of an integer, such as
         ``10 ** -(step // 30)``, which JAX makes 0; from
@@ -124,7 +125,13 @@ def _checked_parameters(factory: Any) -> Mapping[str, inspect.Parameter]:
             + see("optimizers/")
         )
     factory = function("factory", factory, form="of hyperparameters")
-    parameters = parameters_of(factory)
+    try:
+        parameters = parameters_of(factory)
+    except ValueError:  # a class or a function that is written in C
+        raise TypeError(
+            "factory must be a function that builds an optimizer from named arguments, such as "
+            f"optax.adamw, got {shown(factory)}."
+        ) from None
     for parameter in parameters.values():
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             raise TypeError(
@@ -176,7 +183,14 @@ def _of_named(factory: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(factory)
     def build(**hyperparams: Any) -> Any:
-        return factory(**hyperparams)
+        optimizer = factory(**hyperparams)
+        # Not checked by type: optax.MultiSteps is not a GradientTransformation, but works as one.
+        if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+            raise TypeError(
+                f"factory must return a GradientTransformation, got {describe(optimizer)} from "
+                f"{shown(factory)}."
+            )
+        return optimizer
 
     build.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
     return build

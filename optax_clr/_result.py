@@ -45,7 +45,7 @@ class RangeTestResult(NamedTuple):
         revealed the divergence is the last of them, if its loss is finite. A single row whose loss
         is not finite counts, as a gap.
       metrics: auxiliary output of the loss at each row, as floats, a pytree of ``[n, ...]``; ``()``
-        without ``has_aux``.
+        without ``has_aux``. Integers above 2**24 are rounded to float32.
       held_out_losses: ``f32[n]`` loss of the held-out batch after each row, which the methods read
         instead of ``losses``; ``()`` without one.
       equivalent_steps: ``f32[n]`` sum of the rates of all updates up to a row, divided by the rate
@@ -53,7 +53,8 @@ class RangeTestResult(NamedTuple):
       ended_by: ``i32[]`` what ended the test: 0 the last value, 1 divergence, 2 the end of the
         data, 3 an interrupt or an exception in the data loader; ``()`` if it is not known.
       batch_size: ``i32[]`` examples in a batch, the length of the leading axis that its arrays
-        share; 0 if one of them is a scalar, ``()`` if they do not share one.
+        share (of time-major batches, the length of the sequences); 0 if one of them is a scalar,
+        ``()`` if they do not share one.
       optimizer_factor: ``f32[]`` ratio of the rates that are read to those of Adam or momentum
         with the same curve; ``()`` means 1. See [`suggest`][].
 

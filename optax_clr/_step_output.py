@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_clr._arguments import numpy_array
+from optax_clr._arrays import is_numeric
 from optax_clr._documentation import see
 from optax_clr._words import describe, shape_in_words, shown
 
@@ -59,17 +61,18 @@ def recorded_metrics(metrics: PyTree) -> PyTree:
     """Return metrics as floats, so that rows after divergence can be NaN."""
 
     def as_float(path: Any, metric: Any) -> jax.Array:
-        dtype = getattr(metric, "dtype", None)
-        if isinstance(metric, str) or (dtype is not None and jnp.issubdtype(dtype, _EXTENDED)):
+        name = f"metrics{jax.tree_util.keystr(path)}"
+        # By NumPy, since JAX would cut integers of 64 bits.
+        is_jax = isinstance(metric, jax.Array) or hasattr(metric, "__jax_array__")
+        array: Any = jnp.asarray(metric) if is_jax else numpy_array(name, metric)
+        if jnp.issubdtype(array.dtype, _EXTENDED) or not is_numeric(array.dtype):
             raise TypeError(
-                f"metrics{jax.tree_util.keystr(path)} must be numbers, which are recorded as "
-                f"floats, got {describe(metric)}. Leave it out, or return jax.random.key_data of a "
-                "key."
+                f"{name} must be numbers, which are recorded as floats, got {describe(metric)}. "
+                "Leave it out, or return jax.random.key_data of a key."
             )
-        array = jnp.asarray(metric)
         # Narrower floats are converted too: numpy.savez does not preserve bfloat16.
         is_wide = jnp.issubdtype(array.dtype, jnp.inexact) and array.dtype.itemsize >= 4
-        return array if is_wide else array.astype(jnp.float32)
+        return jnp.asarray(array if is_wide else array.astype(np.float32))
 
     return jax.tree_util.tree_map_with_path(as_float, metrics)
 

@@ -27,6 +27,8 @@ def shown(value: Any) -> str:
 
 def describe(value: Any) -> str:
     """Describe ``value`` for a message: its type, and its shape if it has one."""
+    if isinstance(value, type):  # which may have a shape, as that of NumPy's numbers
+        return f"the class {value.__name__}"
     if isinstance(value, jax.Array):  # or a tracer, whose type tells a caller nothing
         return f"an array {shape_in_words(value)}"
     if isinstance(value, tuple):

@@ -116,6 +116,7 @@ def by_kind(entry):
             yield Wrong({name: bad}, TypeError, f"{name} must be an integer")
         masked = np.ma.array([1, 2], mask=[False, True])
         yield Wrong({name: masked}, ValueError, f"{name} {UNMASKED}")
+        yield Wrong({name: [[1, 2], [3]]}, ValueError, f"{name} must be .* lists of one length")
 
 
 # --------------------------------------------------------------------------- cycles and schedules
@@ -160,7 +161,15 @@ def stairs(*counts):
     return 0.1 * 10 ** -(counts[-1] // 30)  # 0.01 at 30, but 0 with JAX's integers
 
 
-POWER = "{} must not raise an integer to a negative power, .* got <function stairs.*: 10.0"
+def jnp_stairs(step):
+    return 0.1 * jnp.power(10, -(step // 30))
+
+
+def low_stairs(step):
+    return 0.1 * 10 ** -(jnp.minimum(step, 90) // 30)
+
+
+POWER = "{} must not raise an integer to a negative power, .* got <function .*stairs.*: 10.0"
 ENVELOPE = (
     Wrong({"envelope": stairs}, ValueError, POWER.format("envelope")),
     Wrong({"envelope": lambda cycle, step: 2**-cycle}, ValueError, "a float"),
@@ -296,6 +305,8 @@ SCHEDULES = {
         functions=("schedule",),
         wrong=(
             Wrong({"schedule": stairs}, ValueError, POWER.format("schedule")),
+            Wrong({"schedule": jnp_stairs}, ValueError, POWER.format("schedule")),
+            Wrong({"schedule": low_stairs}, ValueError, POWER.format("schedule")),
             Wrong(
                 {"schedule": optax.schedules.WrappedSchedule(optax.constant_schedule(0.1))},
                 TypeError,
@@ -363,6 +374,9 @@ def by_position(rate, /):
 
 
 SHAPES = jax.eval_shape(lambda: SCHEDULED)
+# Two at the path a/b/learning_rate.
+WITH_SLASH = {"a": {"b": SCHEDULED}, "a/b": SCHEDULED}
+TWO_AT_ONE_PATH = Wrong({"state": WITH_SLASH}, ValueError, "got two at a/b/.* Rename it")
 OF_SHAPES = Wrong({"state": SHAPES}, TypeError, "state must hold arrays, got shapes, .*eval_shape")
 
 HYPERPARAMS = {
@@ -387,11 +401,30 @@ HYPERPARAMS = {
                 r"learning_rate must be .* got \(0.1, 0.5\).*triangular_schedule\(\*bounds",
             ),
             Wrong({"learning_rate": optax_clr.LRBounds(0.1, 0.5)}, TypeError, r"\(\*bounds, rise"),
+            *(
+                Wrong({"learning_rate": bad}, TypeError, "learning_rate must be .*True.* Convert")
+                for bad in (True, np.bool_(True))
+            ),
             Wrong({"learning_rate": stairs}, ValueError, POWER.format("learning_rate")),
             Wrong({"learning_rate": np.ma.masked}, ValueError, f"learning_rate {UNMASKED}"),
             Wrong({"factory": gathering}, TypeError, r"name each argument .*\*\*others"),
             Wrong({"factory": by_position}, TypeError, "by name, got .* takes rate by position"),
+            Wrong({"factory": dict}, TypeError, "factory must .* from named arguments, .* 'dict'"),
+            Wrong({"factory": min}, TypeError, "factory must .* from named arguments, .* min"),
         ),
+    ),
+    "inject_schedules(...).init": Entry(
+        lambda factory, params: optax_clr.inject_schedules(factory)(0.1).init(params),
+        {"factory": optax.sgd, "params": PARAMS},
+        wrong=(
+            Wrong(
+                {"factory": lambda rate: rate},
+                TypeError,
+                r"factory must return a GradientTransformation, got float from <function",
+            ),
+            Wrong({"factory": lambda rate: None}, TypeError, "GradientTransformation, got NoneT"),
+        ),
+        anything=("params",),  # Optax's to check
     ),
     "get_hyperparams": Entry(
         optax_clr.get_hyperparams,
@@ -400,6 +433,7 @@ HYPERPARAMS = {
             Wrong({"state": optax.sgd(SCHEDULE).init(PARAMS)}, ValueError, "inject_schedules"),
             Wrong({"state": optax.sgd(SCHEDULE)}, TypeError, r"init\(params\).* got the optimizer"),
             OF_SHAPES,
+            TWO_AT_ONE_PATH,
         ),
     ),
     "set_hyperparams": Entry(
@@ -428,7 +462,7 @@ HYPERPARAMS = {
             Wrong({"values": {"momentum": None}}, TypeError, "momentum must be .* got None"),
             *(
                 Wrong({"values": {"momentum": bad}}, TypeError, "momentum must be a number")
-                for bad in (SCHEDULE, DAY, SHAPE, np.float32)
+                for bad in (SCHEDULE, DAY, SHAPE, np.float32, True)
             ),
             Wrong({"values": {"momentum": np.array("1")}}, TypeError, "momentum must be a number"),
             Wrong({"values": {"momentum": 1j}}, TypeError, "momentum must be a number.* 1j"),
@@ -443,6 +477,7 @@ HYPERPARAMS = {
             Wrong({"state": COUNTED, "values": {"k": jnp.int32(-5)}}, ValueError, "uint32 holds"),
             Wrong({"values": {"momentum": 1e-50}}, ValueError, "that float32 holds, got 1e-50"),
             OF_SHAPES,
+            TWO_AT_ONE_PATH,
             Wrong({"state": SCHEDULED._asdict()}, ValueError, "set in a state of dicts .*restore"),
         ),
     ),
@@ -562,6 +597,7 @@ HELD_BATCHES = (
     Wrong({"batches": {}}, ValueError, f"{FORM}.* empty pytree"),
     Wrong({"batches": None}, ValueError, f"{FORM}.* empty pytree"),
     Wrong({"batches": {"a": 1.0}}, TypeError, rf"{FORM}.* batches\['a'\] is float"),
+    Wrong({"batches": {"a": np.float32}}, TypeError, r"batches\['a'\] is the class float32"),
     Wrong({"batches": {"a": jnp.ones(())}}, ValueError, rf"{FORM}.* batches\['a'\] is a scalar"),
     Wrong({"batches": 5}, TypeError, f"{FORM}.* batches is int"),
     Wrong({"batches": MASKED}, ValueError, f"batches {UNMASKED}"),
@@ -710,6 +746,7 @@ TRAINING = (
     ),
     Wrong({"params": {}}, ValueError, "params must have at least one array"),
     Wrong({"params": {"a": "b"}}, TypeError, r"params\['a'\] must be an array, got str"),
+    Wrong({"params": np.float32}, TypeError, "params must be an array, got the class float32"),
     Wrong({"params": {"a": MASKED}}, ValueError, rf"params\['a'\] {UNMASKED}"),
     *(
         Wrong({"params": {"a": array}}, TypeError, r"params\['a'\] must be an array of numbers")
@@ -825,6 +862,7 @@ RANGE_TESTS = {
             ),
             Wrong({"values": np.array([1j, 2j])}, TypeError, "values must be real"),
             Wrong({"values": ["a", "b"]}, TypeError, "values must be real"),
+            Wrong({"values": [[0.1], [0.2, 0.3]]}, ValueError, "values must .* lists of one leng"),
             Wrong({"values": MASKED[0]}, ValueError, f"values {UNMASKED}"),
             Wrong({"values": SCHEDULE}, TypeError, r"values must be real.*schedule\(jnp.arange"),
             Wrong(returns(lambda s, b, v: s), TypeError, r"step_fn must return \(state, loss\)"),
@@ -862,6 +900,14 @@ RANGE_TESTS = {
                 )
             ),
             Wrong({"has_aux": True}, TypeError, "step_fn must return the pair .* has_aux=True"),
+            *(
+                Wrong(
+                    {**returns(lambda s, b, v, m=m: (s, (ONE * v, {"m": m}))), "has_aux": True},
+                    TypeError,
+                    r"metrics\['m'\] must be numbers, which are recorded as floats, got",
+                )
+                for m in ("name", np.array("name"), np.array(None), print, jax.random.key(0))
+            ),
             Wrong(returns(lambda s, b, v: (s, None)), TypeError, "step_fn must .* got NoneType"),
             Wrong(returns(lambda s, b, v: (s, s["out"])), ValueError, r"step_fn .*shape \(8,\)"),
             Wrong(
@@ -1072,6 +1118,7 @@ READINGS = {
                 ),
                 Wrong({"losses": np.asarray(valley) * 1j}, TypeError, "losses must be real"),
                 Wrong({"losses": MASKED}, ValueError, "losses must have no masked entries"),
+                Wrong({"losses": [[1.0], []]}, ValueError, "losses must be .* lists of one length"),
             ),
         )
         for name in peer_rules.__all__

@@ -289,9 +289,11 @@ def test_a_rate_that_each_update_takes_anew_may_be_injected(wrap):
     np.testing.assert_allclose(test(optimizer=scheduled).losses, plain.losses, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, np.int32, ">f8"])
-def test_values_of_any_dtype_are_float32(dtype):
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, np.int32, ">f8", np.longdouble])
+def test_values_of_any_dtype_are_float32(dtype, as_list):
     values = np.arange(1, 301).astype(dtype)
+    values = list(values) if as_list else values
     result = optax_clr.range_test(scripted_step, jnp.float32(0), jnp.ones(300), values)
     assert result.learning_rates.dtype == result.equivalent_steps.dtype == jnp.float32
     exact = np.asarray(values, np.float64)
@@ -320,6 +322,13 @@ def test_metrics_are_recorded_as_floats():
     assert result.metrics["predictions"].shape == (NUM_STEPS, 16)
     assert np.isnan(result.metrics["predictions"][valid:]).all()
     assert plain.metrics == ()
+
+
+@pytest.mark.parametrize("count", [2**24, 2**40, np.int64(2**40), np.uint32(2**31), True])
+def test_metrics_that_are_known_numbers_are_recorded(count):
+    step_fn = lambda state, batch, value: (state, (state * value, count))
+    result = optax_clr.range_test(step_fn, 1.0, jnp.ones(3), [0.1, 0.2, 0.3], has_aux=True)
+    np.testing.assert_array_equal(result.metrics, np.full(3, count, np.float32))
 
 
 # ------------------------------------------------------------------------------------ stopping

@@ -380,6 +380,13 @@ def test_the_ends_of_one_cycle_have_the_digits_of_float32(peak, traced):
     )
 
 
+@pytest.mark.parametrize("number", [np.longdouble, lambda x: np.array(x, np.longdouble)])
+def test_numbers_of_more_digits_than_jax_has_are_taken(number):
+    schedule = optax_clr.warm_restarts_schedule(number(0.5), 4, peak_decay=number(0.7))
+    expected = optax_clr.warm_restarts_schedule(0.5, 4, peak_decay=0.7)
+    np.testing.assert_array_equal(schedule(np.arange(20)), expected(np.arange(20)))
+
+
 def test_the_last_value_of_one_cycle_has_the_digits_of_float32_where_the_first_is_given():
     schedule = optax_clr.one_cycle_schedule(1.0, 100, init_value=jnp.float16(1e-3))
     end = float(Fraction(float(jnp.float16(1e-3))) / 10_000)
@@ -815,6 +822,7 @@ def test_a_wave_that_cannot_be_hashed_serves():
         lambda step: 0.1 * 10.0 ** -(step // 30),
         lambda step: 0.1 / 10 ** jnp.minimum(step // 30, 3),  # not negative
         lambda step: 0.1 / 2 ** (step // 2**29),
+        lambda step: 0.1 / jnp.power(2, jnp.minimum(step // 30, 3)),
         lambda step: 0.1 * jax.random.uniform(jax.random.key(step)),  # shifts bits, too
     ],
 )

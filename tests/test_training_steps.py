@@ -1079,6 +1079,29 @@ def test_a_variable_that_is_no_param_is_refused(test):
     test(lambda rest, rows: jnp.mean(rows @ jax.tree.leaves(rest)[0]), rest, optax.sgd, batches)
 
 
+@pytest.mark.skipif(not hasattr(nnx, "with_vars"), reason="needs a newer Flax")
+@pytest.mark.parametrize("kind", [{"hijax": True}, {"ref": True}])
+def test_a_variable_that_is_written_to_in_place_is_refused_with_its_remedy(kind):
+    model = nnx.with_vars(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), **kind)
+    loss_fn = lambda model, rows: jnp.mean(model(rows) ** 2)
+    run = lambda model: optax_clr.lr_range_test(
+        loss_fn, model, optax.sgd, jnp.asarray(ROWS).reshape(50, 8, 3), max_lr=1e-3
+    )
+    with pytest.raises(TypeError, match=r"params\..* written to in place. .*nnx\.with_vars\(model"):
+        run(model)
+    run(nnx.with_vars(model, hijax=False, ref=False))
+
+
+@pytest.mark.skipif(not hasattr(jax, "new_ref"), reason="needs a newer JAX")
+def test_a_ref_is_refused_with_its_remedy():
+    ref = jax.new_ref(jnp.ones(3))
+    step_fn = lambda state, batch, value: (state, state["w"].sum() * value)
+    run = lambda state: optax_clr.range_test(step_fn, state, jnp.ones(9), np.ones(9))
+    with pytest.raises(TypeError, match=r"state\['w'\] must be an array, got Ref .* ref\[\.\.\.\]"):
+        run({"w": ref})
+    run({"w": ref[...]})
+
+
 def test_complex_params_are_refused():
     loss_fn = lambda params, rows: jnp.mean(jnp.abs(rows @ params - 1) ** 2)
     with pytest.raises(TypeError, match=r"params\['w'\] must be real, got dtype complex64"):
