@@ -30,7 +30,6 @@ from optax_clr._tracing import any_traced
 from optax_clr._valley import (
     GRID_SIZE,
     MIN_ROWS,
-    SHRINKING,
     Rows,
     Scale,
     after_last,
@@ -202,7 +201,7 @@ def read_curve(curve: Curve) -> Reading:
 
 def averages(reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     """Return the averages that are read, one per curve: rates ``[g]`` and losses ``[c, g]``."""
-    losses = np.asarray(reading.averages) / SHRINKING + np.reshape(reading.constants, (-1, 1))
+    losses = np.asarray(reading.averages) + np.reshape(reading.constants, (-1, 1))
     return np.asarray(reading.rates), losses
 
 
@@ -213,7 +212,7 @@ class Reading(NamedTuple):
     problem: Array  # i32[], a Problem
     doubts: Doubts
     rates: Array  # f32[g] grid of the averages
-    averages: Array  # f32[c, g] average losses of each curve, as centred
+    averages: Array  # f32[c, g] average losses of each curve, less its constant
     constants: Any = ()  # subtracted from each curve before reading
 
 

@@ -34,10 +34,6 @@ _PART_BEFORE = 15
 _NUM_LAST = 3
 
 
-# A power of two, which rounds nothing: what is read does not depend on the size of the loss.
-SHRINKING = np.float32(2**-20)
-
-
 class Rows(NamedTuple):
     """The curves, and the Gaussian weights by which their rows are averaged on a grid of rates."""
 
@@ -45,7 +41,7 @@ class Rows(NamedTuple):
     valid: Array  # bool[n] rows that at least one curve has
     grid: Array  # f32[g] where the averages are computed, log10 of the rate
     weights: Array  # f32[g, n]
-    curves: Array  # f32[c, n] losses as centred, NaN for lone spikes
+    curves: Array  # f32[c, n] losses less their constants, NaN for lone spikes
     mixed: Array  # bool[] whether the curves are over different rates
 
 
@@ -73,8 +69,6 @@ def rows_of(learning_rates: Array, losses: Array) -> Rows:
 def centred(curves: Any) -> tuple[Any, Any]:
     """Return each curve less one of its first losses, to save float32's digits, and that loss.
 
-    The differences are shrunk, so that sums over a curve stay within float32's range.
-
     It is the middle one of three, since any single one may be far from all others.
     """
     numpy = numpy_of(curves)
@@ -86,7 +80,7 @@ def centred(curves: Any) -> tuple[Any, Any]:
     )
     low, high = numpy.minimum(first, second), numpy.maximum(first, second)
     constants = numpy.maximum(low, numpy.minimum(high, third))
-    return curves * SHRINKING - constants * SHRINKING, constants
+    return curves - constants, constants
 
 
 def highest(columns: Array) -> Array:
