@@ -11,7 +11,7 @@ from optax_clr._arrays import Array, numpy_of
 from optax_clr._documentation import see
 from optax_clr._fall import Clarity, Fall
 from optax_clr._noise import mean_where, together, typical_deviation
-from optax_clr._order import drifts, falls_at_once, jumps
+from optax_clr._order import drifts, jumps
 from optax_clr._valley import GRID_SIZE, MIN_ROWS, Rows, Within, first_rows, last_rows, mean
 
 # The last rows, which ended the test, have risen if they lie this many standard deviations of the
@@ -104,7 +104,6 @@ class Doubts(NamedTuple):
     stopped_within_valley: Any
     ended_suddenly: Any
     begins_within_valley: Any
-    falls_at_once: Any
     is_faint: Any
     jumps: Any
     drifts: Any
@@ -145,12 +144,6 @@ DOUBTS = Doubts(
         "space the rates geometrically (spacing='log') if they are spaced linearly. "
         f"{see('reading/#too-high-a-start')}"
     ),
-    falls_at_once=(
-        "the loss falls from the first rows on: no level part shows where it begins to, and the "
-        "suggested rates may be far off. Begin at a smaller rate (min_lr); if the loss falls there "
-        "too, the batches come in an order: shuffle the data. "
-        f"{see('reading/#batches-that-are-not-shuffled')}"
-    ),
     is_faint=(
         "the loss fell little in comparison with its noise: take more steps, larger batches "
         "(steps_per_value), or several seeds (jax.vmap), whose curves are read together. "
@@ -163,9 +156,10 @@ DOUBTS = Doubts(
         f"are read together. {see('reading/#batches-that-are-not-shuffled')}"
     ),
     drifts=(
-        "the loss drifts: at rates far too low to learn from, it moved by a large part of its "
-        "fall, as it does where batches come in an order, by target, length or time. Shuffle the "
-        "data, or have a held-out batch read (held_out). "
+        "the loss drifts: it moved by a large part of its fall where a model has hardly begun to "
+        "learn, as it does where batches come in an order, by target, length or time. Shuffle the "
+        "data, or have a held-out batch read (held_out); if they are shuffled, the loss falls in "
+        "two stages, and the suggested rates may be far off. "
         f"{see('reading/#batches-that-are-not-shuffled')}"
     ),
     does_not_rise=(
@@ -254,20 +248,16 @@ def doubts_of(evidence: Evidence) -> Doubts:
     part_before = 10 ** (rows.grid[0] - rows.grid[within.lower])
     are_few = evidence.steps < _FEW_STEPS * (1 - part_before)
     is_endless = rows.grid[within.upper] - rows.grid[within.lower] > _ENDLESS
-    # Near the start of the sweep, a model may well learn much within a few rows.
-    loss_jumps = (within.falls_again | jumps(fall)) & ~begins_within
-    loss_drifts = drifts(fall)
-    loss_falls = falls_at_once(fall, rows.grid[within.lower])
     return Doubts(
         ends_within_valley=is_whole & ~is_endless,
         valley_is_endless=is_whole & is_endless,
         stopped_within_valley=is_cut & ~rows.valid[-1],
         ended_suddenly=evidence.ended_suddenly,
         begins_within_valley=begins_within & rises,  # a falling sweep begins at the other end
-        falls_at_once=loss_falls & rises & ~(loss_jumps | loss_drifts),
         is_faint=numpy.minimum(clarity.independent, clarity.wandering) <= _CLEAR,
-        jumps=loss_jumps,
-        drifts=loss_drifts,
+        # Near the start of the sweep, a model may well learn much within a few rows.
+        jumps=(within.falls_again | jumps(fall)) & ~begins_within,
+        drifts=drifts(fall),
         does_not_rise=~rises,
         is_destroyed=within.is_destroyed,
         has_few_steps=are_few & ~begins_within,

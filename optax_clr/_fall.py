@@ -27,6 +27,9 @@ _INDEPENDENT, _WALK = 1.1, 1.5
 # The level part of a curve is a slope if, among pairs of rows far apart, the shares that rise and
 # that fall differ by more than this.
 _SLOPE = 0.9
+# No model learns at rates whose sum is below this share of that up to the lower end of the valley,
+# where half of the fall is made: log10 of it.
+_EARLY = -3.0
 _LAGS = 3 ** np.arange(7, dtype=np.int32)  # 1 to 729
 
 
@@ -43,7 +46,7 @@ class Fall(NamedTuple):
     num_before: Array  # i32[] rows before the lowest average, from which the noise is estimated
     is_level: Array  # bool[n] rows that tell how far the loss strays by chance
     begins_level: Array | bool  # bool[] whether the sweep begins with them
-    num_early: Array  # i32[] the first rows, at whose rates no model learns
+    progress: Array  # f32[n] log10 of the sum of rates up to each, over that up to the lower end
 
 
 class Significance(NamedTuple):
@@ -62,17 +65,17 @@ class Clarity(NamedTuple):
     of_many: Array  # if rows are independent, by what is required of many rows
 
 
-def fall_to(rows: Rows, scales: Scale, lowest: Array, is_early: Array) -> Fall:
+def fall_to(rows: Rows, scales: Scale, lowest: Array, progress: Array) -> Fall:
     """Return the fall to the lowest average, measured on the losses themselves, without asinh.
 
-    It begins at the average of the first rows, and of all others at which no model learns,
-    ``is_early``: the more of them, the less a fall must stand out from the noise of a row.
+    It begins at the average of the first rows, and of all others at which no model learns: the more
+    of them, the less a fall must stand out from the noise of a row.
     """
     numpy = numpy_of(rows)
     heights = numpy.minimum(rows.curves, scales.ceiling[:, None]) - scales.lowest[:, None]
     has_begun = numpy.isfinite(heights).sum(-1, keepdims=True) >= MIN_ROWS
     losses = mean(numpy.where(has_begun, heights / scales.typical[:, None], np.nan))
-    is_first = first_rows(rows.valid) | is_early
+    is_first = first_rows(rows.valid) | (rows.valid & (progress < _EARLY))
     num_first = is_first.sum(dtype=np.int32)
     first = mean_where(losses, is_first)
     average = average_of(rows.weights, losses, rows.valid)
@@ -80,8 +83,8 @@ def fall_to(rows: Rows, scales: Scale, lowest: Array, is_early: Array) -> Fall:
     share = numpy.where(rows.valid, rows.weights[lowest], 0)
     share = share / numpy.maximum(share.sum(), 1e-30)
     relative_error = numpy.sqrt(numpy.sum(share**2) + 1 / num_first.astype(share.dtype))
-    losses, position, share = (
-        together(column, rows.valid) for column in (losses, rows.position, share)
+    losses, position, share, progress = (
+        together(column, rows.valid) for column in (losses, rows.position, share, progress)
     )
     distance = numpy.abs(position - rows.grid[lowest])
     row = numpy.argmin(numpy.where(numpy.isnan(distance), np.inf, distance))
@@ -97,7 +100,7 @@ def fall_to(rows: Rows, scales: Scale, lowest: Array, is_early: Array) -> Fall:
         num_before=num_before,
         is_level=is_level,
         begins_level=begins_level,
-        num_early=is_early.sum(dtype=np.int32),
+        progress=progress,
     )
 
 

@@ -52,9 +52,6 @@ _PEAK = 1.758
 # longer test of a model that is slow to start, the lower end hardly moves down, so what is read
 # would rise with the square root of the length.
 _HIGHEST = 0.7
-# No model learns at rates whose sum is below this share of that up to the lower end of the valley,
-# where half of the fall is made.
-_EARLY = 1 / 1000
 # This many rows without a loss at the end of a curve may be a gap; more mean that it ended early.
 _LONGEST_GAP = 3
 # In docs/study/suggestions.txt 1/4 and 1/10 have a mean regret of .09, 1/2 and 1/50 of .11. Smith,
@@ -234,8 +231,8 @@ def _read(
     )
     average = average_of(rows.weights, mean(depths), rows.valid)
     within = locate_valley(average, rows.grid)
-    steps, is_early = _steps_at(within.lower, rows, equivalent_steps)
-    fall = fall_to(rows, scales, within.lowest, is_early)
+    steps, progress = _steps_at(within.lower, rows, equivalent_steps)
+    fall = fall_to(rows, scales, within.lowest, progress)
     has_risen = each(functools.partial(_has_risen, half=average[within.lowest] / 2))(
         rows.curves, depths, scales
     )
@@ -266,14 +263,15 @@ _read_compiled = jax.jit(_read)
 
 
 def _steps_at(lower: Array, rows: Rows, equivalent_steps: Array) -> tuple[Array, Array]:
-    """Return the equivalent steps at the lower end, and which rows are far too low to learn."""
+    """Return the equivalent steps at the lower end of the valley, and how far each row is from it.
+
+    That is log10 of the sum of the rates up to the row, over their sum up to the lower end.
+    """
     numpy, num_rows = numpy_of(rows), rows.valid.shape[0]
     steps = highest(equivalent_steps.reshape(-1, num_rows).astype(np.float32))
-    # The sum of the rates up to each row, and up to the lower end of the valley.
-    log_sums = numpy.log10(steps) + rows.position
     at_lower = numpy.exp(average_of(rows.weights[lower][None], numpy.log(steps), rows.valid)[0])
     log_sum = numpy.log10(at_lower) + rows.grid[lower]
-    return at_lower, rows.valid & (log_sums < log_sum + math.log10(_EARLY))
+    return at_lower, numpy.log10(steps) + rows.position - log_sum
 
 
 def _valley_of(evidence: Evidence, factor: Array) -> Valley:

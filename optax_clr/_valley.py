@@ -13,7 +13,7 @@ from optax_clr._noise import deviation, mean_where, together, typical_deviation,
 
 # Rows are averaged with a Gaussian of this standard deviation, in decades: a narrower one reads
 # noise, a wider one blurs the valley. From 0.2 to 0.4 it makes no difference on real tasks.
-WIDTH = 0.3
+_WIDTH = 0.3
 # Number of grid points: a spacing of 0.03 decades over eight decades, with bounded memory.
 GRID_SIZE = 256
 # Minimum total weight at a grid point; below it no row lies within three decades. Products of
@@ -61,7 +61,7 @@ def rows_of(learning_rates: Array, losses: Array) -> Rows:
     end = numpy.max(position, initial=-np.inf, where=valid)
     grid = numpy.linspace(start, end, GRID_SIZE, dtype=np.float32)
     place = numpy.where(valid, position, start)
-    weights = _gaussian((place[None] - grid[:, None]) / WIDTH)
+    weights = _gaussian((place[None] - grid[:, None]) / _WIDTH)
     mixed = numpy.any((all_rates != rates[None]) & ~numpy.isnan(all_rates))
     return Rows(position, valid, grid, weights, curves, mixed)
 

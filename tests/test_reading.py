@@ -149,9 +149,10 @@ def test_a_loss_that_begins_high_has_its_valley_where_it_is_lowest():
     losses *= 1 + 0.1 * np.random.default_rng(1).normal(size=300)
     # Half of the fall in logarithms is not made at 20, half of that in the loss is.
     steps = 300 / 6 / np.log(10)
-    np.testing.assert_allclose(read(result_of(losses)), expected(1e-2, 0.3, steps), rtol=0.45)
-    linear_answer = expected(1e-4, 0.3, steps)
-    assert (read(result_of(losses)) > 3 * linear_answer).all()
+    with pytest.warns(RangeTestWarning, match="two stages"):
+        found = read(result_of(losses))
+    np.testing.assert_allclose(found, expected(1e-2, 0.3, steps), rtol=0.45)
+    assert (found > 3 * expected(1e-4, 0.3, steps)).all()
 
 
 def test_base_and_peak_are_in_order():
@@ -626,7 +627,7 @@ def test_a_drop_is_told_by_as_few_rows_as_tell_it_to_an_eighth(noise, noise_at_e
         num_before=jnp.int32(900),
         is_level=jnp.arange(1000) < 500,
         begins_level=True,
-        num_early=jnp.int32(0),
+        progress=jnp.zeros(300),
     )
     drop = _order.largest_drop(fall, 0.0)
     np.testing.assert_allclose(drop.height, 1, atol=3 * drop.error)
@@ -664,7 +665,7 @@ def test_the_significance_of_a_fall_is_that_of_many_curves_of_noise():
         num_before=num_before,
         is_level=jnp.arange(300) < num_before,
         begins_level=True,
-        num_early=jnp.int32(0),
+        progress=jnp.zeros(300),
     )
     significance = jax.jit(jax.vmap(lambda *parts: _fall.significance_of(fall_of(*parts))))
     independent, wandering, _ = significance(curves, falls)
@@ -749,9 +750,6 @@ DOUBTS = {
     )._replace(ended_by=jnp.array([0, 1])),
     "the loss fell little": result_of(box(0.01, 1.0, 300, noise=0.8, seed=2)),
     "the loss jumps": result_of(np.repeat([2.0, 1.0, 2.0], [100, 50, 150])),
-    "the loss falls from the first rows on": result_of(
-        0.3 * box(0.01, 1.0, 300) + 4 * np.exp(-np.arange(300) / 25)
-    ),
     "the loss drifts": result_of(valley() + np.clip(1 - np.arange(300) / 25, 0, 1)),
     "the rates do not rise": result_of(box(0.01, 1.0, 300)[::-1], jnp.geomspace(10.0, 1e-5, 300)),
     "after its lowest point": result_of(
