@@ -657,6 +657,23 @@ def test_a_state_keeps_its_dtypes(name, dtype):
     assert {value.dtype for value in values} <= {jnp.dtype("float32"), jnp.dtype("int32")}
 
 
+def test_a_count_that_becomes_a_fraction_is_not_rounded():
+    """Of someone's own state, which begins with another kind of number: it has no dtype to keep."""
+
+    def factory(gain):
+        halves = optax.GradientTransformation(
+            lambda params: 0,
+            lambda updates, state, params=None: (updates, state + jnp.float32(0.5)),
+        )
+        return optax.chain(optax.scale(gain), halves)
+
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = inject(factory)(RATE)
+        _, state = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+    (_, halves) = state.inner_state
+    assert halves == 0.5
+
+
 def test_decay_of_float32_params_is_not_narrowed_by_their_gradients():
     optimizer = inject(optax.adamw)(RATE)
     gradients = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)

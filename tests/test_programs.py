@@ -1083,6 +1083,17 @@ def property_of_a_class():
     return (lambda: Scaled.scale), lambda monkeypatch: monkeypatch.setitem(globals(), "SCALE", 7.0)
 
 
+def derived_by_a_package():
+    """As flax.linen.remat derives a class from the caller's."""
+
+    class Scaled:
+        def __call__(self):
+            return SCALE
+
+    derived = type("Derived", (Scaled,), {"__module__": "numpy"})()
+    return (lambda: derived()), lambda monkeypatch: monkeypatch.setitem(globals(), "SCALE", 7.0)
+
+
 def edited_function():
     """As IPython's autoreload leaves a function whose file has been edited."""
 
@@ -1184,6 +1195,7 @@ CONSTITUENTS = [
     module_by_its_name,
     variable_of_the_environment,
     property_of_a_class,
+    derived_by_a_package,
     edited_function,
     edited_default,
     edited_default_of_a_keyword,
