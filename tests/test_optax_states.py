@@ -657,21 +657,19 @@ def test_a_state_keeps_its_dtypes(name, dtype):
     assert {value.dtype for value in values} <= {jnp.dtype("float32"), jnp.dtype("int32")}
 
 
-def test_a_count_that_becomes_a_fraction_is_not_rounded():
-    """Of someone's own state, which begins with another kind of number: it has no dtype to keep."""
+@pytest.mark.parametrize("second", [jnp.float32(0.5), (jnp.float32(0.5),)])
+def test_a_state_that_becomes_another_is_passed_on_as_it_is(second):
+    """A whole number that becomes a fraction, or a tuple: of someone's own transformation."""
 
     def factory(gain):
-        halves = optax.GradientTransformation(
-            lambda params: 0,
-            lambda updates, state, params=None: (updates, state + jnp.float32(0.5)),
+        other = optax.GradientTransformation(
+            lambda params: 0, lambda updates, state, params=None: (updates, second)
         )
-        return optax.chain(optax.scale(gain), halves)
+        return optax.chain(optax.scale(gain), other)
 
-    with jax.numpy_dtype_promotion("standard"):
-        optimizer = inject(factory)(RATE)
-        _, state = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
-    (_, halves) = state.inner_state
-    assert halves == 0.5
+    optimizer = inject(factory)(RATE)
+    _, state = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+    assert state.inner_state[1] == second
 
 
 def test_decay_of_float32_params_is_not_narrowed_by_their_gradients():

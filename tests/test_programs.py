@@ -477,6 +477,15 @@ def test_whatever_a_function_reads_is_seen(
     assert_is_seen(function, change)
 
 
+def test_the_environment_is_seen_by_functions_that_ask_for_it_alone(monkeypatch):
+    asking = lambda params, batch: float(os.getenv("SCALE", "1")) * jnp.mean(batch @ params)
+    other = lambda params, batch: jnp.mean(batch @ params)
+    before, before_other = look((asking,)), look((other,))
+    monkeypatch.setenv("SCALE", "7")
+    assert not sees_the_same((asking,), before)
+    assert sees_the_same((other,), before_other)
+
+
 def by_an_installed_function(params, batch):
     return jax.nn.relu(jnp.mean(batch @ params))
 
@@ -954,6 +963,12 @@ def numpy_array():
     return written_into(np.ones((3, 2))[:, 0])
 
 
+def large_array_bound_anew():
+    """Too large for its numbers to be compared."""
+    settings = Settings(np.ones(2**18))
+    return (lambda: settings.scale[0]), lambda _: setattr(settings, "scale", np.full(2**18, 7.0))
+
+
 def numpy_array_of_objects():
     return written_into(np.array([1.0, None], object))
 
@@ -1175,6 +1190,7 @@ CONSTITUENTS = [
     context_variable,
     variable_of_a_thread,
     numpy_array,
+    large_array_bound_anew,
     numpy_array_of_objects,
     numpy_array_of_bfloat16,
     numpy_scalar_array,
