@@ -25,7 +25,7 @@ from optax_clr._arguments import (
 from optax_clr._arrays import as_array, check_not_donated, is_array, is_numeric
 from optax_clr._batches import is_stream
 from optax_clr._documentation import see
-from optax_clr._states import is_param, is_variable
+from optax_clr._states import is_variable
 from optax_clr._step import OptimizerStep, PyTree
 from optax_clr._stop_rule import StopRule
 from optax_clr._tracing import is_traced, known_float
@@ -75,16 +75,23 @@ def check_params(params: PyTree) -> None:
         )
     nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_variable)
     variables = [(path, node) for path, node in nodes if is_variable(node)]
-    if not any(is_param(variable) for _, variable in variables):
+    if not any(_is_param(variable) for _, variable in variables):
         return  # part of a model that was split off by another kind of variable
     for path, variable in variables:
-        if not is_param(variable) and jnp.issubdtype(variable.dtype, jnp.inexact):
+        if not _is_param(variable) and jnp.issubdtype(variable.dtype, jnp.inexact):
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} must be an nnx.Param, got the variable "
                 f"{type(variable).__name__}, which would be trained too. Pass what nnx.split("
                 "model, nnx.Param, ...) gives as params, and merge a copy of the rest in loss_fn. "
                 + see("training-steps/#nnx")
             )
+
+
+def _is_param(variable: Any) -> bool:
+    """Whether a variable is an nnx.Param, rather than statistics or constants of a model."""
+    kind = getattr(variable, "type", None)  # set in split states of older Flax
+    kind = kind if isinstance(kind, type) else type(variable)
+    return any(base.__name__ == "Param" for base in kind.__mro__)
 
 
 def check_arrays(name: str, tree: PyTree) -> None:

@@ -107,13 +107,6 @@ def is_variable(node: Any) -> bool:
     return hasattr(node, "replace") and holds_array(node)
 
 
-def is_param(variable: Any) -> bool:
-    """Whether a variable is an nnx.Param, rather than statistics or constants of a model."""
-    kind = getattr(variable, "type", None)  # set in split states of older Flax
-    kind = kind if isinstance(kind, type) else type(variable)
-    return any(base.__name__ == "Param" for base in kind.__mro__)
-
-
 def holds_array(node: Any) -> bool:
     """Whether a node is an array, or an nnx.Variable that holds one."""
     return hasattr(node, "dtype") and hasattr(node, "shape")

@@ -657,6 +657,21 @@ def test_a_state_keeps_its_dtypes(name, dtype):
     assert {value.dtype for value in values} <= {jnp.dtype("float32"), jnp.dtype("int32")}
 
 
+@pytest.mark.parametrize("second", [jnp.float32(0.5), (jnp.float32(0.5),)])
+def test_a_state_that_becomes_another_is_passed_on_as_it_is(second):
+    """A whole number that becomes a fraction, or a tuple: of someone's own transformation."""
+
+    def factory(gain):
+        other = optax.GradientTransformation(
+            lambda params: 0, lambda updates, state, params=None: (updates, second)
+        )
+        return optax.chain(optax.scale(gain), other)
+
+    optimizer = inject(factory)(RATE)
+    _, state = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+    assert state.inner_state[1] == second
+
+
 def test_decay_of_float32_params_is_not_narrowed_by_their_gradients():
     optimizer = inject(optax.adamw)(RATE)
     gradients = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)

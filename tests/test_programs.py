@@ -11,6 +11,7 @@ import fractions
 import functools
 import gc
 import importlib
+import json
 import math
 import operator
 import os
@@ -475,6 +476,15 @@ def test_whatever_a_function_reads_is_seen(
             monkeypatch.setattr(its_owner, name, 7.0, raising=False)
 
     assert_is_seen(function, change)
+
+
+def test_the_environment_is_seen_by_functions_that_ask_for_it_alone(monkeypatch):
+    asking = lambda params, batch: float(os.getenv("SCALE", "1")) * jnp.mean(batch @ params)
+    other = lambda params, batch: jnp.mean(batch @ params)
+    before, before_other = look((asking,)), look((other,))
+    monkeypatch.setenv("SCALE", "7")
+    assert not sees_the_same((asking,), before)
+    assert sees_the_same((other,), before_other)
 
 
 def by_an_installed_function(params, batch):
@@ -954,6 +964,12 @@ def numpy_array():
     return written_into(np.ones((3, 2))[:, 0])
 
 
+def large_array_bound_anew():
+    """Too large for its numbers to be compared."""
+    settings = Settings(np.ones(2**18))
+    return (lambda: settings.scale[0]), lambda _: setattr(settings, "scale", np.full(2**18, 7.0))
+
+
 def numpy_array_of_objects():
     return written_into(np.array([1.0, None], object))
 
@@ -1083,6 +1099,17 @@ def property_of_a_class():
     return (lambda: Scaled.scale), lambda monkeypatch: monkeypatch.setitem(globals(), "SCALE", 7.0)
 
 
+def method_that_a_package_calls():
+    """By a name that is in none of the caller's functions."""
+
+    class Encoder(json.JSONEncoder):
+        def default(self, value):
+            return SCALE
+
+    read = lambda: float(json.dumps(object(), cls=Encoder))
+    return read, lambda monkeypatch: monkeypatch.setitem(globals(), "SCALE", 7.0)
+
+
 def edited_function():
     """As IPython's autoreload leaves a function whose file has been edited."""
 
@@ -1164,6 +1191,7 @@ CONSTITUENTS = [
     context_variable,
     variable_of_a_thread,
     numpy_array,
+    large_array_bound_anew,
     numpy_array_of_objects,
     numpy_array_of_bfloat16,
     numpy_scalar_array,
@@ -1184,6 +1212,7 @@ CONSTITUENTS = [
     module_by_its_name,
     variable_of_the_environment,
     property_of_a_class,
+    method_that_a_package_calls,
     edited_function,
     edited_default,
     edited_default_of_a_keyword,
@@ -1229,6 +1258,12 @@ def test_and_programs_are_kept_or_made_anew_by_it(case, monkeypatch, caplog):
     assert "Compiling" not in caplog.text
     change(monkeypatch)
     assert first_loss(loss_fn) == pytest.approx(7.0, rel=1e-5)
+
+
+@pytest.mark.parametrize(("then", "now"), [((1.0,), (1.0, 1.0)), ((1.0, 1.0), (1.0,))])
+def test_more_or_fewer_of_the_same_parts_are_others(then, now):
+    assert sees_the_same(then, look(then))
+    assert not sees_the_same(now, look(then))
 
 
 def test_the_program_of_a_large_module_is_kept(caplog):

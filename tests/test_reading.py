@@ -614,6 +614,26 @@ def test_a_lone_spike_is_ten_deviations_beyond_its_neighbours(height, is_spike):
     assert found.sum() == found[50] == is_spike
 
 
+@pytest.mark.parametrize(
+    ("place", "num_before", "height"),
+    [(50, 51, 1), (50, 50, 1), (50, 49, 2 / 3), (50, 47, 0), (3, 3, 1), (3, 2, 0), (97, 97, 1)],
+)
+def test_a_drop_is_looked_for_up_to_the_lowest_average(place, num_before, height):
+    """Between averages of three rows, of which the first begin, and the last end, the curve."""
+    fall = _fall.Fall(
+        np.repeat([1.0, 0.0], [place, 100 - place]).astype(np.float32),
+        np.linspace(-4.0, 0.0, 100, dtype=np.float32),
+        height=np.float32(1),
+        relative_error=np.float32(0.1),
+        noise_at_end=np.float32(0),
+        num_before=np.int32(num_before),
+        is_level=np.arange(100) < place,
+        begins_level=True,
+        num_early=np.int32(0),
+    )
+    np.testing.assert_allclose(_order.largest_drop(fall, 0.0).height, height, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("noise", "noise_at_end"), [(0.1, 0.0), (0.4, 0.0), (0.1, 0.4)])
 def test_a_drop_is_told_by_as_few_rows_as_tell_it_to_an_eighth(noise, noise_at_end):
     """The noise of the fall or of its end, whichever is larger."""
@@ -712,6 +732,16 @@ def test_a_sweep_that_begins_within_the_fall_is_read(first, num_rows):
     assert 0.3 < found / whole.suggest() < 1.5
 
 
+@pytest.mark.parametrize(("num_rows", "lower"), [(12, 0.03), (15, 0.003)])
+def test_a_fall_from_the_first_of_few_rows_on_is_not_faint(num_rows, lower):
+    """As they all fall, they tell nothing about how far a loss strays by chance."""
+    rates = np.geomspace(1e-3, 10.0, num_rows)
+    result = result_of(staircase(rates, [2.0, 1.0, 2.0], [lower, 1.0]), rates)
+    assert re.findall("In doubt: (.*?):", result.summary()) == [
+        "the steps are few for so wide a sweep"
+    ]
+
+
 def test_a_start_worse_than_guessing_does_not_hide_where_the_model_is_destroyed():
     """From 4.6 the loss falls to .33, and from 1.5e-4 on is that of guessing, .7."""
     rates = np.geomspace(1e-7, 10.0, 300)
@@ -770,13 +800,15 @@ def test_a_doubtful_curve_is_read_with_a_warning(doubt, reading):
 
 
 def test_steps_are_few_or_not_however_they_are_made():
-    """By 20 steps to a decade, also of four for each rate, and however far it goes."""
+    """By 20 steps to a decade, also of four for each rate, wherever the sweep begins and ends."""
     few = result_of(box(0.01, 1.0, 100))
     sums = jnp.cumsum(few.learning_rates) / few.learning_rates
     held = few._replace(equivalent_steps=4 * sums)
-    rates = np.geomspace(1e-3, 10.0, 80)
-    near = result_of(staircase(rates, [2.0, 1.0, 2.0], [0.01, 1.0]), rates)
-    assert np.isfinite([held.suggest(), near.suggest()]).all()  # warnings are errors here
+    assert np.isfinite(held.suggest())  # warnings are errors here
+    for first in (1e-3, 4e-3):
+        rates = np.geomspace(first, 10.0, round(20 * np.log10(10 / first)))
+        near = result_of(staircase(rates, [2.0, 1.0, 2.0], [0.01, 1.0]), rates)
+        assert np.isfinite(near.suggest())
 
 
 def test_each_result_warns_of_its_doubt_anew():

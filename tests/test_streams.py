@@ -1,5 +1,6 @@
 """Streamed batches, the bar, and what ends a test early: against the same test stacked."""
 
+import collections
 import contextlib
 import functools
 import gc
@@ -415,26 +416,34 @@ def test_the_step_is_traced_once_and_a_second_stream_compiles_nothing(batches, c
     assert "Compiling" not in caplog.text
 
 
-@pytest.mark.parametrize(("seconds", "most_ahead"), [(0.0, 512), (1e-3, 512), (100.0, 128)])
-def test_calls_are_short_by_the_clock_whatever_it_shows(seconds, most_ahead, monkeypatch):
-    """A clock that stands still, one that is fast, and steps that take a minute."""
-    clock = itertools.count()
-    monkeypatch.setattr(time, "perf_counter", lambda: seconds * next(clock))
-    num_trained, ahead = [], []
+@pytest.mark.parametrize(("seconds", "num_rows"), [(0.0, 256), (1e-3, 256), (0.5, 64), (100.0, 64)])
+def test_calls_are_short_by_the_clock_whatever_it_shows(seconds, num_rows, monkeypatch):
+    """A clock that stands still, one that is fast, calls of half a second, and of a minute.
+
+    All the batches for a call are read between two looks at the clock.
+    """
+    looks, num_trained, ahead, of_calls = [], [], [], []
+
+    def clock():
+        looks.append(None)
+        return seconds * len(looks)
 
     def step_fn(state, batch, value):
         jax.debug.callback(num_trained.append, batch)
         return state, batch * value
 
     def read():
-        for number in range(1000):
+        for number in range(1024):
             ahead.append(number - len(num_trained))
+            of_calls.append(len(looks))
             yield np.float32(number % 2)
 
-    result = optax_clr.range_test(step_fn, jnp.float32(0), read(), np.ones(1000))
+    monkeypatch.setattr(time, "perf_counter", clock)
+    result = optax_clr.range_test(step_fn, jnp.float32(0), read(), np.ones(1024))
     jax.effects_barrier()
-    np.testing.assert_array_equal(result.losses, np.arange(1000) % 2)
-    assert max(ahead) <= most_ahead
+    np.testing.assert_array_equal(result.losses, np.arange(1024) % 2)
+    assert max(ahead) <= 2 * num_rows
+    assert max(collections.Counter(of_calls).values()) == num_rows
 
 
 @pytest.mark.parametrize(

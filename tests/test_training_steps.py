@@ -1304,6 +1304,17 @@ def test_nor_does_that_of_another_group_in_a_loop_over_minibatches():
 
 
 @pytest.mark.usefixtures("optax_promotion")
+def test_optimizers_of_a_part_of_the_params_each_are_of_one_kind():
+    build = lambda rate: optax.partition(
+        {"a": optax.lion(rate), "b": optax.lion(rate)}, {"a": "a", "b": "b"}
+    )
+    loss_fn = lambda params, batch: jnp.mean((batch @ params["a"] + params["b"] - 1) ** 2)
+    params = {"a": jnp.zeros(3), "b": jnp.zeros(())}
+    batches = jnp.asarray(ROWS).reshape(50, 8, 3)
+    assert optax_clr.lr_range_test(loss_fn, params, build, batches).optimizer_factor == 0.25
+
+
+@pytest.mark.usefixtures("optax_promotion")
 def test_a_rate_that_the_formula_of_an_optimizer_counts_with_leaves_none():
     if not hasattr(optax.contrib, "madgrad"):
         pytest.skip("this Optax has no MADGRAD")
