@@ -71,10 +71,10 @@ def range_test(
 
     Args:
       step_fn: ``(state, batch, value) -> (state, loss)``, a pure, traceable training step; with
-        ``has_aux`` it returns ``(state, (loss, metrics))``. It may train anything: batch
-        statistics, dropout keys and gradient accumulators are part of the state. It is traced
-        once, and must use the value. A second test with the same function and shapes compiles
-        nothing.
+        ``has_aux`` it returns ``(state, (loss, metrics))``. The loss is that of the batch, no
+        running average. It may train anything: batch statistics, dropout keys and gradient
+        accumulators are part of the state. It is traced once, and must use the value. A second test
+        with the same function and shapes compiles nothing.
       state: pytree of arrays to start from; never changed.
       batches: one of
 
