@@ -629,7 +629,7 @@ def test_a_drop_is_looked_for_up_to_the_lowest_average(place, num_before, height
         num_before=np.int32(num_before),
         is_level=np.arange(100) < place,
         begins_level=True,
-        num_early=np.int32(0),
+        progress=np.zeros(100, np.float32),
     )
     np.testing.assert_allclose(_order.largest_drop(fall, 0.0).height, height, rtol=1e-6)
 

@@ -449,7 +449,7 @@ def print_noise(tasks):
 
 def print_cost(num_rows=1000):
     rates = jnp.geomspace(*RANGE, num_rows)
-    losses = jnp.square(jnp.log10(rates) + 2)
+    losses = jnp.minimum(jnp.square(jnp.log10(rates) + 2), 4)
     read = lambda losses: optax_clr.RangeTestResult(rates, losses, losses, num_rows).bounds()
     for form, call in {"jitted": jax.jit(read), "by NumPy": read}.items():
         times = []
