@@ -45,7 +45,7 @@ class RangeTestResult(NamedTuple):
         revealed the divergence is the last of them, if its loss is finite. A single row whose loss
         is not finite counts, as a gap.
       metrics: auxiliary output of the loss at each row, as floats, a pytree of ``[n, ...]``; ``()``
-        without ``has_aux``. Integers above 2**24 are rounded to float32.
+        without ``has_aux``. Integers above 16,777,216 are rounded to float32.
       held_out_losses: ``f32[n]`` loss of the held-out batch after each row, which the methods read
         instead of ``losses``; ``()`` without one.
       equivalent_steps: ``f32[n]`` sum of the rates of all updates up to a row, divided by the rate
