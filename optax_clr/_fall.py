@@ -29,7 +29,7 @@ _INDEPENDENT, _WALK = 1.1, 1.5
 _SLOPE = 0.9
 # No model learns at rates whose sum is below this share of that up to the lower end of the valley,
 # where half of the fall is made: log10 of it.
-_EARLY = -3.0
+_EARLY = math.log10(1 / 1000)
 _LAGS = 3 ** np.arange(7, dtype=np.int32)  # 1 to 729
 
 

@@ -62,17 +62,16 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
     check_state(state)
     state = _state_of(state)
     found = [
-        (path, name, value)
+        (_key(path, name), name, value)
         for path, node in injected_in(state, restored=True)
         for name, value in _hyperparams_in(node).items()
     ]
     if not found:
         _check_no_bare_schedule(state)
-    _check_apart([_key(path, name) for path, name, _ in found])
+    _check_apart([key for key, _, _ in found])
     names = [name for _, name, _ in found]
     return {
-        name if names.count(name) == 1 else _key(path, name): _own_array(value)
-        for path, name, value in found
+        name if names.count(name) == 1 else key: _own_array(value) for key, name, value in found
     }
 
 

@@ -26,7 +26,8 @@ _ERROR_OF_DROP, _LEAST_BESIDE = 1 / 8, 3.0
 # and by more than so many standard errors. Of 692 development tests without a doubt none differs by
 # more than .27. Of 210 tests on data in an order, by target, feature or time, 3 are read wrong
 # without a doubt, and would be 22 without this one (docs/study/ordered.py).
-_FIRST, _PARTS, _LEAST_FIRST = math.log10(1 / 30), 4, 12
+_HARDLY_BEGUN = math.log10(1 / 30)
+_PARTS, _LEAST_ROWS = 4, 12
 _DRIFT, _ERRORS_OF_DRIFT = 0.4, 5.0
 
 
@@ -88,7 +89,7 @@ def drifts(fall: Fall) -> Array:
     """Return whether the loss moves by much of its fall where a model has hardly begun to learn."""
     rows = fall.losses
     numpy = numpy_of(rows)
-    num_first = numpy.sum(fall.progress < _FIRST, dtype=np.int32)
+    num_first = numpy.sum(fall.progress < _HARDLY_BEGUN, dtype=np.int32)
     size = num_first // _PARTS
     num_rows = numpy.maximum(size, 1).astype(rows.dtype)
     ends = np.arange(_PARTS + 1, dtype=np.int32) * size
@@ -96,7 +97,7 @@ def drifts(fall: Fall) -> Array:
     move = averages.max() - averages.min()
     error = deviation_of_first(num_first, rows) * numpy.sqrt(2 / num_rows)
     is_large = (move > _DRIFT * fall.height) & (move > _ERRORS_OF_DRIFT * error)
-    return is_large & (num_first >= _LEAST_FIRST)
+    return is_large & (num_first >= _LEAST_ROWS)
 
 
 def _sums_before(rows: Array) -> Array:

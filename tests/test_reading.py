@@ -647,7 +647,7 @@ def test_a_drop_is_told_by_as_few_rows_as_tell_it_to_an_eighth(noise, noise_at_e
         num_before=jnp.int32(900),
         is_level=jnp.arange(1000) < 500,
         begins_level=True,
-        progress=jnp.zeros(300),
+        progress=jnp.zeros(1000),
     )
     drop = _order.largest_drop(fall, 0.0)
     np.testing.assert_allclose(drop.height, 1, atol=3 * drop.error)

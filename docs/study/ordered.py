@@ -107,30 +107,34 @@ def shows_order(draw, seed):
     return True
 
 
+def judged(rates, is_doubted, median):
+    """Return which tests are read right, read wrong, in doubt, and refused: bool ``[4, test]``."""
+    is_silent = np.isfinite(rates) & ~is_doubted
+    is_right = is_silent & (np.abs(np.log(rates / median)) < np.log(3))
+    return np.array([is_right, is_silent & ~is_right, is_doubted, np.isnan(rates)])
+
+
 def main():
     warnings.simplefilter("ignore", optax_clr.RangeTestWarning)
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("jax", "optax", "flax"))
     print(f"{', '.join(versions)}, {jax.default_backend()}; {NUM_SEEDS} tests of each")
     print("right, wrong, in doubt, refused; of all and of the wrong ones, seen by a control")
     print(f"{'':26}{''.join(f'{name:>16}' for name in OPTIMIZERS)}{'control':>14}")
-    median, totals = {}, np.zeros(6, int)
+    right_rates, totals = {}, np.zeros(6, int)
     for order, draw in ORDERS.items():
         is_seen = np.array([shows_order(draw, seed) for seed in range(NUM_SEEDS)])
         line, seen = f"{order:26}", np.zeros(2, int)
         for name, optimizer in OPTIMIZERS.items():
             found = [reading(test_of(draw, optimizer, seed)) for seed in range(NUM_SEEDS)]
             rates = np.array([rate.constant for rate, _ in found])
-            is_doubted = np.array([doubted for _, doubted in found])
-            is_silent = np.isfinite(rates) & ~is_doubted
             if order == SHUFFLED:
-                median[name] = np.nanmedian(rates)
-            is_near = np.abs(np.log(rates / median[name])) < np.log(3)
-            is_right = is_silent & is_near & (order != NOTHING_TO_LEARN)
-            is_wrong = is_silent & ~is_right
-            counts = is_right.sum(), is_wrong.sum(), is_doubted.sum(), np.isnan(rates).sum()
-            seen += is_seen.sum(), (is_wrong & is_seen).sum()
+                right_rates[name] = np.nanmedian(rates)
+            median = np.nan if order == NOTHING_TO_LEARN else right_rates[name]
+            verdicts = judged(rates, np.array([doubted for _, doubted in found]), median)
+            counts, of_wrong = verdicts.sum(1), (verdicts[1] & is_seen).sum()
+            seen += is_seen.sum(), of_wrong
             if order != SHUFFLED:
-                totals += (*counts, is_seen.sum(), (is_wrong & is_seen).sum())
+                totals += (*counts, is_seen.sum(), of_wrong)
             line += f"{', '.join(map(str, counts)):>16}"
         print(f"{line}{', '.join(map(str, seen)):>14}", flush=True)
     print(f"all but the shuffled ones: {', '.join(map(str, totals))}")
